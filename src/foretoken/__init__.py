@@ -1,0 +1,68 @@
+"""Foretoken: the language model you already run, several times faster, with exactly the same text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from foretoken.core.budget import Budget, FixedBudget
+from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
+from foretoken.core.decode import decode
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
+from foretoken.core.stats import DecodeStats
+from foretoken.core.verify import rejection_verifier, verify_match
+
+if TYPE_CHECKING:
+    from foretoken.api.hook import generate
+    from foretoken.api.language_model import Chunk, LanguageModel, Result, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "Chunk",
+    "DecodeStats",
+    "Draft",
+    "Drafter",
+    "FixedBudget",
+    "ForetokenError",
+    "LanguageModel",
+    "Result",
+    "Scores",
+    "Step",
+    "Target",
+    "Verdict",
+    "decode",
+    "generate",
+    "load",
+    "rejection_verifier",
+    "verify_match",
+]
+
+# What needs torch is imported when it is first asked for.
+_LAZY = {
+    "Chunk": "foretoken.api.language_model",
+    "LanguageModel": "foretoken.api.language_model",
+    "Result": "foretoken.api.language_model",
+    "load": "foretoken.api.language_model",
+    "generate": "foretoken.api.hook",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'foretoken' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise ForetokenError(
+            f"foretoken.{name} needs {error.name}: pip install 'foretoken[transformers]'."
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

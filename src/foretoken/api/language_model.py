@@ -1,0 +1,327 @@
+"""Text in, text out: ``foretoken.load("...").generate("...")``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack, overload
+
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+
+from foretoken.api.detokenize import Detokenizer
+from foretoken.api.loading import load_model, load_tokenizer
+from foretoken.api.request import Request, read_request
+from foretoken.core.budget import Budget
+from foretoken.core.contracts import Drafter, FinishReason, Step
+from foretoken.core.decode import check_request, decode
+from foretoken.core.errors import ForetokenError
+from foretoken.core.stats import DecodeStats
+from foretoken.drafters import make_drafter
+from foretoken.engines.transformers import TransformersTarget, context_length
+
+DEFAULT_NEW_TOKENS = 256  # where neither the caller nor the model's generation config says
+
+Messages = Sequence[Mapping[str, str]]
+Prompt = str | Messages
+
+
+class Options(TypedDict, total=False):
+    """How to answer; what is left out follows the model's own generation config.
+
+    Keys:
+        max_new_tokens: The most tokens to add, at least 1.
+        temperature: 0 for greedy; above 0 samples.
+        top_k: Sample from the k most probable tokens; 0 for all.
+        top_p: Sample from the most probable tokens that make up this probability, in (0, 1].
+        min_p: Drop tokens less probable than this share of the best one, in [0, 1].
+        repetition_penalty: Above 1 makes tokens of the text so far less likely; above 0.
+        stop: Strings that end the answer, which keeps them.
+        seed: Decides the text under sampling; drawn from torch's generator where left out.
+        drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+        budget: How many tokens to draft.
+        generation_config: Used instead of the model's own.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: str | Sequence[str]
+    seed: int
+    drafter: str | Drafter | None
+    budget: Budget
+    generation_config: GenerationConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer.
+
+    Args:
+        text: The answer's text, without the prompt.
+        tokens: Its token ids, the stop token with them.
+        finish_reason: "stop" at a stop token or string, "length" at a limit, None where the caller stopped.
+        stats: What it cost: steps, drafted, accepted, acceptance length, seconds.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None
+    stats: DecodeStats
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The text that one token completed, and whether the token was a drafted one that the target accepted."""
+
+    text: str
+    accepted: bool
+
+
+class Stream:
+    """An answer while it is written: iterate for chunks; ``result`` is what there is so far."""
+
+    def __init__(self, steps: Iterator[Step], detokenizer: Detokenizer) -> None:
+        self._stats = DecodeStats()
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._finish_reason: FinishReason | None = None
+        self._chunks = self._read(steps, detokenizer)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self._chunks
+
+    @property
+    def result(self) -> Result:
+        return Result("".join(self._text), tuple(self._tokens), self._finish_reason, self._stats)
+
+    def _read(self, steps: Iterator[Step], detokenizer: Detokenizer) -> Iterator[Chunk]:
+        for step in steps:
+            self._stats.add(step)
+            for i, token in enumerate(step.tokens):
+                self._tokens.append(token)
+                yield from self._chunk(detokenizer.push(token), accepted=i < step.num_accepted)
+            self._finish_reason = step.finish_reason
+        yield from self._chunk(detokenizer.flush(), accepted=False)
+
+    def _chunk(self, text: str, accepted: bool) -> Iterator[Chunk]:
+        if text:
+            self._text.append(text)
+            yield Chunk(text, accepted)
+
+
+class LanguageModel:
+    """A transformers model and its tokenizer, with drafting.
+
+    Args:
+        model: A causal language model whose cache can rewind.
+        tokenizer: Its tokenizer.
+        drafter: The drafter used where a call names none.
+
+    Raises:
+        ForetokenError: If the model cannot be drafted for, or the drafter is unknown.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, drafter: str | Drafter | None = "anpd"
+    ) -> None:
+        self.model, self.tokenizer, self.drafter = model.eval(), tokenizer, drafter
+        self.max_length = context_length(model)
+        TransformersTarget(model)  # refuses what cannot rewind, before any prompt
+        make_drafter(drafter)
+
+    @overload
+    def generate(self, prompt: str, **options: Unpack[Options]) -> Result: ...
+    @overload
+    def generate(self, prompt: Messages, **options: Unpack[Options]) -> Result: ...
+    @overload
+    def generate(self, prompt: Sequence[Prompt], **options: Unpack[Options]) -> list[Result]: ...
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Result | list[Result]:
+        """Answer a prompt, a conversation, or a list of either, one after the other.
+
+        A string is continued as it stands; messages, ``{"role": ..., "content": ...}``, go through the tokenizer's chat
+        template. See ``Options`` for the keywords.
+
+        Raises:
+            ForetokenError: If the prompt is empty or too long, or an option is out of its range.
+        """
+        if isinstance(prompt, str) or _is_conversation(prompt):
+            return self._answer(prompt, options)  # type: ignore[arg-type]
+        return [self._answer(one, options) for one in tqdm(prompt, desc="prompts", unit="prompt")]  # type: ignore[arg-type]
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """Answer a prompt or a conversation chunk by chunk; the caller may stop at any.
+
+        Raises:
+            ForetokenError: As ``generate``, before the first chunk.
+        """
+        request, drafter, budget = self._prepare(prompt, **options)
+        check_request(len(request.prompt), request.max_new_tokens, self.max_length)
+        steps = decode(
+            TransformersTarget(self.model, request.choice, max_length=self.max_length),
+            drafter,
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            stop_tokens=request.stop_tokens,
+            stop=request.stop,
+            budget=budget,
+        )
+        return Stream(steps, Detokenizer(self.tokenizer, request.prompt))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt or a conversation.
+
+        Raises:
+            ForetokenError: If it is empty, or a conversation meets a tokenizer without a chat template.
+        """
+        if not prompt:
+            raise ForetokenError("The prompt is empty: give some text to continue.")
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt)["input_ids"]
+        else:
+            if not self.tokenizer.chat_template:
+                raise ForetokenError(
+                    "This model's tokenizer has no chat template: give the prompt as one string instead of messages."
+                )
+            text = self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(ids)
+
+    def _answer(self, prompt: Prompt, options: Options) -> Result:
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        *,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        budget: Budget | None = None,
+        **rest: Any,
+    ) -> tuple[Request, Drafter | None, Budget | None]:
+        """The request that transformers' own preparation makes of a prompt and the options."""
+        drafter = make_drafter(rest.pop("drafter", self.drafter))
+        config = copy.deepcopy(generation_config or self.model.generation_config)
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        stops += [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
+        config.stop_strings = None
+        apply_options(config, **rest)
+        prompt_ids = self.encode(prompt)
+        check_request(len(prompt_ids), config.max_new_tokens or 1, self.max_length)
+
+        def capture(
+            model: PreTrainedModel,
+            input_ids: torch.Tensor,
+            logits_processor: LogitsProcessorList,
+            stopping_criteria: StoppingCriteriaList,
+            generation_config: GenerationConfig,
+            **model_kwargs: Any,
+        ) -> Request:
+            return read_request(input_ids, None, logits_processor, stopping_criteria, generation_config, seed)
+
+        ids = torch.tensor([prompt_ids], device=self.model.device)
+        request: Request = self.model.generate(  # type: ignore[assignment, misc]
+            ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=capture
+        )
+        if stops:
+            request = with_stop_strings(request, stops, self.tokenizer)
+        return request, drafter, budget
+
+
+def load(
+    model: str = "tiny",
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    drafter: str | Drafter | None = "anpd",
+) -> LanguageModel:
+    """A language model, ready to draft for.
+
+    Args:
+        model: A folder in the Hugging Face layout, a name on the hub, or "tiny", the model that comes with the package.
+        dtype: "float32", "bfloat16", "float16", or "auto" for what the weights are stored in.
+        device: Where it runs, such as "cpu" or "cuda"; a GPU where None and there is one.
+        drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+
+    Raises:
+        ForetokenError: If there is no such model, it is no causal language model, or it cannot rewind.
+    """
+    make_drafter(drafter)
+    return LanguageModel(load_model(model, dtype, device), load_tokenizer(model), drafter)
+
+
+def apply_options(
+    config: GenerationConfig,
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+) -> None:
+    """Write the options into a generation config.
+
+    Raises:
+        ForetokenError: If one is out of its range.
+    """
+    checks = [
+        ("max_new_tokens", max_new_tokens, lambda x: x >= 1, "ask for at least 1 token"),
+        ("temperature", temperature, lambda x: x >= 0, "use 0 for greedy or a number above it"),
+        ("top_k", top_k, lambda x: x >= 0, "use 0 for all tokens or a number above it"),
+        ("top_p", top_p, lambda x: 0 < x <= 1, "use a number above 0 and at most 1"),
+        ("min_p", min_p, lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
+        ("repetition_penalty", repetition_penalty, lambda x: x > 0, "use a number above 0, 1 for none"),
+    ]
+    for name, value, holds, advice in checks:
+        if value is not None:
+            if not holds(value):
+                raise ForetokenError(f"{name} is {value}: {advice}.")
+            setattr(config, name, value)
+    if max_new_tokens is None and config.max_new_tokens is None and config.max_length is None:
+        config.max_new_tokens = DEFAULT_NEW_TOKENS
+    if temperature == 0:
+        config.do_sample = False
+    elif any(value is not None for value in (temperature, top_k, top_p, min_p)):
+        config.do_sample = True
+    if not config.do_sample:
+        config.temperature = config.top_k = config.top_p = config.min_p = None
+
+
+def with_stop_strings(request: Request, stops: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Request:
+    """The request with a further reason to stop: one of ``stops`` in the answer's text.
+
+    Raises:
+        ForetokenError: If a stop string is empty.
+    """
+    if not all(stops):
+        raise ForetokenError("A stop string is empty: give at least one character, or no stop string.")
+    start = len(request.prompt)
+    # A token is at least a byte, so a string that the last token completed lies within these many.
+    reach = max(len(text.encode()) for text in stops) + 1
+
+    def stop(context: Sequence[int]) -> bool:
+        text = tokenizer.decode(context[max(start, len(context) - reach) :], skip_special_tokens=True)
+        return any(string in text for string in stops) or (request.stop is not None and request.stop(context))
+
+    return Request(request.prompt, request.max_new_tokens, request.choice, request.stop_tokens, stop)
+
+
+def _is_conversation(prompt: Sequence[Any]) -> bool:
+    return len(prompt) == 0 or isinstance(prompt[0], Mapping)

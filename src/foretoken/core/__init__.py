@@ -1,0 +1,1 @@
+"""The method itself, plain Python on token ids: propose, score, verify, keep."""

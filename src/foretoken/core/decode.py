@@ -1,0 +1,136 @@
+"""The loop: propose, score, verify, keep, until done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from foretoken.core.budget import Budget, FixedBudget
+from foretoken.core.contracts import Drafter, FinishReason, Step, Target
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
+from foretoken.core.verify import Verifier, verify_match
+
+
+def decode(
+    target: Target,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    stop_tokens: Collection[int] = (),
+    stop: Callable[[Sequence[int]], bool] | None = None,
+    budget: Budget | None = None,
+    verify: Verifier = verify_match,
+) -> Iterator[Step]:
+    """Answer ``prompt``, a step at a time; with ``verify_match`` the tokens are the same whatever drafts.
+
+    The caller may stop after any step: the target's cache then holds every committed token but the last one.
+
+    Args:
+        target: The model that decides.
+        drafter: Where guesses come from; None decodes plainly.
+        prompt: Token ids, at least one.
+        max_new_tokens: The most tokens to add, also limited by ``target.max_length``.
+        stop_tokens: Tokens that end the answer; the one that does is part of it.
+        stop: Asked after every single token, with all of them; true ends the answer there.
+        budget: How many tokens to draft; ``FixedBudget()`` where None.
+        verify: The rule of acceptance.
+
+    Raises:
+        ForetokenError: If the prompt is empty, leaves no room in the context, or ``max_new_tokens`` is below 1.
+
+    >>> from foretoken.drafters import AdaptiveNgram
+    >>> from foretoken.engines.toy import ToyTarget
+    >>> def answer(drafter):
+    ...     return [token for step in decode(ToyTarget(), drafter, [1, 2], max_new_tokens=40) for token in step.tokens]
+    >>> answer(AdaptiveNgram()) == answer(None)
+    True
+    """
+    check_request(len(prompt), max_new_tokens, target.max_length)
+    return _steps(
+        target,
+        drafter,
+        list(prompt),
+        min(len(prompt) + max_new_tokens, target.max_length or len(prompt) + max_new_tokens),
+        frozenset(stop_tokens),
+        stop,
+        budget or FixedBudget(),
+        verify,
+    )
+
+
+def check_request(num_prompt_tokens: int, max_new_tokens: int, max_length: int | None) -> None:
+    """Refuse what cannot be answered, before any forward.
+
+    Raises:
+        ForetokenError: As ``decode``.
+    """
+    if num_prompt_tokens == 0:
+        raise ForetokenError("The prompt is empty: give at least one token to continue.")
+    if max_new_tokens < 1:
+        raise ForetokenError(f"max_new_tokens is {max_new_tokens}: ask for at least 1 token.")
+    if max_length is not None and num_prompt_tokens >= max_length:
+        raise ForetokenError(
+            f"The prompt has {num_prompt_tokens} tokens and the model's context holds {max_length}: "
+            "shorten the prompt so that the answer has room."
+        )
+
+
+def _steps(
+    target: Target,
+    drafter: Drafter | None,
+    context: list[int],
+    end: int,
+    stop_tokens: frozenset[int],
+    stop: Callable[[Sequence[int]], bool] | None,
+    budget: Budget,
+    verify: Verifier,
+) -> Iterator[Step]:
+    if drafter is not None:
+        drafter.begin(context)
+    draft, scores = Draft(), target.prefill(context)
+    while True:
+        verdict = verify(draft, scores)
+        tokens = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
+        num_tokens, finish_reason = _commit(context, tokens, end, stop_tokens, stop)
+        # The last token is pending: the next score writes it to the cache.
+        target.keep(verdict.path[: num_tokens - 1])
+        step = Step(draft, tuple(tokens[:num_tokens]), scores, finish_reason)
+        if drafter is not None:
+            drafter.observe(step)
+        yield step
+        if finish_reason is not None:
+            return
+        draft = _propose(target, drafter, context, end, budget)
+        scores = target.score(context[-1], draft)
+
+
+def _commit(
+    context: list[int],
+    tokens: Sequence[int],
+    end: int,
+    stop_tokens: frozenset[int],
+    stop: Callable[[Sequence[int]], bool] | None,
+) -> tuple[int, FinishReason | None]:
+    """Append ``tokens`` to the context one by one until the answer ends; how many, and why it ended."""
+    for num_tokens, token in enumerate(tokens, start=1):
+        context.append(token)
+        if token in stop_tokens or (stop is not None and stop(context)):
+            return num_tokens, "stop"
+        if len(context) == end:
+            return num_tokens, "length"
+    return len(tokens), None
+
+
+def _propose(target: Target, drafter: Drafter | None, context: list[int], end: int, budget: Budget) -> Draft:
+    """A draft that fits the budget, the target and the end of the answer, whose last token needs no guess."""
+    max_depth = end - len(context) - 1
+    if target.max_draft_depth is not None:
+        max_depth = min(max_depth, target.max_draft_depth)
+    max_tokens = budget.max_draft_tokens() if max_depth > 0 else 0
+    if drafter is None or max_tokens == 0:
+        return Draft()
+    draft = drafter.propose(context, max_tokens)
+    if not target.supports_trees:
+        draft = draft.main_chain()
+    return draft.within(max_depth)

@@ -1,0 +1,114 @@
+"""Draft: guessed tokens, their parents, and what the drafter knows of their chances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from foretoken.core.law import Law
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Guessed tokens as a tree: node i follows node ``parents[i]``, and -1 is the last committed token.
+
+    A chain is a tree with one branch. A node comes after its parent, so a prefix of a draft is a draft.
+
+    Args:
+        tokens: The guessed token of each node.
+        parents: The node that each node follows; the same length as ``tokens``.
+        probs: The drafter's estimate that node i is right given that its parent is, one per node; empty where the
+            drafter knows nothing.
+        laws: The distribution that node i was drawn from, one per node, for drafts that were sampled; else empty.
+
+    Raises:
+        ValueError: If the lengths differ or a node does not come after its parent.
+
+    >>> draft = Draft(tokens=(4, 7, 1), parents=(-1, -1, 0))  # 4 1 or 7
+    >>> draft.children(-1), draft.depths, draft.path(2)
+    ([0, 1], (1, 1, 2), [4, 1])
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    probs: tuple[float, ...] = ()
+    laws: tuple[Law, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.parents):
+            raise ValueError("a draft needs one parent per token")
+        if len(self.probs) not in (0, len(self.tokens)) or len(self.laws) not in (0, len(self.tokens)):
+            raise ValueError("a draft needs one probability and one law per token, or none at all")
+        if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
+            raise ValueError("a node of a draft must come after its parent")
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], probs: Sequence[float] = ()) -> Draft:
+        """One guess after the other."""
+        return cls(tuple(tokens), tuple(range(-1, len(tokens) - 1)), tuple(probs))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every node follows the one before it."""
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """How many tokens after the last committed one each node stands; 1 for a child of the root."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent == -1 else depths[parent] + 1)
+        return tuple(depths)
+
+    def children(self, node: int) -> list[int]:
+        """The nodes that follow ``node``."""
+        return [child for child, parent in enumerate(self.parents) if parent == node]
+
+    def ancestors(self, node: int) -> list[int]:
+        """The nodes from the root's child down to ``node``, with ``node``; empty for the root, -1."""
+        nodes: list[int] = []
+        while node != -1:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+    def path(self, node: int) -> list[int]:
+        """The tokens from the root's child down to ``node``."""
+        return [self.tokens[ancestor] for ancestor in self.ancestors(node)]
+
+    def select(self, nodes: Sequence[int]) -> Draft:
+        """The draft of these nodes alone, in this order.
+
+        Raises:
+            KeyError: If a node's parent is not among the nodes before it.
+        """
+        index = {-1: -1}
+        parents = []
+        for new, node in enumerate(nodes):
+            parents.append(index[self.parents[node]])
+            index[node] = new
+        return Draft(
+            tuple(self.tokens[node] for node in nodes),
+            tuple(parents),
+            tuple(self.probs[node] for node in nodes) if self.probs else (),
+            tuple(self.laws[node] for node in nodes) if self.laws else (),
+        )
+
+    def within(self, max_depth: int) -> Draft:
+        """The draft without the nodes deeper than ``max_depth`` tokens."""
+        if not self.tokens or max(self.depths) <= max_depth:
+            return self
+        return self.select([node for node, depth in enumerate(self.depths) if depth <= max_depth])
+
+    def main_chain(self) -> Draft:
+        """The most probable branch, for a target that verifies only chains; the first one where nothing is known."""
+        if self.is_chain:
+            return self
+        nodes: list[int] = []
+        while children := self.children(nodes[-1] if nodes else -1):
+            nodes.append(max(children, key=lambda child: self.probs[child]) if self.probs else children[0])
+        return self.select(nodes)

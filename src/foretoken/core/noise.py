@@ -1,0 +1,43 @@
+"""The choice under sampling: Gumbel noise keyed by (seed, position, token).
+
+Adding independent Gumbel noise to the logits and taking the argmax draws from their softmax. Here the noise is a
+function of the seed, the position and the token, so a token is chosen at a position whatever was drafted before it,
+and two models that share a seed choose alike where their distributions are close.
+
+The generator is SplitMix64 (Steele et al. 2014) as a hash; ``engines.choice`` computes the same numbers in torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def mix(x: int) -> int:
+    """SplitMix64's finaliser: a bijection of 64-bit integers whose every output bit depends on every input bit."""
+    x = ((x ^ (x >> 30)) * MIX_1) & MASK
+    x = ((x ^ (x >> 27)) * MIX_2) & MASK
+    return x ^ (x >> 31)
+
+
+def position_key(seed: int, position: int) -> int:
+    """The 64-bit key that a seed gives a position."""
+    return mix((mix((seed + GOLDEN) & MASK) + position * GOLDEN) & MASK)
+
+
+def uniform(key: int, index: int) -> float:
+    """A number in (0, 1) for ``index`` under ``key``."""
+    # 52 bits and a half: with 53 the largest would round to 1.
+    return ((mix((key + (index + 1) * GOLDEN) & MASK) >> 12) + 0.5) * 2.0**-52
+
+
+def gumbel(seed: int, position: int, token: int) -> float:
+    """Standard Gumbel noise of a token at a position.
+
+    >>> gumbel(0, 5, 1) == gumbel(0, 5, 1) != gumbel(0, 6, 1)
+    True
+    """
+    return -math.log(-math.log(uniform(position_key(seed, position), token)))

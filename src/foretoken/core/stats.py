@@ -1,0 +1,56 @@
+"""DecodeStats: what a decode cost and what drafting gained, in one definition."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from foretoken.core.contracts import Step
+
+
+@dataclass
+class DecodeStats:
+    """Counts and times of one decode.
+
+    Attributes:
+        tokens: Tokens of the answer.
+        steps: Forwards of the target after the prefill, whose scores give the first token.
+        drafted: Guesses that the target checked.
+        accepted: Guesses that became tokens of the answer.
+        prefill_seconds: Wall time until the first token.
+        seconds: Wall time in all.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    prefill_seconds: float = 0.0
+    seconds: float = 0.0
+    _started: float = field(default_factory=time.perf_counter, repr=False)
+
+    def add(self, step: Step) -> None:
+        """Count a step; the first is the prefill's."""
+        self.seconds = time.perf_counter() - self._started
+        if self.tokens == 0:
+            self.prefill_seconds = self.seconds
+        else:
+            self.steps += 1
+        self.tokens += len(step.tokens)
+        self.drafted += len(step.draft)
+        self.accepted += step.num_accepted
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per step, the target's own with them: 1 + accepted / steps, as vLLM and Spec-Bench count."""
+        return 1 + self.accepted / self.steps if self.steps else 1.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that were accepted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """The counts, times and both ratios, for JSON."""
+        counts = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+        return counts | {"acceptance_length": self.acceptance_length, "acceptance_rate": self.acceptance_rate}

@@ -1,0 +1,1 @@
+"""Who runs the target model: one file an engine."""

@@ -1,0 +1,97 @@
+"""How the target's own token is chosen from a row of logits: processors, then argmax or the seed's noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foretoken.core.noise import GOLDEN, MIX_1, MIX_2, position_key
+
+# Gumbel noise from 52-bit uniforms lies in (-3.6, 36.8): a logit this far below the best one cannot win.
+NOISE_RANGE = 41.0
+
+Processors = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision rule on logits, the same for every row whatever was drafted.
+
+    Args:
+        processors: A ``LogitsProcessorList``, or anything called with token ids [1, length] and float32 logits
+            [1, vocab] that returns logits [1, vocab]; None for the logits as they are.
+        seed: Decides the token at each position under sampling; None for greedy.
+    """
+
+    processors: Processors | None = None
+    seed: int | None = None
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether rows need no ids: a batched argmax will do."""
+        return self.processors is None and self.seed is None
+
+    def process(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits to choose from, float32 [vocab], for ``ids`` [1, length] and ``logits`` [vocab]."""
+        # A copy, as processors may write into what they are given.
+        scores = logits.to(torch.float32, copy=True)
+        return scores if self.processors is None else self.processors(ids, scores[None])[0]
+
+    def choose(self, ids: Tensor, logits: Tensor) -> int:
+        """The token that follows ``ids``, and stands at position ``ids.shape[1]``."""
+        scores = self.process(ids, logits)
+        if self.seed is None:
+            return int(scores.argmax())
+        candidates = (scores > scores.max() - NOISE_RANGE).nonzero()[:, 0]
+        noise = gumbel(self.seed, ids.shape[1], candidates)
+        return int(candidates[(scores[candidates].double() + noise).argmax()])
+
+    def law(self, ids: Tensor, logits: Tensor) -> TensorLaw:
+        """The distribution that ``choose`` draws from."""
+        scores = self.process(ids, logits)
+        if self.seed is None:
+            return TensorLaw(torch.nn.functional.one_hot(scores.argmax(), len(scores)).double())
+        return TensorLaw(scores.double().softmax(-1))
+
+
+@dataclass(frozen=True)
+class TensorLaw:
+    """A ``Law`` on the engine's device: probabilities, float64 [vocab]."""
+
+    probs: Tensor
+
+    def prob(self, token: int) -> float:
+        return float(self.probs[token])
+
+    def minus(self, other: TensorLaw) -> TensorLaw:
+        rest = (self.probs - other.probs).clamp_(min=0)
+        total = rest.sum()
+        return TensorLaw(rest / total) if total > 0 else self
+
+    def draw(self, uniform: float) -> int:
+        sums = self.probs.cumsum(0)
+        # Scaled, because the sum is 1 but for rounding.
+        return int(torch.searchsorted(sums, sums[-1:] * uniform, right=True))
+
+
+def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
+    """``core.noise.gumbel`` of many tokens: int64 [n] to float64 [n], on their device."""
+    x = (tokens + 1) * _signed(GOLDEN) + _signed(position_key(seed, position))
+    x = (x ^ _shift(x, 30)) * _signed(MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(MIX_2)
+    x = x ^ _shift(x, 31)
+    uniform = (_shift(x, 12).double() + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform))
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit number; torch multiplies and adds int64 modulo 2**64."""
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64; torch's own copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

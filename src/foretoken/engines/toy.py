@@ -1,0 +1,90 @@
+"""Driven: a deterministic language model in a few lines, for tests and documentation; no weights, no dependencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from foretoken.core.contracts import Scores
+from foretoken.core.draft import Draft
+from foretoken.core.law import ListLaw
+from foretoken.core.noise import gumbel
+
+Processor = Callable[[Sequence[int], list[float]], list[float]]
+
+
+class ToyTarget:
+    """The next token depends on the last two; greedy, or sampled with the noise of (seed, position).
+
+    Args:
+        vocab: How many tokens there are.
+        temperature: 0 for greedy.
+        seed: Decides the choice under sampling.
+        model_seed: Decides the model.
+        processor: Called with the tokens so far and the logits, returns the logits to choose from.
+        max_length: The context's limit, in tokens.
+    """
+
+    supports_trees = True
+    max_draft_depth = None
+
+    def __init__(
+        self,
+        vocab: int = 5,
+        temperature: float = 0.0,
+        seed: int = 0,
+        model_seed: int = 0,
+        processor: Processor | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.vocab, self.temperature, self.seed, self.model_seed = vocab, temperature, seed, model_seed
+        self.processor, self.max_length = processor, max_length
+        self.cache: list[int] = []
+        self.draft = Draft()
+        self.forwards = 0
+
+    def prefill(self, prompt: Sequence[int]) -> Scores:
+        self.cache = []
+        return self._forward(prompt, Draft())
+
+    def score(self, last_token: int, draft: Draft) -> Scores:
+        return self._forward([last_token], draft)
+
+    def keep(self, path: Sequence[int]) -> None:
+        self.cache += [self.draft.tokens[node] for node in path]
+
+    def _forward(self, tokens: Sequence[int], draft: Draft) -> ToyScores:
+        self.forwards += 1
+        self.cache += tokens
+        self.draft = draft
+        return ToyScores(self, list(self.cache), draft)
+
+
+class ToyScores:
+    """Logits of any row, computed when asked."""
+
+    def __init__(self, target: ToyTarget, context: list[int], draft: Draft) -> None:
+        self.target, self.context, self.draft = target, context, draft
+
+    def _logits(self, row: int) -> tuple[int, list[float]]:
+        """The position that the row's choice will take, and its processed logits."""
+        target = self.target
+        tokens = self.context + self.draft.path(row - 1)
+        before, last = ([0] + tokens)[-2:]
+        logits = [2 * gumbel(target.model_seed, before * target.vocab + last, token) for token in range(target.vocab)]
+        return len(tokens), target.processor(tokens, logits) if target.processor else logits
+
+    def choose(self, row: int) -> int:
+        position, logits = self._logits(row)
+        if self.target.temperature > 0:
+            noise = [gumbel(self.target.seed, position, token) for token in range(len(logits))]
+            logits = [x / self.target.temperature + g for x, g in zip(logits, noise, strict=True)]
+        return max(range(len(logits)), key=logits.__getitem__)
+
+    def law(self, row: int) -> ListLaw:
+        _, logits = self._logits(row)
+        best = max(logits)
+        if self.target.temperature == 0:
+            return ListLaw([float(token == logits.index(best)) for token in range(len(logits))])
+        weights = [math.exp((x - best) / self.target.temperature) for x in logits]
+        return ListLaw([weight / sum(weights) for weight in weights])

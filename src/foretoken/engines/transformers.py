@@ -1,0 +1,261 @@
+"""Driven: our loop over any decoder-only model of transformers whose cache can rewind."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from foretoken.core.contracts import Scores
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
+from foretoken.engines.choice import Choice, TensorLaw
+from foretoken.engines.tree_mask import tree_mask
+
+
+class TransformersTarget:
+    """A causal language model, its cache, and one sequence.
+
+    Args:
+        model: Any ``AutoModelForCausalLM`` model with an attention cache.
+        choice: How tokens are chosen; greedy by default.
+        cache: A cache to go on with, whose tokens begin the prompt; a new one for every prompt where None.
+        max_length: The most tokens of prompt and answer together; None for no limit.
+        prefill_chunk: The most prompt tokens read in one forward, to bound memory on long prompts.
+
+    Raises:
+        ForetokenError: If the model is no causal language model or its cache cannot rewind.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        choice: Choice | None = None,
+        *,
+        cache: Cache | None = None,
+        max_length: int | None = None,
+        prefill_chunk: int = 4096,
+    ) -> None:
+        self.model, self.choice = model, choice or Choice()
+        self.max_length, self.prefill_chunk = max_length, prefill_chunk
+        self._given_cache = cache
+        self.cache = rewindable_cache(model) if cache is None else checked_cache(model, cache)
+        self._windows = layer_windows(model)
+        self.supports_trees = self._windows is not None and all(_is_plain(layer) for layer in self.cache.layers)
+        self._rope_switch = rope_switch(model)
+        parameters = inspect.signature(model.forward).parameters
+        self._last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        self._length = 0  # committed tokens: what the cache holds and, between keep and score, one more
+        self._draft: Draft | None = None  # what the last score added to the cache, until keep
+
+    @property
+    def max_draft_depth(self) -> int | None:
+        if self._rope_switch is None:
+            return None
+        border, keeps_changing = self._rope_switch
+        num_tokens = self._length + 1  # with the last token, which the next score brings
+        if num_tokens > border:
+            return 0 if keeps_changing else None
+        return border - num_tokens
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Sequence[int]) -> Scores:
+        if self._given_cache is None and self.cache.get_seq_length() > 0:
+            self.cache = rewindable_cache(self.model)
+        start = self.cache.get_seq_length()
+        if start >= len(prompt):
+            raise ForetokenError(
+                f"The cache already holds {start} tokens and the prompt has {len(prompt)}: "
+                "give the whole conversation with at least one new token, or a new cache."
+            )
+        self._draft = None
+        self._length = len(prompt)
+        self._set_ids(0, prompt)
+        while len(prompt) - start > self.prefill_chunk:
+            self._forward(self._ids[:, start : start + self.prefill_chunk], **self._last_row_only)
+            start += self.prefill_chunk
+            self.cache.crop(0)  # lets a sliding layer of a given cache drop what it needs no more
+        logits = self._forward(self._ids[:, start : len(prompt)], **self._last_row_only)
+        self.cache.crop(0)
+        return TransformersScores(self, logits[-1:], Draft())
+
+    @torch.inference_mode()
+    def score(self, last_token: int, draft: Draft) -> Scores:
+        if self._draft is not None:
+            raise RuntimeError("keep must follow score")
+        input_ids = torch.tensor([[last_token, *draft.tokens]], device=self.model.device)
+        extra = {} if draft.is_chain else self._tree_arguments(draft, self._length)
+        self._set_ids(self._length, [last_token])
+        self._length += 1
+        self._draft = draft
+        return TransformersScores(self, self._forward(input_ids, **extra), draft)
+
+    @torch.inference_mode()
+    def keep(self, path: Sequence[int]) -> None:
+        if self._draft is None:  # after prefill, when all is kept
+            return
+        if tuple(path) != tuple(range(len(path))):
+            self._gather(path)
+        self.cache.crop(len(path) - len(self._draft))  # a negative count of tokens to drop
+        self._set_ids(self._length, [self._draft.tokens[node] for node in path])
+        self._length += len(path)
+        self._draft = None
+
+    def row_ids(self, draft: Draft, row: int) -> Tensor:
+        """The token ids up to and with a row, [1, length]."""
+        path = draft.path(row - 1)
+        self._set_ids(self._length, path)
+        return self._ids[:, : self._length + len(path)]
+
+    def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
+        """Logits of the rows, [rows, vocab]; the cache grows by them."""
+        outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, return_dict=True, **extra)
+        logits: Tensor = outputs.logits[0]
+        return logits
+
+    def _tree_arguments(self, draft: Draft, num_cached: int) -> dict[str, Any]:
+        """The mask, one per kind of layer where there are several, and the positions."""
+        assert self._windows is not None, "decode makes a chain where trees are not supported"
+        made = {
+            kind: tree_mask(draft, num_cached, window, self.model.dtype, self.model.device)
+            for kind, window in self._windows.items()
+        }
+        masks = {kind: mask for kind, (mask, _) in made.items()}
+        positions = next(iter(made.values()))[1]
+        return {"attention_mask": next(iter(masks.values())) if len(masks) == 1 else masks, "position_ids": positions}
+
+    def _gather(self, path: Sequence[int]) -> None:
+        """Move the rows of ``path`` to where a chain would have written them."""
+        start = self._length
+        rows = torch.tensor(path, device=self.model.device) + start
+        for layer in self.cache.layers:
+            if layer.is_initialized:  # layers that share another's keys never are
+                for states in (layer.keys, layer.values):
+                    states[:, :, start : start + len(path)] = states.index_select(2, rows.to(states.device))
+
+    def _set_ids(self, start: int, tokens: Sequence[int]) -> None:
+        """Write token ids from ``start`` on, into a buffer that doubles, so that a row's ids are a view."""
+        end = start + len(tokens)
+        if end > self._ids.shape[1]:
+            grown = self._ids.new_empty(1, 2 * end)
+            grown[:, :start] = self._ids[:, :start]
+            self._ids = grown
+        if tokens:
+            self._ids[0, start:end] = torch.tensor(tokens, device=self._ids.device)
+
+
+class TransformersScores:
+    """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
+
+    def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
+        self.target, self.logits, self.draft = target, logits, draft
+        self._chosen: dict[int, int] = {}
+
+    @torch.inference_mode()
+    def choose(self, row: int) -> int:
+        if row not in self._chosen:
+            if self.target.choice.is_argmax:
+                self._chosen = dict(enumerate(self.logits.argmax(-1).tolist()))
+            else:
+                ids = self.target.row_ids(self.draft, row)
+                self._chosen[row] = self.target.choice.choose(ids, self.logits[row])
+        return self._chosen[row]
+
+    @torch.inference_mode()
+    def law(self, row: int) -> TensorLaw:
+        return self.target.choice.law(self.target.row_ids(self.draft, row), self.logits[row])
+
+
+def rewindable_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache for the model that can drop its last tokens.
+
+    Sliding layers keep all their keys: the window is the mask's matter, and what was dropped could not be restored.
+
+    Raises:
+        ForetokenError: If the model is no decoder-only language model, or keeps a state that cannot rewind.
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise ForetokenError(
+            f"{name} is not a decoder-only language model: load one that AutoModelForCausalLM knows, such as Llama."
+        )
+    cache = DynamicCache(config=model.config)
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[i] = DynamicLayer()
+    if getattr(model, "_is_stateful", False):
+        raise ForetokenError(
+            f"{name} keeps a recurrent state, which cannot go back to before a rejected guess: "
+            "use its own generate, or a model with attention in every layer."
+        )
+    return checked_cache(model, cache)
+
+
+def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
+    """The cache, ready to be cropped.
+
+    Raises:
+        ForetokenError: If one of its layers cannot drop tokens.
+    """
+    rigid = sorted({type(layer).__name__ for layer in cache.layers if not getattr(layer, "is_croppable", False)})
+    if rigid:
+        raise ForetokenError(
+            f"The cache of {type(model).__name__} has layers that cannot drop rejected guesses ({', '.join(rigid)}): "
+            "pass a DynamicCache or none, or use the model's own generate."
+        )
+    cache.activate_past_recording()  # given sliding layers then wait for crop before they drop anything
+    return cache
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a cache layer holds one key and one value per token and nothing else, so that rows can be moved."""
+    return type(layer) is DynamicLayer or not hasattr(layer, "keys")
+
+
+def layer_windows(model: PreTrainedModel) -> dict[str, int | None] | None:
+    """The sliding window, in tokens, of each kind of layer, None for full attention; None if trees cannot be masked."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if (
+        model.config._attn_implementation not in ("sdpa", "eager")
+        or not takes_positions
+        or getattr(config, "alibi", False)  # positions come from a two-dimensional mask there
+        or not kinds <= {"full_attention", "sliding_attention"}
+    ):
+        return None
+    if not kinds:
+        return {"sliding_attention" if window else "full_attention": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
+def rope_switch(model: PreTrainedModel) -> tuple[int, bool] | None:
+    """Where rotary positions change with the length of the sequence, and whether they go on changing after.
+
+    There the rows of one forward share the frequencies of its longest, so a draft must not cross the border.
+    """
+    config = model.config.get_text_config(decoder=True)
+    for rope in _rope_parameters(getattr(config, "rope_parameters", None) or {}):
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            length = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            return int(length), rope["rope_type"] == "dynamic"
+    return None
+
+
+def _rope_parameters(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rotary settings of a config, which may hold one set per kind of layer."""
+    yield parameters
+    yield from (value for value in parameters.values() if isinstance(value, dict))
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model was made for, as its config says."""
+    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return int(length) if length and length > 0 else None

@@ -1,0 +1,146 @@
+"""The promise: whatever drafts, the tokens are those of plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from drafting import Oracle, RandomTrees
+from foretoken import DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
+from foretoken.core.draft import Draft
+from foretoken.drafters import AdaptiveNgram, PromptLookup
+from foretoken.engines.choice import Choice
+from foretoken.engines.toy import ToyTarget
+from foretoken.engines.transformers import TransformersTarget
+from shapes import CONFIGS, VOCAB, tiny_model
+
+prompts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
+seeds = st.integers(0, 2**64 - 1)
+
+
+def run(target: Target, drafter: Drafter | None, prompt: Sequence[int], **options) -> tuple[list[int], DecodeStats]:
+    stats = DecodeStats()
+    for step in decode(target, drafter, prompt, **options):
+        stats.add(step)
+        assert step.num_accepted <= len(step.draft)
+    tokens = [token for step in decode(target, drafter, prompt, **options) for token in step.tokens]
+    assert stats.tokens == len(tokens)
+    return tokens, stats
+
+
+def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int) -> list[Drafter]:
+    oracle = Oracle(seed, prompt, answer, vocab)
+    return [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookup(), RandomTrees(seed, vocab), oracle]
+
+
+def penalise(tokens: Sequence[int], logits: list[float]) -> list[float]:
+    """A processor that looks at the whole path: what has been said becomes less likely, then the last two are cut."""
+    logits = [x - 0.4 * tokens.count(token) for token, x in enumerate(logits)]
+    floor = sorted(logits)[1]
+    return [x if x > floor else float("-inf") for x in logits]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    prompt=prompts,
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    seed=seeds,
+    budget=st.integers(0, 12),
+    max_new_tokens=st.integers(1, 40),
+    stop_tokens=st.sets(st.integers(0, 4), max_size=1),
+    processor=st.sampled_from([None, penalise]),
+    max_length=st.sampled_from([None, 20]),
+)
+def test_toy_output_does_not_depend_on_the_drafter(
+    prompt, temperature, seed, budget, max_new_tokens, stop_tokens, processor, max_length
+):
+    target = ToyTarget(
+        temperature=temperature, seed=seed, model_seed=seed % 7, processor=processor, max_length=max_length
+    )
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "stop_tokens": stop_tokens,
+        "stop": lambda context: context[-2:] == [1, 1],
+    }
+    plain, plain_stats = run(target, None, prompt, **options)
+    assert plain_stats.steps == len(plain) - 1
+    for drafter in drafters(seed, prompt, plain, 5):
+        drafted, stats = run(target, drafter, prompt, **options, budget=FixedBudget(budget))
+        assert drafted == plain
+        assert stats.steps <= plain_stats.steps
+
+
+def test_a_wrong_verifier_is_caught():
+    """The test above must be able to fail: a rule that believes the first guess changes the text."""
+
+    def believe(draft: Draft, scores: Scores) -> Verdict:
+        return Verdict((0,), scores.choose(1)) if draft else Verdict((), scores.choose(0))
+
+    target = ToyTarget(model_seed=3)
+    plain, _ = run(target, None, [1, 2], max_new_tokens=40)
+    assert run(target, RandomTrees(0, 5), [1, 2], max_new_tokens=40, verify=believe)[0] != plain
+
+
+def processors(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float) -> LogitsProcessorList:
+    """The warpers of a sampled request, in transformers' order."""
+    made = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
+    if temperature > 0:
+        made.append(TemperatureLogitsWarper(temperature))
+        made.append(TopKLogitsWarper(top_k))
+        made.append(TopPLogitsWarper(top_p))
+        made.append(MinPLogitsWarper(min_p))
+    return made
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@settings(max_examples=6, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24),
+    temperature=st.sampled_from([0.0, 0.8, 1.3]),
+    top_k=st.integers(1, VOCAB),
+    top_p=st.floats(0.3, 1.0),
+    min_p=st.floats(0.0, 0.3),
+    penalty=st.sampled_from([1.0, 1.3]),
+    seed=seeds,
+)
+def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, top_p, min_p, penalty, seed):
+    choice = Choice(processors(temperature, top_k, top_p, min_p, penalty), seed if temperature > 0 else None)
+    target = TransformersTarget(tiny_model(shape), choice)
+    assert target.supports_trees
+    options = {"max_new_tokens": 32, "stop_tokens": {3}}
+    plain, _ = run(target, None, prompt, **options)
+    for drafter in drafters(seed, prompt, plain, VOCAB):
+        drafted, stats = run(target, drafter, prompt, **options)
+        assert drafted == plain
+        if isinstance(drafter, Oracle) and len(plain) > 8:
+            assert stats.acceptance_length > 2, "the right path is in the tree, so it must be found"
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_equals_transformers_own_generate(shape, attention):
+    model = tiny_model(shape, attention)
+    target = TransformersTarget(model)
+    said: set[int] = set()
+    for length in (1, 7, 40):
+        prompt = torch.randint(0, VOCAB, (1, length), generator=torch.Generator().manual_seed(length))
+        mask = torch.ones_like(prompt)
+        theirs = model.generate(prompt, attention_mask=mask, max_new_tokens=48, do_sample=False)[0, length:].tolist()
+        said.update(theirs)
+        plain, _ = run(target, None, prompt[0].tolist(), max_new_tokens=48)
+        assert plain == theirs
+        for drafter in drafters(0, prompt[0].tolist(), plain, VOCAB):
+            assert run(target, drafter, prompt[0].tolist(), max_new_tokens=48)[0] == theirs
+    assert len(said) > 10, "a model that repeats one token proves nothing"

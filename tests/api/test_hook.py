@@ -1,0 +1,132 @@
+"""The hook: an existing script changes one argument."""
+
+from __future__ import annotations
+
+from threading import Thread
+
+import pytest
+import torch
+from transformers import DynamicCache, TextIteratorStreamer
+from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
+
+import foretoken
+from foretoken import DecodeStats, ForetokenError
+from shapes import VOCAB, tiny_model
+from tokenizing import character_tokenizer
+
+PROMPT = torch.tensor([[5, 9, 4, 1, 5, 9]])
+
+
+def ours(model, prompt=PROMPT, **options):
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), custom_generate=foretoken.generate, **options)
+
+
+def theirs(model, prompt=PROMPT, **options):
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+
+
+@pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 3, "eos_token_id": [7, 8]}])
+def test_greedy_output_is_transformers_own(shape, options):
+    model = tiny_model(shape)
+    options = {"max_new_tokens": 60, "do_sample": False, **options}
+    assert torch.equal(ours(model, **options), theirs(model, **options))
+
+
+def test_left_padding_is_passed_over():
+    model = tiny_model("llama")
+    prompt = torch.cat([torch.zeros(1, 3, dtype=torch.long), PROMPT], dim=1)
+    mask = (torch.arange(9) >= 3).long()[None]
+    options = {"attention_mask": mask, "max_new_tokens": 30, "do_sample": False}
+    assert torch.equal(
+        model.generate(prompt, custom_generate=foretoken.generate, **options), model.generate(prompt, **options)
+    )
+
+
+def test_torchs_seed_decides_a_sample_whatever_drafts():
+    model = tiny_model("llama")
+    said = []
+    for drafter in ("anpd", "none", "prompt-lookup", None):
+        torch.manual_seed(11)
+        said.append(ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40, drafter=drafter).tolist())
+    assert said[0] == said[1] == said[2] == said[3]
+    torch.manual_seed(12)
+    assert ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40).tolist() != said[0]
+
+
+def test_statistics_are_filled_in():
+    stats = DecodeStats()
+    tokens = ours(tiny_model("llama"), max_new_tokens=50, do_sample=False, stats=stats)
+    assert stats.tokens == 50 == tokens.shape[1] - PROMPT.shape[1]
+    assert stats.steps + stats.accepted == 49 and stats.seconds > 0
+
+
+@pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3"])
+def test_a_conversation_goes_on_in_its_cache(shape):
+    model = tiny_model(shape)
+    caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
+    said = PROMPT
+    for turn in range(3):
+        options = {"max_new_tokens": 25, "do_sample": False}
+        answer = ours(model, said, past_key_values=caches[0], **options)
+        assert torch.equal(answer, theirs(model, said, past_key_values=caches[1], **options))
+        assert caches[0].get_seq_length() == answer.shape[1] - 1
+        said = torch.cat([answer, torch.tensor([[turn, 2, 5, 9]])], dim=1)
+
+
+def test_a_streamer_receives_every_token():
+    tokenizer = character_tokenizer()
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
+    model = tiny_model("llama")
+    thread = Thread(target=ours, args=(model,), kwargs={"streamer": streamer, "max_new_tokens": 30, "do_sample": False})
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    answer = theirs(model, max_new_tokens=30, do_sample=False)[0, PROMPT.shape[1] :]
+    assert text == tokenizer.decode(answer)
+
+
+def test_other_stopping_criteria_are_asked():
+    class AtFive:
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.tensor([bool((input_ids[0, -1] % 5 == 0).item())])
+
+    model = tiny_model("llama")
+    options = {"max_new_tokens": 60, "do_sample": False, "stopping_criteria": StoppingCriteriaList([AtFive()])}
+    answer = ours(model, **options)
+    assert torch.equal(answer, theirs(model, **options)) and answer.shape[1] < 60
+    at_once = StoppingCriteriaList([MaxTimeCriteria(max_time=0)])
+    assert ours(model, max_new_tokens=9, do_sample=False, stopping_criteria=at_once).shape[1] == PROMPT.shape[1] + 1
+
+
+def test_a_dict_is_returned_when_asked_for():
+    model = tiny_model("llama")
+    output = ours(model, max_new_tokens=20, do_sample=False, return_dict_in_generate=True)
+    assert output.sequences.shape == (1, 26) and output.past_key_values.get_seq_length() == 25
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "said"),
+    [
+        (PROMPT, {"num_beams": 2}, "num_beams is 2.*num_beams=1"),
+        (PROMPT.repeat(2, 1), {}, "batch has 2 sequences.*one"),
+        (PROMPT, {"do_sample": True, "num_return_sequences": 3}, "batch has 3 sequences"),
+        (PROMPT, {"return_dict_in_generate": True, "output_scores": True}, "output_scores is not recorded"),
+        (PROMPT, {"drafter": "magic"}, "no drafter named 'magic'"),
+        (PROMPT, {"inputs_embeds": torch.zeros(1, 6, 32)}, "inputs_embeds"),
+        (PROMPT, {"cache_implementation": "static"}, None),
+    ],
+)
+def test_what_cannot_be_drafted_is_refused_with_a_sentence(prompt, options, said):
+    model = tiny_model("llama")
+    if said is None:  # a cache that generate() made itself is simply not used
+        assert torch.equal(ours(model, prompt, max_new_tokens=5, do_sample=False, **options)[:, :6], prompt)
+        return
+    with pytest.raises(ForetokenError, match=said):
+        ours(model, prompt, max_new_tokens=5, **options)
+
+
+def test_a_prompt_of_any_token_is_accepted():
+    model = tiny_model("llama")
+    for token in range(0, VOCAB, 7):
+        assert ours(model, torch.tensor([[token]]), max_new_tokens=3, do_sample=False).shape == (1, 4)

@@ -1,0 +1,102 @@
+"""The loop's own promises: what it keeps, where it ends, what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drafting import Oracle, RandomTrees, Stateless
+from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, decode
+from foretoken.engines.toy import ToyTarget
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99), st.integers(1, 30), st.integers(0, 30))
+def test_the_cache_holds_all_but_the_last_token_whenever_the_caller_stops(seed, max_new_tokens, taken):
+    target = ToyTarget(model_seed=seed)
+    context = [1, 2]
+    for step, _ in zip(
+        decode(target, RandomTrees(seed, 5), [1, 2], max_new_tokens=max_new_tokens, stop_tokens={seed % 5}),
+        range(1 + taken),
+        strict=False,
+    ):
+        context += step.tokens
+        assert target.cache == context[:-1]
+
+
+def test_drafters_see_every_committed_token_and_nothing_else():
+    seen: list[int] = []
+
+    class Watching(RandomTrees):
+        def begin(self, prompt):
+            seen.extend(prompt)
+
+        def observe(self, step):
+            seen.extend(step.tokens)
+            assert step.scores.choose(0) == step.tokens[0]
+
+        def propose(self, context, max_tokens):
+            assert list(context) == seen
+            return super().propose(context, max_tokens)
+
+    tokens = [t for s in decode(ToyTarget(), Watching(3, 5), [1, 2], max_new_tokens=50) for t in s.tokens]
+    assert seen == [1, 2, *tokens]
+
+
+def test_a_perfect_draft_takes_the_fewest_steps():
+    plain = [t for s in decode(ToyTarget(), None, [1, 2], max_new_tokens=41) for t in s.tokens]
+    target, stats = ToyTarget(), DecodeStats()
+
+    class Perfect(Stateless):
+        def propose(self, context, max_tokens):
+            return Draft.chain(plain[len(context) - 2 :][:max_tokens])
+
+    for step in decode(target, Perfect(), [1, 2], max_new_tokens=41, budget=FixedBudget(7)):
+        stats.add(step)
+    # The prefill gives one token and each step eight: 41 = 1 + 5 * 8, with nothing drafted beyond the end.
+    assert (stats.steps, stats.drafted, stats.accepted, target.forwards) == (5, 35, 35, 6)
+    assert stats.acceptance_length == 8 and stats.acceptance_rate == 1
+
+
+def test_a_target_without_trees_is_given_chains():
+    class ChainsOnly(ToyTarget):
+        supports_trees = False
+
+        def score(self, last_token, draft):
+            assert draft.is_chain
+            return super().score(last_token, draft)
+
+    plain = [t for s in decode(ToyTarget(), None, [1], max_new_tokens=40) for t in s.tokens]
+    drafter = Oracle(0, [1], plain, 5)
+    assert [t for s in decode(ChainsOnly(), drafter, [1], max_new_tokens=40) for t in s.tokens] == plain
+
+
+def test_a_target_may_limit_the_depth():
+    class Shallow(ToyTarget):
+        max_draft_depth = 2
+
+        def score(self, last_token, draft):
+            assert max(draft.depths, default=0) <= 2
+            return super().score(last_token, draft)
+
+    for drafter in (Oracle(0, [1], [1] * 40, 5), RandomTrees(1, 5)):
+        list(decode(Shallow(), drafter, [1], max_new_tokens=40))
+
+
+def test_the_last_step_says_why():
+    *before, last = decode(ToyTarget(), None, [1], max_new_tokens=5)
+    assert [step.finish_reason for step in before] == [None] * 4 and last.finish_reason == "length"
+    (only,) = decode(ToyTarget(), None, [1], max_new_tokens=5, stop_tokens=range(5))
+    assert only.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_new_tokens", "said"),
+    [([], 5, "prompt is empty"), ([1], 0, "max_new_tokens is 0"), ([1] * 10, 5, "10 tokens .* holds 10")],
+)
+def test_requests_that_cannot_be_answered_are_refused_before_any_forward(prompt, max_new_tokens, said):
+    target = ToyTarget(max_length=10)
+    with pytest.raises(ForetokenError, match=said):
+        decode(target, None, prompt, max_new_tokens=max_new_tokens)
+    assert target.forwards == 0

@@ -1,0 +1,237 @@
+"""The engine's promises: what the cache holds, what a tree's rows see, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drafting import RandomTrees
+from foretoken import Draft, ForetokenError, decode
+from foretoken.core.noise import gumbel as plain_gumbel
+from foretoken.engines.choice import Choice, TensorLaw, gumbel
+from foretoken.engines.transformers import TransformersTarget, context_length
+from foretoken.engines.tree_mask import tree_mask
+from shapes import CONFIGS, LLAMA, SMALL, VOCAB, tiny_model
+
+NOISE = 2e-4  # what rounding may move a logit by, in float32, at logits of this size
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_a_trees_rows_score_as_their_paths_do(shape, attention):
+    """Row by row against a forward over the whole path, past the sliding window too."""
+    model = tiny_model(shape, attention)
+    target = TransformersTarget(model)
+    draft = Draft((5, 6, 7, 8, 9, 6, 5), (-1, 0, 1, -1, 3, 3, 2))
+    for length in (1, 13, 40):
+        prompt = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+        target.prefill(prompt)
+        scores = target.score(11, draft)
+        for row in range(1 + len(draft)):
+            alone = model(torch.tensor([[*prompt, 11, *draft.path(row - 1)]])).logits[0, -1]
+            assert (scores.logits[row] - alone).abs().max() < NOISE
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_the_cache_after_keep_is_one_built_from_scratch(shape):
+    model = tiny_model(shape)
+    target = TransformersTarget(model)
+    context = [7, 3, 9, 9, 2]
+    for step in decode(target, RandomTrees(3, VOCAB), context, max_new_tokens=30):
+        context = [*context, *step.tokens]
+        fresh = TransformersTarget(model)
+        fresh.prefill(context[:-1])
+        assert target.cache.get_seq_length() == len(context) - 1
+        for layer, expected in zip(target.cache.layers, fresh.cache.layers, strict=True):
+            torch.testing.assert_close(layer.keys, expected.keys, atol=NOISE, rtol=1e-4)
+            torch.testing.assert_close(layer.values, expected.values, atol=NOISE, rtol=1e-4)
+
+
+def test_a_wrong_gather_is_caught():
+    """The test above must be able to fail: rows left where the tree wrote them are another cache."""
+
+    class Forgetful(TransformersTarget):
+        def _gather(self, path):
+            pass
+
+    model = tiny_model("llama")
+    plain = [t for s in decode(TransformersTarget(model), None, [7, 3], max_new_tokens=40) for t in s.tokens]
+
+    class Second(RandomTrees):
+        def propose(self, context, max_tokens):
+            right = plain[len(context) - 2 :][:2]
+            return Draft((right[0] ^ 1, *right), (-1, -1, *([1] * (len(right) - 1))))
+
+    def answer(target):
+        return [t for s in decode(target, Second(0, VOCAB), [7, 3], max_new_tokens=40) for t in s.tokens]
+
+    assert answer(TransformersTarget(model)) == plain != answer(Forgetful(model))
+
+
+@pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3", "gpt2"])
+def test_prefill_in_chunks_is_prefill(shape):
+    model = tiny_model(shape)
+    prompt = torch.randint(0, VOCAB, (50,), generator=torch.Generator().manual_seed(1)).tolist()
+    whole = TransformersTarget(model).prefill(prompt)
+    for chunk in (1, 7, 49, 50):
+        chunked = TransformersTarget(model, prefill_chunk=chunk).prefill(prompt)
+        torch.testing.assert_close(chunked.logits, whole.logits, atol=NOISE, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_half_precision_runs_with_trees(shape, dtype):
+    """Not equality, which rounding may break: that the tokens are as many, and mostly the same."""
+    target = TransformersTarget(tiny_model.__wrapped__(shape, dtype=dtype))
+    answers = [
+        [t for s in decode(target, drafter, [7, 3, 9], max_new_tokens=20) for t in s.tokens]
+        for drafter in (None, RandomTrees(0, VOCAB))
+    ]
+    assert len(answers[0]) == len(answers[1]) == 20 and answers[0][:2] == answers[1][:2]
+
+
+def test_a_target_answers_one_prompt_after_another():
+    target = TransformersTarget(tiny_model("llama"))
+    answers = [[s.tokens for s in decode(target, None, [1, 2], max_new_tokens=9)] for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+def test_processors_run_once_for_each_token_of_the_answer_with_its_own_path():
+    """As plain decoding calls them, so that even a processor with a memory gives the same text."""
+
+    def record(calls):
+        def process(ids, scores):
+            calls.append(ids[0].tolist())
+            return scores - 2.0 * (len(calls) % 3) * torch.nn.functional.one_hot(ids[0, -1], VOCAB)
+
+        return process
+
+    model, plain_calls, drafted_calls = tiny_model("llama"), [], []
+    plain = TransformersTarget(model, Choice(record(plain_calls), seed=4))
+    drafted = TransformersTarget(model, Choice(record(drafted_calls), seed=4))
+    tokens = [t for s in decode(plain, None, [1, 2], max_new_tokens=40) for t in s.tokens]
+    steps = list(decode(drafted, RandomTrees(1, VOCAB), [1, 2], max_new_tokens=40))
+    assert [t for s in steps for t in s.tokens] == tokens
+    assert drafted_calls == plain_calls and len(plain_calls) == 40
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 10**6), st.lists(st.integers(0, 300_000), min_size=1, max_size=20))
+def test_noise_in_torch_is_the_cores(seed, position, tokens):
+    expected = [plain_gumbel(seed, position, token) for token in tokens]
+    torch.testing.assert_close(
+        gumbel(seed, position, torch.tensor(tokens)), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
+    )
+
+
+def test_choices_follow_the_processed_distribution():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    counts = torch.zeros(5)
+    for seed in range(8000):
+        counts[Choice(seed=seed).choose(ids, logits)] += 1
+    expected = logits.softmax(0)
+    assert (counts / 8000 - expected).abs().max() < 0.02 and counts[4] == 0
+    torch.testing.assert_close(Choice(seed=0).law(ids, logits).probs, expected.double())
+    assert Choice().law(ids, logits).prob(0) == 1
+
+
+def test_a_law_in_torch_is_the_cores():
+    target, guess = TensorLaw(torch.tensor([0.5, 0.3, 0.2])), TensorLaw(torch.tensor([0.2, 0.6, 0.2]))
+    assert target.minus(guess).probs.tolist() == [1, 0, 0]
+    assert target.minus(target) is target
+    assert [target.draw(u) for u in (0.0, 0.49, 0.51, 0.79, 0.81, 0.999999)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_windows_mask_hides_what_is_further_back():
+    mask, positions = tree_mask(Draft((1, 2, 3), (-1, 0, -1)), 4, 3, torch.float32, torch.device("cpu"))
+    seen = (mask[0, 0] == 0).int().tolist()
+    assert positions.tolist() == [[4, 5, 6, 5]]
+    assert seen == [
+        [0, 0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1, 0, 0, 1],
+    ]
+
+
+def test_rotary_positions_that_switch_are_not_crossed():
+    """Phi-3's long positions take other frequencies beyond a length, for every row of the forward that reaches it."""
+    sizes = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = tf.Phi3Config(
+        **{**LLAMA, "max_position_embeddings": 128},
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, **sizes},
+    )
+    torch.manual_seed(1)
+    target = TransformersTarget(tf.AutoModelForCausalLM.from_config(config).eval())
+    answers = [
+        [t for s in decode(target, drafter, [7, 3, 9], max_new_tokens=60) for t in s.tokens]
+        for drafter in (None, RandomTrees(0, VOCAB))
+    ]
+    assert answers[0] == answers[1]
+    target.prefill([1] * 28)
+    assert target.max_draft_depth == 3
+    target.prefill([1] * 40)
+    assert target.max_draft_depth is None
+
+
+def test_models_that_cannot_rewind_are_refused_before_prefill():
+    mamba = tf.MambaForCausalLM(tf.MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ForetokenError, match="MambaForCausalLM keeps a recurrent state"):
+        TransformersTarget(mamba)
+    t5 = tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=VOCAB, d_model=16, d_ff=16, num_layers=1, d_kv=4))
+    with pytest.raises(ForetokenError, match="not a decoder-only language model"):
+        TransformersTarget(t5)
+    bert = tf.BertModel(tf.BertConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(ForetokenError, match="not a decoder-only language model"):
+        TransformersTarget(bert)
+    llama = tiny_model("llama")
+    with pytest.raises(ForetokenError, match="StaticLayer"):
+        TransformersTarget(llama, cache=tf.StaticCache(config=llama.config, max_cache_len=64))
+
+
+def test_a_cache_that_holds_the_whole_prompt_is_refused():
+    model = tiny_model("llama")
+    cache = tf.DynamicCache(config=model.config)
+    TransformersTarget(model, cache=cache).prefill([1, 2, 3])
+    with pytest.raises(ForetokenError, match="already holds 3 tokens"):
+        TransformersTarget(model, cache=cache).prefill([1, 2, 3])
+
+
+def test_score_wants_keep_before_the_next():
+    target = TransformersTarget(tiny_model("llama"))
+    target.prefill([1])
+    target.score(2, Draft.chain([3]))
+    with pytest.raises(RuntimeError, match="keep must follow score"):
+        target.score(2, Draft.chain([3]))
+
+
+def test_models_without_positions_take_chains():
+    bloom = tf.BloomForCausalLM(tf.BloomConfig(**SMALL, hidden_size=16, n_layer=1, n_head=2)).eval()
+    target = TransformersTarget(bloom)
+    assert not target.supports_trees
+    answers = [
+        [t for s in decode(target, drafter, [7, 3], max_new_tokens=20) for t in s.tokens]
+        for drafter in (None, RandomTrees(0, VOCAB))
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_the_context_length_is_the_configs():
+    assert context_length(tiny_model("gpt2")) == context_length(tiny_model("llama")) == 512
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_gives_the_same_tokens_drafted(dtype):
+    model = tiny_model.__wrapped__("llama", dtype=dtype).to("cuda")
+    for choice in (Choice(), Choice(seed=3)):
+        target = TransformersTarget(model, choice)
+        plain = [t for s in decode(target, None, [7, 3, 9], max_new_tokens=60) for t in s.tokens]
+        drafted = [t for s in decode(target, RandomTrees(0, VOCAB), [7, 3, 9], max_new_tokens=60) for t in s.tokens]
+        assert dtype != torch.float32 or drafted == plain

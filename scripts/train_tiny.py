@@ -131,7 +131,7 @@ def train_tokenizer(kinds: dict[str, list[str]], path: Path) -> PreTrainedTokeni
 
 
 def encode(kinds: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, work: Path) -> None:
-    """Write each kind as two token streams under ``work``: every fiftieth document is held out, the rest is trained on."""
+    """Write each kind as two token streams under ``work``: one document in fifty is held out."""
     for kind, texts in kinds.items():
         held_out: list[np.ndarray] = []
         trained: list[np.ndarray] = []

@@ -59,9 +59,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        raise ForetokenError(
-            f"foretoken.{name} needs {error.name}: pip install 'foretoken[transformers]'."
-        ) from error
+        raise ForetokenError(f"foretoken.{name} needs {error.name}: pip install 'foretoken[transformers]'.") from error
 
 
 def __dir__() -> list[str]:

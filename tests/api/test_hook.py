@@ -26,7 +26,9 @@ def theirs(model, prompt=PROMPT, **options):
 
 
 @pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 3, "eos_token_id": [7, 8]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 3, "eos_token_id": [7, 8]}]
+)
 def test_greedy_output_is_transformers_own(shape, options):
     model = tiny_model(shape)
     options = {"max_new_tokens": 60, "do_sample": False, **options}
@@ -48,7 +50,9 @@ def test_torchs_seed_decides_a_sample_whatever_drafts():
     said = []
     for drafter in ("anpd", "none", "prompt-lookup", None):
         torch.manual_seed(11)
-        said.append(ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40, drafter=drafter).tolist())
+        said.append(
+            ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40, drafter=drafter).tolist()
+        )
     assert said[0] == said[1] == said[2] == said[3]
     torch.manual_seed(12)
     assert ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40).tolist() != said[0]
@@ -108,7 +112,7 @@ def test_a_dict_is_returned_when_asked_for():
 @pytest.mark.parametrize(
     ("prompt", "options", "said"),
     [
-        (PROMPT, {"num_beams": 2}, "num_beams is 2.*num_beams=1"),
+        (PROMPT, {"num_beams": 2}, "num_beams is 2.*set it to 1"),
         (PROMPT.repeat(2, 1), {}, "batch has 2 sequences.*one"),
         (PROMPT, {"do_sample": True, "num_return_sequences": 3}, "batch has 3 sequences"),
         (PROMPT, {"return_dict_in_generate": True, "output_scores": True}, "output_scores is not recorded"),

@@ -165,7 +165,12 @@ def test_rotary_positions_that_switch_are_not_crossed():
     config = tf.Phi3Config(
         **{**LLAMA, "max_position_embeddings": 128},
         original_max_position_embeddings=32,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, **sizes},
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 32,
+            **sizes,
+        },
     )
     torch.manual_seed(1)
     target = TransformersTarget(tf.AutoModelForCausalLM.from_config(config).eval())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from foretoken.api.request import read_request
 from foretoken.core.budget import Budget
@@ -37,10 +37,10 @@ def generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
 
-    Not called by hand: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls it.
-    ``drafter``, ``budget`` and ``stats`` may be given to ``model.generate`` beside it. Under sampling the seed comes from
-    torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own sampling,
-    which draws its numbers differently, gives for that seed.
+    Not called by hand: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls
+    it. ``drafter``, ``budget`` and ``stats`` may be given to ``model.generate`` beside it. Under sampling the seed is
+    drawn from torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own
+    sampling, which draws its numbers differently, gives for that seed.
 
     Args:
         model: The target.
@@ -72,7 +72,7 @@ def generate(
     target = TransformersTarget(
         model,
         request.choice,
-        # The caller's own cache is filled, so that a conversation can go on; one that generate made is replaced by ours.
+        # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
         cache=cache if getattr(cache, "_is_user_defined", False) else None,
     )
     streamer = _streamer_of_caller()
@@ -96,15 +96,15 @@ def generate(
         streamer.end()
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=target.cache)
+        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
     return sequences
 
 
 def _streamer_of_caller() -> BaseStreamer | None:
     """The ``streamer`` that the calling generate() was given.
 
-    Transformers 5.23 gives it the prompt but does not pass it on to a function (``_extract_generation_mode_kwargs``), so
-    a script's ``TextIteratorStreamer`` would wait for ever. It is read from the caller's frame: two up from here.
+    Transformers 5.23 gives it the prompt but does not pass it on to a function (``_extract_generation_mode_kwargs``),
+    so a script's ``TextIteratorStreamer`` would wait for ever. It is read from the caller's frame: two up from here.
     """
     frame = inspect.currentframe()
     caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None

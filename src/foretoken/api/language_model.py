@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import torch
 from tqdm.auto import tqdm
@@ -142,13 +142,13 @@ class LanguageModel:
         make_drafter(drafter)
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[Options]) -> Result: ...
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
     @overload
-    def generate(self, prompt: Messages, **options: Unpack[Options]) -> Result: ...
-    @overload
-    def generate(self, prompt: Sequence[Prompt], **options: Unpack[Options]) -> list[Result]: ...
+    def generate(self, prompt: list[str] | list[Messages], **options: Unpack[Options]) -> list[Result]: ...
 
-    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Unpack[Options]) -> Result | list[Result]:
+    def generate(
+        self, prompt: Prompt | list[str] | list[Messages], **options: Unpack[Options]
+    ) -> Result | list[Result]:
         """Answer a prompt, a conversation, or a list of either, one after the other.
 
         A string is continued as it stands; messages, ``{"role": ..., "content": ...}``, go through the tokenizer's chat
@@ -157,9 +157,9 @@ class LanguageModel:
         Raises:
             ForetokenError: If the prompt is empty or too long, or an option is out of its range.
         """
-        if isinstance(prompt, str) or _is_conversation(prompt):
-            return self._answer(prompt, options)  # type: ignore[arg-type]
-        return [self._answer(one, options) for one in tqdm(prompt, desc="prompts", unit="prompt")]  # type: ignore[arg-type]
+        if isinstance(prompt, str) or len(prompt) == 0 or isinstance(prompt[0], Mapping):
+            return self._answer(cast(Prompt, prompt), options)
+        return [self._answer(one, options) for one in tqdm(cast(list[Prompt], prompt), desc="prompts", unit="prompt")]
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Answer a prompt or a conversation chunk by chunk; the caller may stop at any.
@@ -195,7 +195,9 @@ class LanguageModel:
                 raise ForetokenError(
                     "This model's tokenizer has no chat template: give the prompt as one string instead of messages."
                 )
-            text = self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True
+            )
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return list(ids)
 
@@ -236,7 +238,7 @@ class LanguageModel:
             return read_request(input_ids, None, logits_processor, stopping_criteria, generation_config, seed)
 
         ids = torch.tensor([prompt_ids], device=self.model.device)
-        request: Request = self.model.generate(  # type: ignore[assignment, misc]
+        request: Request = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=capture
         )
         if stops:
@@ -281,7 +283,7 @@ def apply_options(
     Raises:
         ForetokenError: If one is out of its range.
     """
-    checks = [
+    checks: list[tuple[str, Any, Callable[[Any], bool], str]] = [
         ("max_new_tokens", max_new_tokens, lambda x: x >= 1, "ask for at least 1 token"),
         ("temperature", temperature, lambda x: x >= 0, "use 0 for greedy or a number above it"),
         ("top_k", top_k, lambda x: x >= 0, "use 0 for all tokens or a number above it"),
@@ -317,11 +319,7 @@ def with_stop_strings(request: Request, stops: Sequence[str], tokenizer: PreTrai
     reach = max(len(text.encode()) for text in stops) + 1
 
     def stop(context: Sequence[int]) -> bool:
-        text = tokenizer.decode(context[max(start, len(context) - reach) :], skip_special_tokens=True)
+        text = tokenizer.decode(list(context[max(start, len(context) - reach) :]), skip_special_tokens=True)
         return any(string in text for string in stops) or (request.stop is not None and request.stop(context))
 
     return Request(request.prompt, request.max_new_tokens, request.choice, request.stop_tokens, stop)
-
-
-def _is_conversation(prompt: Sequence[Any]) -> bool:
-    return len(prompt) == 0 or isinstance(prompt[0], Mapping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,10 +34,11 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None) -> Pre
             f"The model {name!r} ({config.model_type}) is not a causal language model: choose one that continues text."
         )
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+        model.to(device)
     except Exception as error:
         raise ForetokenError(f"The weights of {name!r} could not be loaded: {_reason(error)}") from error
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -81,7 +81,7 @@ def refuse_unsupported(input_ids: Tensor, config: GenerationConfig) -> None:
     """
     if config.num_beams > 1:
         raise ForetokenError(
-            f"num_beams is {config.num_beams}: beam search is not drafted; set num_beams=1, or leave out custom_generate."
+            f"num_beams is {config.num_beams}, but beams are not drafted: set it to 1 or leave out custom_generate."
         )
     if input_ids.shape[0] > 1:
         raise ForetokenError(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from foretoken.core.law import Law
 from foretoken.core.noise import GOLDEN, MIX_1, MIX_2, position_key
 
 # Gumbel noise from 52-bit uniforms lies in (-3.6, 36.8): a logit this far below the best one cannot win.
 NOISE_RANGE = 41.0
 
-Processors = Callable[[Tensor, Tensor], Tensor]
+Processors = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,12 @@ class TensorLaw:
     def prob(self, token: int) -> float:
         return float(self.probs[token])
 
-    def minus(self, other: TensorLaw) -> TensorLaw:
-        rest = (self.probs - other.probs).clamp_(min=0)
+    def minus(self, other: Law) -> TensorLaw:
+        if isinstance(other, TensorLaw):
+            others = other.probs
+        else:
+            others = self.probs.new_tensor([other.prob(token) for token in range(len(self.probs))])
+        rest = (self.probs - others).clamp_(min=0)
         total = rest.sum()
         return TensorLaw(rest / total) if total > 0 else self
 

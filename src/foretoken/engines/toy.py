@@ -70,7 +70,7 @@ class ToyScores:
         """The position that the row's choice will take, and its processed logits."""
         target = self.target
         tokens = self.context + self.draft.path(row - 1)
-        before, last = ([0] + tokens)[-2:]
+        before, last = [0, *tokens][-2:]
         logits = [2 * gumbel(target.model_seed, before * target.vocab + last, token) for token in range(target.vocab)]
         return len(tokens), target.processor(tokens, logits) if target.processor else logits
 

@@ -135,8 +135,9 @@ class TransformersTarget:
         start = self._length
         rows = torch.tensor(path, device=self.model.device) + start
         for layer in self.cache.layers:
-            if layer.is_initialized:  # layers that share another's keys never are
+            if isinstance(layer, DynamicLayer) and layer.is_initialized:  # layers that share another's keys are not
                 for states in (layer.keys, layer.values):
+                    assert states is not None
                     states[:, :, start : start + len(path)] = states.index_select(2, rows.to(states.device))
 
     def _set_ids(self, start: int, tokens: Sequence[int]) -> None:
@@ -172,7 +173,7 @@ class TransformersScores:
         return self.target.choice.law(self.target.row_ids(self.draft, row), self.logits[row])
 
 
-def rewindable_cache(model: PreTrainedModel) -> DynamicCache:
+def rewindable_cache(model: PreTrainedModel) -> Cache:
     """An empty cache for the model that can drop its last tokens.
 
     Sliding layers keep all their keys: the window is the mask's matter, and what was dropped could not be restored.

@@ -1,0 +1,5 @@
+"""``python -m foretoken`` is the command line."""
+
+from foretoken.cli import main
+
+main()

@@ -1,0 +1,313 @@
+"""The command line: ``foretoken generate``, ``compare`` and ``check``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import foretoken
+from foretoken.core.budget import FixedBudget
+from foretoken.core.errors import ForetokenError
+
+if TYPE_CHECKING:
+    from foretoken.api.language_model import LanguageModel, Options, Prompt
+    from foretoken.check import Report
+    from foretoken.compare import Comparison
+
+app = typer.Typer(
+    help="Makes a language model that you already run answer several times faster, with exactly the same text.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+ACCEPTED = "bold green"  # how an accepted guess is shown
+
+Stdin = Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from standard input.")]
+Model = Annotated[str, typer.Option(help='A model folder, a hub name, or "tiny", which comes with the package.')]
+PromptText = Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be given again.")]
+PromptFile = Annotated[list[Path] | None, typer.Option("--file", help="A file to continue; may be given again.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask the prompt as a chat message instead of continuing it.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The most tokens to add.")]
+Temperature = Annotated[float | None, typer.Option(help="0 for greedy, above 0 samples; else as the model says.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k most probable tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Sample from this much probability.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the best one's probability.")]
+Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1 repeats less.")]
+Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")]
+Seed = Annotated[int | None, typer.Option(help="Decides the text under sampling.")]
+DrafterName = Annotated[str, typer.Option("--drafter", help='"anpd", "prompt-lookup" or "none".')]
+BudgetSize = Annotated[int, typer.Option("--budget", min=0, help="Tokens to draft for each step.")]
+ShowDrafts = Annotated[bool, typer.Option("--show-drafts", help="Show the guesses that were accepted in colour.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Dtype = Annotated[str, typer.Option(help='"float32", "bfloat16", "float16", or "auto" for what the weights have.')]
+Device = Annotated[str | None, typer.Option(help='"cpu", "cuda"; a GPU if there is one.')]
+
+
+@app.command()
+def generate(
+    stdin: Stdin = None,
+    model: Model = "tiny",
+    prompt: PromptText = None,
+    file: PromptFile = None,
+    chat: Chat = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    drafter: DrafterName = "anpd",
+    budget: BudgetSize = 7,
+    show_drafts: ShowDrafts = False,
+    as_json: AsJson = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Answer a prompt, written to the terminal as it comes; a summary goes to standard error."""
+    prompts = read_prompts(stdin, prompt, file)
+    if len(prompts) > 1:
+        raise ForetokenError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")
+    options = make_options(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        budget=FixedBudget(budget),
+    )
+    lm = quiet_load(model, dtype, device, drafter)
+    stream = lm.stream(as_prompt(prompts[0], chat), **options)
+    interrupted = False
+    try:
+        for chunk in stream:
+            if not as_json:
+                out.print(Text(chunk.text, style=ACCEPTED if show_drafts and chunk.accepted else ""), end="")
+                out.file.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    result = stream.result
+    if as_json:
+        stats = result.stats.as_dict()
+        print_json({"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason} | stats)
+    else:
+        out.print()
+        err.print(f"{result.finish_reason or 'interrupted'}: {summary(result.stats)}", style="dim")
+    if interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    stdin: Stdin = None,
+    model: Model = "tiny",
+    prompt: PromptText = None,
+    file: PromptFile = None,
+    chat: Chat = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    stop: Stop = None,
+    seed: Seed = 0,
+    drafter: DrafterName = "anpd",
+    budget: BudgetSize = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each prompt is answered both ways, in turns.")] = 3,
+    show_drafts: ShowDrafts = False,
+    as_json: AsJson = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Answer the same prompts plain and drafted, in turns; exit status 1 if a token differs."""
+    from foretoken.compare import compare as compare_prompt
+
+    prompts = read_prompts(stdin, prompt, file)
+    options = make_options(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        budget=FixedBudget(budget),
+    )
+    lm = quiet_load(model, dtype, device, drafter)
+    rows = []
+    for name, text in prompts:
+        with err.status(f"{name}: plain and drafted, in turns"):
+            rows.append(compare_prompt(lm, as_prompt((name, text), chat), drafter, rounds, options))
+        if show_drafts and not as_json:
+            show_answer(lm, (name, text), as_prompt((name, text), chat), options)
+    names = [name for name, _ in prompts]
+    if as_json:
+        print_json([{"prompt": name} | row.as_dict() for name, row in zip(names, rows, strict=True)])
+    else:
+        out.print(comparison_table(names, rows))
+    if not all(row.identical for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help='A model folder, a hub name, or "tiny".')] = "tiny",
+    prompt: PromptText = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="A dtype to check; may be given again.")] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Report the numeric promise on a model; exit status 1 if drafting changes a token in float32."""
+    from foretoken.check import PROMPTS
+    from foretoken.check import check as check_model
+
+    reports = []
+    for name in dtype or ["float32", "bfloat16", "float16"]:
+        lm = quiet_load(model, name, device, None)
+        with err.status(f"{name}: plain and drafted"):
+            reports.append(check_model(lm, max_new_tokens, prompt or PROMPTS))
+    if as_json:
+        print_json([report.as_dict() for report in reports])
+    else:
+        out.print(check_table(reports))
+    if not all(report.identical for report in reports if report.dtype == "float32"):
+        raise typer.Exit(1)
+
+
+def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence[Path] | None) -> list[tuple[str, str]]:
+    """The prompts of a command as (name, text).
+
+    Raises:
+        ForetokenError: If there is none, or one cannot be read.
+    """
+    prompts = [(f"prompt {i}", text) for i, text in enumerate(texts or [], start=1)]
+    for path in files or []:
+        try:
+            prompts.append((path.name, path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
+    if stdin == "-":
+        prompts.append(("standard input", sys.stdin.read()))
+    elif stdin is not None:
+        raise ForetokenError(
+            f"{stdin!r} is not an option: give a prompt with --prompt, a file with --file, or - alone."
+        )
+    if not prompts:
+        raise ForetokenError("There is no prompt: give one with --prompt, a file with --file, or - for standard input.")
+    return prompts
+
+
+def as_prompt(prompt: tuple[str, str], chat: bool) -> Prompt:
+    """The text to continue, or the conversation to answer."""
+    _, text = prompt
+    return [{"role": "user", "content": text}] if chat and text else text
+
+
+def make_options(**options: Any) -> Options:
+    """The options that were given; the others follow the model's own config."""
+    given: Options = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
+    return given
+
+
+def quiet_load(model: str, dtype: str, device: str | None, drafter: str | None) -> LanguageModel:
+    """Load a model without the library's progress bars and advice."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with err.status(f"loading {model}"):
+        return foretoken.load(model, dtype=dtype, device=device, drafter=drafter)
+
+
+def show_answer(lm: LanguageModel, named: tuple[str, str], prompt: Prompt, options: Options) -> None:
+    """Print the end of the prompt and the drafted answer, accepted guesses in colour."""
+    name, text = named
+    out.rule(f"{name}: the prompt's end, then the answer, its accepted guesses in green")
+    out.print(Text("\n".join(text.splitlines()[-6:]) + text[len(text.rstrip("\n")) :], style="dim"), end="")
+    for chunk in lm.stream(prompt, **options):
+        out.print(Text(chunk.text, style=ACCEPTED if chunk.accepted else ""), end="")
+    out.print()
+
+
+def summary(stats: foretoken.DecodeStats) -> str:
+    """One line on what an answer cost."""
+    speed = stats.tokens / stats.seconds if stats.seconds else 0.0
+    return (
+        f"{stats.tokens} tokens in {stats.steps} steps after the prefill ({stats.acceptance_length:.2f} a step), "
+        f"{stats.accepted} of {stats.drafted} drafted tokens accepted, {stats.seconds:.2f} s, {speed:.0f} tokens/s"
+    )
+
+
+def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
+    """One row a prompt."""
+    table = Table("prompt", title="plain and drafted, in turns")
+    for heading in ("tokens", "plain steps", "drafted steps", "plain s", "drafted s", "speed", "tokens/step"):
+        table.add_column(heading, justify="right")
+    table.add_column("identical")
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(
+            name,
+            str(len(row.plain.tokens)),
+            str(row.plain.stats.steps),
+            str(row.drafted.stats.steps),
+            f"{row.plain_seconds:.2f}",
+            f"{row.drafted_seconds:.2f}",
+            f"{row.speed:.2f}x",
+            f"{row.drafted.stats.acceptance_length:.2f}",
+            "yes" if row.identical else "no",
+        )
+    return table
+
+
+def check_table(reports: Sequence[Report]) -> Table:
+    """One row a dtype."""
+    table = Table("dtype", title="drafted against plain, greedy")
+    for heading in ("answers", "tokens", "draft trees", "identical", "largest logit change", "first difference"):
+        table.add_column(heading)
+    for report in reports:
+        first = min(report.differences, key=lambda difference: difference.position, default=None)
+        table.add_row(
+            report.dtype,
+            str(report.answers),
+            str(report.tokens),
+            "yes" if report.trees else "chains only",
+            f"{report.answers - len(report.differences)} of {report.answers}",
+            f"{report.noise:.2g}",
+            f"token {first.position + 1}, best logits {first.gap:.2g} apart" if first else "none",
+        )
+    return table
+
+
+def print_json(value: Any) -> None:
+    """Print what a script will read."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command; a bad input ends in one sentence and status 2."""
+    try:
+        app()
+    except ForetokenError as error:
+        err.print(f"foretoken: {error}", style="red")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,77 @@
+"""The same prompts plain and drafted, in turns: are the tokens the same, and what is gained?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foretoken.api.language_model import LanguageModel, Options, Prompt, Result
+from foretoken.core.contracts import Drafter
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt's answers.
+
+    Args:
+        plain: The answer without drafting.
+        drafted: The answer with it; the first round's, as all are alike.
+        plain_seconds: The median over the rounds.
+        drafted_seconds: Likewise.
+        identical: Whether every round of both gave the same tokens.
+    """
+
+    plain: Result
+    drafted: Result
+    plain_seconds: float
+    drafted_seconds: float
+    identical: bool
+
+    @property
+    def speed(self) -> float:
+        """How many times faster the drafted answer came."""
+        return self.plain_seconds / self.drafted_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "tokens": len(self.plain.tokens),
+            "identical": self.identical,
+            "speed": self.speed,
+            "plain": self.plain.stats.as_dict() | {"median_seconds": self.plain_seconds},
+            "drafted": self.drafted.stats.as_dict() | {"median_seconds": self.drafted_seconds},
+            "text": self.drafted.text,
+        }
+
+
+def compare(
+    lm: LanguageModel, prompt: Prompt, drafter: str | Drafter | None, rounds: int, options: Options
+) -> Comparison:
+    """Answer a prompt ``rounds`` times plainly and drafted, in turns so that both meet the same weather.
+
+    Args:
+        lm: The model.
+        prompt: What to answer.
+        drafter: What drafts.
+        rounds: How often, at least once.
+        options: Passed to ``generate``; without a seed, one is fixed, since both must sample alike.
+    """
+    options = Options(seed=0) | options
+    plain: list[Result] = []
+    drafted: list[Result] = []
+    for _ in range(rounds):
+        plain.append(lm.generate(prompt, **(options | Options(drafter="none"))))
+        drafted.append(lm.generate(prompt, **(options | Options(drafter=drafter))))
+    return Comparison(
+        plain[0],
+        drafted[0],
+        _median_seconds(plain),
+        _median_seconds(drafted),
+        len({result.tokens for result in (*plain, *drafted)}) == 1,
+    )
+
+
+def _median_seconds(results: Sequence[Result]) -> float:
+    return statistics.median(result.stats.seconds for result in results)

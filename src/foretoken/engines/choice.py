@@ -46,7 +46,7 @@ class Choice:
         """The token that follows ``ids``, and stands at position ``ids.shape[1]``."""
         scores = self.process(ids, logits)
         if self.seed is None:
-            return int(scores.argmax())
+            return argmax(scores)
         candidates = (scores > scores.max() - NOISE_RANGE).nonzero()[:, 0]
         noise = gumbel(self.seed, ids.shape[1], candidates)
         return int(candidates[(scores[candidates].double() + noise).argmax()])
@@ -81,6 +81,17 @@ class TensorLaw:
         sums = self.probs.cumsum(0)
         # Scaled, because the sum is 1 but for rounding.
         return int(torch.searchsorted(sums, sums[-1:] * uniform, right=True))
+
+
+def argmax(logits: Tensor) -> int:
+    """The index of the largest of ``logits`` [vocab], the first where several are.
+
+    On a CPU numpy finds it ten times faster than torch, and torch's max four times faster than its argmax: that counts
+    with 150,000 of them.
+    """
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return int(logits.numpy().argmax())
+    return int(logits.max(dim=0).indices)
 
 
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from foretoken.core.contracts import Scores
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.choice import Choice, TensorLaw
+from foretoken.engines.choice import Choice, TensorLaw, argmax
 from foretoken.engines.tree_mask import tree_mask
 
 
@@ -161,11 +161,13 @@ class TransformersScores:
     @torch.inference_mode()
     def choose(self, row: int) -> int:
         if row not in self._chosen:
-            if self.target.choice.is_argmax:
-                self._chosen = dict(enumerate(self.logits.argmax(-1).tolist()))
-            else:
+            if not self.target.choice.is_argmax:
                 ids = self.target.row_ids(self.draft, row)
                 self._chosen[row] = self.target.choice.choose(ids, self.logits[row])
+            elif self.logits.device.type == "cpu":
+                self._chosen[row] = argmax(self.logits[row])
+            else:  # all rows at once, since every answer of the device costs a wait
+                self._chosen = dict(enumerate(self.logits.argmax(-1).tolist()))
         return self._chosen[row]
 
     @torch.inference_mode()

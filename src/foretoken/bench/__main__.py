@@ -1,0 +1,86 @@
+"""``python -m foretoken.bench``: run the benchmarks, print their tables, write their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from foretoken.bench import overhead, replayed, speed, traces
+from foretoken.bench.provenance import provenance
+from foretoken.drafters import DRAFTERS
+
+PARTS = ("speed", "overhead", "replayed", "traces")
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def run(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"Which of {', '.join(PARTS)}; all where none.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the numbers are written.")] = Path("build/bench.json"),
+    rounds: Annotated[int, typer.Option(min=1, help="How often each answer is given; medians count.")] = 3,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="May be given again; float32 and bfloat16 where none.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help='"cpu", "cuda"; a GPU if there is one.')] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with traces/*.jsonl.gz and a tokenizer.json.")] = None,
+    limit: Annotated[int, typer.Option(help="Traces of each file.")] = 24,
+) -> None:
+    """Measure speed, overhead, replayed gain and, where there is data, acceptance on recorded answers."""
+    unknown = set(parts or []) - set(PARTS)
+    if unknown:
+        raise typer.BadParameter(f"there is no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results: dict[str, Any] = {"provenance": provenance(speed.workload(), speed.SEED)}
+    for part in parts or PARTS:
+        if part == "speed":
+            results[part] = speed.measure("tiny", dtype or ["float32", "bfloat16"], rounds, device)
+            console.print(markdown(results[part]["summary"]))
+        elif part == "overhead":
+            results[part] = overhead.measure()
+            console.print(markdown(results[part]))
+        elif part == "replayed":
+            results[part] = replayed.measure(prompts_per_kind=2, rounds=rounds)
+            console.print(markdown(results[part]["rows"]))
+            console.print(markdown([{key: results[part][key] for key in ("gain", "acceptance_length", "share")}]))
+        elif data is not None:
+            results[part] = replay_files(data, limit)
+            console.print(markdown(results[part]))
+        # Written part by part, so that a run that is stopped keeps what it measured.
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"written to {out}")
+
+
+def replay_files(data: Path, limit: int) -> list[dict[str, Any]]:
+    """Acceptance of every drafter at ten drafted tokens a step on every file of traces."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(data / "tokenizer.json"))
+    rows = []
+    for path in sorted((data / "traces").glob("*.jsonl.gz")):
+        items = list(traces.read_traces(path, lambda text: tokenizer.encode(text, add_special_tokens=False), limit))
+        for name, make in DRAFTERS.items():
+            stats = traces.replay(items, make(), budget=10)
+            rows.append({"file": path.name, "drafter": name, "budget": 10} | stats.as_dict())
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of rows that share their keys, or most of them."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    typer.run(run)

@@ -103,8 +103,8 @@ def generate(
         interrupted = True
     result = stream.result
     if as_json:
-        stats = result.stats.as_dict()
-        print_json({"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason} | stats)
+        answer = {"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason}
+        print_json(answer | {"stats": result.stats.as_dict()})
     else:
         out.print()
         err.print(f"{result.finish_reason or 'interrupted'}: {summary(result.stats)}", style="dim")

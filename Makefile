@@ -1,0 +1,28 @@
+# The commands of the README. Each sets up .venv by itself.
+.PHONY: demo test check bench clean
+
+INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
+
+demo: .venv/.demo
+	.venv/bin/foretoken compare --show-drafts --dtype float32 --max-new-tokens 160 \
+		--file examples/prompts/module.py --file examples/prompts/pattern.py --file examples/prompts/story.txt
+
+test: .venv/.dev
+	.venv/bin/python -m pytest
+
+check: .venv/.dev
+	scripts/check
+
+bench: .venv/.demo
+	.venv/bin/python -m foretoken.bench
+
+clean:
+	rm -rf .venv build
+
+.venv/.demo: $(INPUTS)
+	scripts/setup transformers
+	@touch $@
+
+.venv/.dev: $(INPUTS)
+	scripts/setup transformers,dev
+	@touch $@

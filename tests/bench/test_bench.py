@@ -1,0 +1,84 @@
+"""The benchmarks' own parts: a figure is worth what counts it."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+
+import pytest
+
+from foretoken.bench import speed
+from foretoken.bench.loops import loops
+from foretoken.bench.overhead import half_predictable
+from foretoken.bench.speed import Row, read_prompts, summarise
+from foretoken.bench.traces import prompt_text, read_traces
+
+
+def row(**changes) -> Row:
+    values = {
+        "prompt": "code-1",
+        "kind": "code",
+        "dtype": "float32",
+        "decoding": "greedy",
+        "tokens": 200,
+        "looped": False,
+        "seconds": {"transformers": 2.2, "transformers lookup": 1.5, "plain": 2.0, "anpd": 1.0},
+        "acceptance_length": 2.0,
+        "differs_at": None,
+        "gap": None,
+        "as_transformers": True,
+    }
+    return Row(**(values | changes))
+
+
+def test_a_difference_stops_the_benchmark_loudly():
+    noise = {"float32": 1e-5, "bfloat16": 0.1}
+    speed._fail_on_differences([row(), row(dtype="bfloat16", differs_at=7, gap=0.05)], noise)
+    for wrong in (
+        row(differs_at=7, gap=0.0),
+        row(dtype="bfloat16", differs_at=7, gap=0.5),
+        row(dtype="bfloat16", as_transformers=False),
+        row(decoding="sampled", differs_at=3, gap=0.0),
+    ):
+        with pytest.raises(SystemExit, match="code-1"):
+            speed._fail_on_differences([row(), wrong], noise)
+
+
+def test_outputs_that_loop_are_counted_apart():
+    lines = list(summarise([row(), row(seconds={**row().seconds, "anpd": 0.1}, looped=True)]))
+    assert [(line["looped"], round(line["anpd_over_plain"], 3)) for line in lines] == [(False, 2.0), (True, 20.0)]
+
+
+def test_loops_are_told_from_repetition():
+    text = half_predictable(400)
+    assert not loops(text) and not loops([*text[:100], *text[:100]])
+    for period in (1, 2, 7, 40, 64):
+        assert loops([*text[:50], *(text[:period] * (2 + 200 // period))])
+        assert not loops([*text[:50], *text[:period], *text[60:100]])
+
+
+def test_the_prompts_are_thirty_of_four_kinds():
+    prompts = read_prompts()
+    assert Counter(prompt["kind"] for prompt in prompts) == {"code": 9, "edit": 9, "pattern": 6, "story": 6}
+    assert len({prompt["prompt"] for prompt in prompts}) == 30
+    for prompt in prompts:
+        if prompt["kind"] == "edit":
+            ast.parse(prompt["prompt"].split("# Before:\n")[1].split("\n# After")[0])
+
+
+def test_traces_follow_the_convention(tmp_path):
+    rows = [
+        {"prompt": [{"role": "user", "content": "hi"}, {"role": "system", "content": "x"}], "output": "y" * 500},
+        {"prompt": "short", "output": "y" * 15},
+        {"prompt": "z" * 7000, "output": "y" * 16},
+        {"prompt": "late", "output": "y" * 16},
+    ]
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    traces = list(read_traces(path, lambda text: [ord(c) for c in text], limit=2))
+    assert prompt_text(rows[0]["prompt"]) == "user: hi\nsystem: x"
+    assert [(len(trace.prompt), len(trace.record)) for trace in traces] == [
+        (len("user: hi\nsystem: x"), 400),
+        (6000, 16),
+    ]

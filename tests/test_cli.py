@@ -1,0 +1,193 @@
+"""The command line as a person meets it: what it prints, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as tf
+
+import foretoken.compare
+from foretoken import LanguageModel
+from foretoken.api.language_model import Stream
+from foretoken.cli import main
+from shapes import SMALL, VOCAB
+from tokenizing import character_tokenizer
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, model_folder):
+    """Run the command; (exit status, standard output, standard error)."""
+
+    def run(*arguments: object, model: object = model_folder) -> tuple[int, str, str]:
+        command, *rest = map(str, arguments)
+        where = [str(model)] if command == "check" else ["--model", str(model)]
+        monkeypatch.setattr(sys, "argv", ["foretoken", command, *where, *rest])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_generate_prints_the_answer_and_a_summary(run, model_folder):
+    status, out, err = run("generate", "--prompt", "abc abc", "--max-new-tokens", 40, "--show-drafts")
+    assert status == 0 and "length: 40 tokens in" in err
+    expected = foretoken.load(str(model_folder)).generate("abc abc", max_new_tokens=40).text
+    assert out == expected + "\n"
+
+
+def test_generate_reads_files_and_standard_input(run, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("abc abc")
+    answers = {run("generate", "--file", tmp_path / "prompt.txt", "--max-new-tokens", 20)[1]}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc abc"))
+    answers.add(run("generate", "-", "--max-new-tokens", 20)[1])
+    answers.add(run("generate", "--prompt", "abc abc", "--max-new-tokens", 20)[1])
+    assert len(answers) == 1
+
+
+def test_generate_json_is_one_object(run):
+    status, out, _ = run(
+        "generate", "--prompt", "abc", "--max-new-tokens", 20, "--json", "--temperature", 0.9, "--seed", 1
+    )
+    answer = json.loads(out)
+    assert status == 0 and answer["finish_reason"] == "length" and len(answer["tokens"]) == 20
+    assert {"steps", "drafted", "accepted", "acceptance_length", "seconds"} <= answer["stats"].keys()
+
+
+def test_compare_says_that_the_texts_are_identical(run):
+    status, out, _ = run("compare", "--prompt", "abc abc", "--prompt", "hello", "--max-new-tokens", 30, "--rounds", 1)
+    assert status == 0 and out.count("yes") == 2
+    status, out, _ = run("compare", "--prompt", "abc abc", "--max-new-tokens", 30, "--temperature", 1.1, "--json")
+    (row,) = json.loads(out)
+    assert status == 0 and row["identical"] is True and row["tokens"] == 30
+    assert row["plain"]["steps"] == 29 >= row["drafted"]["steps"] and row["speed"] > 0
+
+
+def test_compare_fails_when_a_text_differs(run, monkeypatch):
+    answer = LanguageModel.generate
+
+    def cheat(self, prompt, **options):
+        return answer(self, prompt, **(options if options["drafter"] == "none" else options | {"max_new_tokens": 5}))
+
+    monkeypatch.setattr(LanguageModel, "generate", cheat)
+    status, out, _ = run("compare", "--prompt", "abc abc", "--max-new-tokens", 30, "--rounds", 1)
+    assert status == 1 and "no" in out and "yes" not in out
+
+
+def test_check_reports_every_dtype(run):
+    status, out, _ = run("check", "--json", "--max-new-tokens", 24)
+    reports = {report["dtype"]: report for report in json.loads(out)}
+    assert status == 0 and set(reports) == {"float32", "bfloat16", "float16"}
+    assert reports["float32"]["identical"] and reports["float32"]["trees"] and reports["float32"]["answers"] == 9
+    assert 0 < reports["float32"]["noise"] < reports["bfloat16"]["noise"]
+    for difference in reports["bfloat16"]["differences"]:
+        assert 0 <= difference["gap"] <= 2 * reports["bfloat16"]["noise"]
+    assert "float32" in run("check", "--dtype", "float32", "--max-new-tokens", 8)[1]
+
+
+def test_check_fails_when_float32_differs(run, monkeypatch):
+    from foretoken.engines.transformers import TransformersTarget
+
+    monkeypatch.setattr(TransformersTarget, "_gather", lambda self, path: None)
+    status, out, _ = run("check", "--json", "--dtype", "float32", "--max-new-tokens", 24)
+    (report,) = json.loads(out)
+    assert status == 1 and not report["identical"]
+    assert {difference["drafter"] for difference in report["differences"]} == {"RecordedTree"}
+
+
+def test_an_interrupted_answer_keeps_its_text(run, monkeypatch):
+    chunks = Stream.__iter__
+
+    def interrupted(self):
+        for i, chunk in enumerate(chunks(self)):
+            if i == 10:
+                raise KeyboardInterrupt
+            yield chunk
+
+    whole = run("generate", "--prompt", "abc", "--max-new-tokens", 40)[1]
+    monkeypatch.setattr(Stream, "__iter__", interrupted)
+    status, out, err = run("generate", "--prompt", "abc", "--max-new-tokens", 40)
+    assert status == 130 and "interrupted" in err
+    assert len(out) > 5 and whole.startswith(out.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["generate"], "There is no prompt"),
+        (["generate", "--prompt", ""], "The prompt is empty"),
+        (["generate", "--prompt", "a" * 600], "600 tokens and the model's context holds 512"),
+        (["generate", "--prompt", "a", "--prompt", "b"], "answers one prompt and was given 2"),
+        (["generate", "--prompt", "a", "--max-new-tokens", 0], "max_new_tokens is 0"),
+        (["generate", "--prompt", "a", "--max-new-tokens", -1], "max_new_tokens is -1"),
+        (["generate", "--prompt", "a", "--temperature", -1], "temperature is -1"),
+        (["generate", "--prompt", "a", "--top-p", 0], "top_p is 0"),
+        (["generate", "--prompt", "a", "--top-p", 1.5], "top_p is 1.5"),
+        (["generate", "--prompt", "a", "--drafter", "magic"], "choose one of anpd, prompt-lookup, none"),
+        (["generate", "--prompt", "a", "--dtype", "int3"], "no dtype 'int3'"),
+        (["generate", "--prompt", "a", "--chat"], "no chat template"),
+        (["generate", "--prompt", "a", "--device", "abacus"], "abacus"),
+        (["generate", "--file", "/nowhere/prompt.txt"], "could not be read: No such file"),
+        (["generate", "what"], "'what' is not an option"),
+        (["compare", "--prompt", ""], "The prompt is empty"),
+        (["check", "--dtype", "int3"], "no dtype 'int3'"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_status_2(run, arguments, said):
+    status, out, err = run(*arguments)
+    assert status == 2 and said in err and out == "" and err.count("\n") == 1
+
+
+def broken(folder: Path, source: Path, **changes: bytes | None) -> Path:
+    shutil.copytree(source, folder)
+    for name, content in changes.items():
+        path = folder / name.replace("_json", ".json").replace("_safetensors", ".safetensors")
+        path.unlink() if content is None else path.write_bytes(content)
+    return folder
+
+
+def test_models_that_cannot_be_used_are_refused(run, tmp_path, model_folder):
+    def refusal(model: object) -> str:
+        status, out, err = run("generate", "--prompt", "a", model=model)
+        assert status == 2 and out == "" and err.count("\n") == 1
+        return err
+
+    assert "There is no model folder" in refusal(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in refusal(tmp_path / "empty")
+    assert "could not be read" in refusal(broken(tmp_path / "a", model_folder, config_json=b"{"))
+    assert "weights" in refusal(broken(tmp_path / "b", model_folder, model_safetensors=b"no tensors"))
+    assert "weights" in refusal(broken(tmp_path / "c", model_folder, model_safetensors=None))
+    assert "no tokenizer" in refusal(
+        broken(tmp_path / "d", model_folder, tokenizer_json=None, tokenizer_config_json=None)
+    )
+    bert = tf.BertModel(tf.BertConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    bert.save_pretrained(tmp_path / "vision")
+    config = json.loads((tmp_path / "vision" / "config.json").read_text())
+    (tmp_path / "vision" / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
+    assert "not a causal language model" in refusal(tmp_path / "vision")
+    torch.manual_seed(0)
+    mamba = tf.MambaForCausalLM(tf.MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, state_size=4))
+    mamba.save_pretrained(tmp_path / "mamba")
+    character_tokenizer().save_pretrained(tmp_path / "mamba")
+    assert "recurrent state" in refusal(tmp_path / "mamba")
+
+
+def test_a_file_that_is_no_text_is_refused(run, tmp_path):
+    (tmp_path / "noise.bin").write_bytes(b"\xff\xfe\x00\xd8")
+    assert "not UTF-8" in run("generate", "--file", tmp_path / "noise.bin")[2]
+
+
+def test_help_is_quick_to_come():
+    code = "import sys; sys.argv = ['foretoken', '--help']; import foretoken.cli as c\n"
+    code += "try: c.main()\nexcept SystemExit: sys.exit('torch imported' if 'torch' in sys.modules else 0)"
+    assert "check" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,54 @@
+"""The bundled model: loads as any other, has learned something, and keeps the promise."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import foretoken
+from foretoken.api.loading import TINY
+
+PROMPTS = sorted((Path(__file__).parent.parent / "examples" / "prompts").iterdir())
+OPTIONS = [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}]
+
+
+@pytest.fixture(scope="module")
+def lm() -> foretoken.LanguageModel:
+    return foretoken.load("tiny", dtype="float32", device="cpu")
+
+
+def test_it_is_small_and_loads_as_any_other():
+    model = AutoModelForCausalLM.from_pretrained(TINY)
+    assert 5e6 <= model.num_parameters() <= 12e6 and model.dtype == torch.bfloat16
+    assert 4096 <= len(AutoTokenizer.from_pretrained(TINY)) <= 8192
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 24e6
+
+
+@pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_its_text_is_the_same_with_and_without_drafting(lm, path, options):
+    plain = lm.generate(path.read_text(), max_new_tokens=80, drafter="none", **options)
+    for drafter in foretoken.drafters.DRAFTERS:
+        drafted = lm.generate(path.read_text(), max_new_tokens=80, drafter=drafter, **options)
+        assert drafted.tokens == plain.tokens and drafted.stats.steps <= plain.stats.steps
+
+
+@pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.name)
+def test_it_has_learned_the_order_of_words_and_of_code(lm, path):
+    """Nats per token on text of its kinds, beside the same tokens shuffled."""
+
+    def loss(tokens: list[int]) -> float:
+        ids = torch.tensor([tokens])
+        return float(lm.model(input_ids=ids, labels=ids).loss)
+
+    tokens = lm.encode(path.read_text())
+    assert loss(tokens) < 4.2 < 6 < loss(random.Random(0).sample(tokens, len(tokens)))
+
+
+def test_it_can_be_spoken_to(lm):
+    result = lm.generate([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=40)
+    assert result.text.strip()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from drafting import RandomTrees
-from foretoken import Draft, ForetokenError, decode
+from foretoken import Draft, ForetokenError, decode, rejection_verifier
 from foretoken.core.noise import gumbel as plain_gumbel
 from foretoken.engines.choice import Choice, TensorLaw, gumbel
-from foretoken.engines.transformers import TransformersTarget, context_length
+from foretoken.engines.transformers import TransformersScores, TransformersTarget, context_length
 from foretoken.engines.tree_mask import tree_mask
 from shapes import CONFIGS, LLAMA, SMALL, VOCAB, tiny_model
 
@@ -138,6 +141,29 @@ def test_choices_follow_the_processed_distribution():
     assert (counts / 8000 - expected).abs().max() < 0.02 and counts[4] == 0
     torch.testing.assert_close(Choice(seed=0).law(ids, logits).probs, expected.double())
     assert Choice().law(ids, logits).prob(0) == 1
+
+
+def test_rejection_keeps_a_real_models_distribution():
+    """Guesses drawn from a law wide of the mark; what is emitted first follows the model's own law."""
+    target = TransformersTarget(tiny_model("llama"), Choice(tf.TemperatureLogitsWarper(2.5), seed=0))
+    target.prefill([5, 9, 4])
+    every_token = target.score(1, Draft(tuple(range(VOCAB)), (-1,) * VOCAB))
+    guesses = TensorLaw(torch.rand(VOCAB, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(0))
+    rng = random.Random(0)
+    verify = rejection_verifier(rng.random)
+    emitted = torch.zeros(VOCAB, dtype=torch.float64)
+    for _ in range(6000):
+        tokens = [guesses.draw(rng.random()) for _ in range(2)]
+        draft = Draft(tuple(tokens), (-1, -1), laws=(guesses, guesses))
+        rows = every_token.logits[[0, *(token + 1 for token in tokens)]]
+        verdict = verify(draft, TransformersScores(target, rows, draft))
+        emitted[tokens[verdict.path[0]] if verdict.path else verdict.next_token] += 1
+    expected = every_token.law(0).probs * emitted.sum()
+    likely = expected > expected.median()
+    assert likely.sum() > 5
+    pooled = [[*counts[likely].tolist(), counts[~likely].sum().item()] for counts in (emitted, expected)]
+    assert chisquare(*pooled).pvalue > 1e-4
+    assert chisquare(pooled[0][::-1], pooled[1]).pvalue < 1e-6, "the test must be able to fail"
 
 
 def test_a_law_in_torch_is_the_cores():

@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="JSON lines with `model`, `prompt` and `output`")
     parser.add_argument("--answers-model", default="^falcon-", help="regular expression: whose answers may be used")
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="token streams, checkpoint, log, result")
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {SEQUENCE} tokens")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

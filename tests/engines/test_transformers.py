@@ -10,6 +10,7 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from transformers.cache_utils import DynamicIndexedLayer
 
 from drafting import RandomTrees
 from foretoken import Draft, ForetokenError, decode, rejection_verifier
@@ -221,7 +222,14 @@ def test_models_that_cannot_rewind_are_refused_before_prefill():
     bert = tf.BertModel(tf.BertConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(ForetokenError, match="not a decoder-only language model"):
         TransformersTarget(bert)
+    gpt = tf.OpenAIGPTLMHeadModel(tf.OpenAIGPTConfig(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ForetokenError, match=r"OpenAIGPTLMHeadModel is not .* with a cache"):
+        TransformersTarget(gpt)
+    cache = tf.DynamicCache()
+    cache.layers.append(DynamicIndexedLayer())  # as DeepSeek's sparse attention has
     llama = tiny_model("llama")
+    with pytest.raises(ForetokenError, match="DynamicIndexedLayer"):
+        TransformersTarget(llama, cache=cache)
     with pytest.raises(ForetokenError, match="StaticLayer"):
         TransformersTarget(llama, cache=tf.StaticCache(config=llama.config, max_cache_len=64))
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from foretoken.core.contracts import Scores
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.choice import Choice, TensorLaw, argmax
 from foretoken.engines.tree_mask import tree_mask
+
+CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
 
 
 class TransformersTarget:
@@ -46,7 +48,8 @@ class TransformersTarget:
         self._given_cache = cache
         self.cache = rewindable_cache(model) if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
-        self.supports_trees = self._windows is not None and all(_is_plain(layer) for layer in self.cache.layers)
+        sliding = any(type(layer) is DynamicSlidingWindowLayer for layer in self.cache.layers)
+        self.supports_trees = self._windows is not None and not sliding
         self._rope_switch = rope_switch(model)
         parameters = inspect.signature(model.forward).parameters
         self._last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -184,29 +187,34 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
         ForetokenError: If the model is no decoder-only language model, or keeps a state that cannot rewind.
     """
     name = type(model).__name__
-    if model.config.is_encoder_decoder or not model.can_generate():
-        raise ForetokenError(
-            f"{name} is not a decoder-only language model: load one that AutoModelForCausalLM knows, such as Llama."
-        )
-    cache = DynamicCache(config=model.config)
-    for i, layer in enumerate(cache.layers):
-        if type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[i] = DynamicLayer()
     if getattr(model, "_is_stateful", False):
         raise ForetokenError(
             f"{name} keeps a recurrent state, which cannot go back to before a rejected guess: "
             "use its own generate, or a model with attention in every layer."
         )
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    if model.config.is_encoder_decoder or not model.can_generate() or not takes_cache:
+        raise ForetokenError(
+            f"{name} is not a decoder-only language model with a cache of keys and values: "
+            "load one that AutoModelForCausalLM knows, such as Llama."
+        )
+    cache = DynamicCache(config=model.config)
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[i] = DynamicLayer()
     return checked_cache(model, cache)
 
 
 def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
     """The cache, ready to be cropped.
 
+    Only layers that hold one key and one value per token can: sparse attention's indexes, for one, come out otherwise
+    when several rows are scored at once, and recurrent states cannot go back at all.
+
     Raises:
         ForetokenError: If one of its layers cannot drop tokens.
     """
-    rigid = sorted({type(layer).__name__ for layer in cache.layers if not getattr(layer, "is_croppable", False)})
+    rigid = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in CROPPABLE})
     if rigid:
         raise ForetokenError(
             f"The cache of {type(model).__name__} has layers that cannot drop rejected guesses ({', '.join(rigid)}): "
@@ -214,11 +222,6 @@ def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
         )
     cache.activate_past_recording()  # given sliding layers then wait for crop before they drop anything
     return cache
-
-
-def _is_plain(layer: Any) -> bool:
-    """Whether a cache layer holds one key and one value per token and nothing else, so that rows can be moved."""
-    return type(layer) is DynamicLayer or not hasattr(layer, "keys")
 
 
 def layer_windows(model: PreTrainedModel) -> dict[str, int | None] | None:

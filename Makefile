@@ -4,7 +4,7 @@
 INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 
 demo: .venv/.demo
-	.venv/bin/foretoken compare --show-drafts --dtype float32 --max-new-tokens 160 \
+	.venv/bin/foretoken compare --show-drafts --dtype float32 --max-new-tokens 160 --temperature 0.6 --seed 2 \
 		--file examples/prompts/module.py --file examples/prompts/pattern.py --file examples/prompts/story.txt
 
 test: .venv/.dev

@@ -1,32 +1,27 @@
-import unittest
+# Before:
+class TemperatureLog:
+    """Readings of one sensor, oldest first."""
 
-from shapes import Circle, Rectangle, Square, Triangle
+    def __init__(self, sensor, maxsize=100):
+        self.sensor = sensor
+        self.maxsize = maxsize
+        self.readings = []
 
+    def add(self, value):
+        """Append a reading and drop the oldest one if there are too many."""
+        self.readings.append(value)
+        if len(self.readings) > self.maxsize:
+            self.readings.pop(0)
 
-class ShapeTest(unittest.TestCase):
+    def mean(self):
+        """Return the mean of all readings, or None if there are none."""
+        if not self.readings:
+            return None
+        return sum(self.readings) / len(self.readings)
 
-    def test_square_area(self):
-        shape = Square(4)
-        self.assertEqual(shape.area(), 16)
-        self.assertEqual(shape.name, "square")
+    def clear(self):
+        """Forget all readings."""
+        self.readings.clear()
 
-    def test_square_perimeter(self):
-        shape = Square(4)
-        self.assertEqual(shape.perimeter(), 16)
-        self.assertEqual(shape.name, "square")
-
-    def test_rectangle_area(self):
-        shape = Rectangle(3, 5)
-        self.assertEqual(shape.area(), 15)
-        self.assertEqual(shape.name, "rectangle")
-
-    def test_rectangle_perimeter(self):
-        shape = Rectangle(3, 5)
-        self.assertEqual(shape.perimeter(), 16)
-        self.assertEqual(shape.name, "rectangle")
-
-    def test_triangle_area(self):
-        shape = Triangle(3, 4, 5)
-        self.assertEqual(shape.area(), 6)
-        self.assertEqual(shape.name, "triangle")
-
+# After renaming `readings` to `values`:
+class TemperatureLog:

@@ -41,6 +41,7 @@ def test_its_text_is_the_same_with_and_without_drafting(lm, path, options):
 def test_it_has_learned_the_order_of_words_and_of_code(lm, path):
     """Nats per token on text of its kinds, beside the same tokens shuffled."""
 
+    @torch.inference_mode()
     def loss(tokens: list[int]) -> float:
         ids = torch.tensor([tokens])
         return float(lm.model(input_ids=ids, labels=ids).loss)

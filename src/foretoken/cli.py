@@ -16,6 +16,7 @@ from rich.text import Text
 import foretoken
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters import DRAFTERS
 
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt
@@ -46,7 +47,7 @@ MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share o
 Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1 repeats less.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")]
 Seed = Annotated[int | None, typer.Option(help="Decides the text under sampling.")]
-DrafterName = Annotated[str, typer.Option("--drafter", help='"anpd", "prompt-lookup" or "none".')]
+DrafterName = Annotated[str, typer.Option("--drafter", help=f"One of {', '.join([*DRAFTERS, 'none'])}.")]
 BudgetSize = Annotated[int, typer.Option("--budget", min=0, help="Tokens to draft for each step.")]
 ShowDrafts = Annotated[bool, typer.Option("--show-drafts", help="Show the guesses that were accepted in colour.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]

@@ -44,6 +44,15 @@ def test_drafters_see_every_committed_token_and_nothing_else():
     assert seen == [1, 2, *tokens]
 
 
+def test_a_draft_larger_than_the_budget_is_cut():
+    class Greedy(Stateless):
+        def propose(self, context, max_tokens):
+            return Draft((0, 1, 2, 3, 4), (-1, -1, 0, 0, 3))
+
+    for step in decode(ToyTarget(), Greedy(), [1, 2], max_new_tokens=30, budget=FixedBudget(3)):
+        assert len(step.draft) <= 3
+
+
 def test_a_perfect_draft_takes_the_fewest_steps():
     plain = [t for s in decode(ToyTarget(), None, [1, 2], max_new_tokens=41) for t in s.tokens]
     target, stats = ToyTarget(), DecodeStats()

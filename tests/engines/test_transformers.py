@@ -123,6 +123,28 @@ def test_processors_run_once_for_each_token_of_the_answer_with_its_own_path():
     assert drafted_calls == plain_calls and len(plain_calls) == 40
 
 
+def test_scores_still_answer_for_their_own_rows_when_a_drafter_observes():
+    """By then the accepted path has been committed; a row asked late is the row it was."""
+    model = tiny_model("llama")
+    choice = Choice(tf.RepetitionPenaltyLogitsProcessor(1.7), seed=4)
+
+    class Asking(RandomTrees):
+        def begin(self, prompt):
+            self.context = list(prompt)
+
+        def observe(self, step):
+            for row in range(1 + len(step.draft)):
+                ids = torch.tensor([[*self.context, *step.draft.path(row - 1)]])
+                expected = choice.law(ids, step.scores.logits[row])
+                torch.testing.assert_close(step.scores.law(row).probs, expected.probs, rtol=0, atol=0)
+                assert step.scores.choose(row) == choice.choose(ids, step.scores.logits[row])
+            self.context += step.tokens
+
+    tokens = [t for s in decode(TransformersTarget(model, choice), None, [1, 2], max_new_tokens=30) for t in s.tokens]
+    asked = decode(TransformersTarget(model, choice), Asking(1, VOCAB), [1, 2], max_new_tokens=30)
+    assert [t for s in asked for t in s.tokens] == tokens
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**6), st.lists(st.integers(0, 300_000), min_size=1, max_size=20))
 def test_noise_in_torch_is_the_cores(seed, position, tokens):

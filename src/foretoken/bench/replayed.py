@@ -48,8 +48,7 @@ def measure(prompts_per_kind: int, rounds: int) -> dict[str, Any]:
                 "tokens": len(record),
                 "plain_ms_per_step": 1000 * _decode_seconds(plain) / plain[0].steps,
                 "drafted_ms_per_step": 1000 * _decode_seconds(drafted) / drafted[0].steps,
-                # Without its last step, which the end of the answer cuts short, an answer takes (tokens - 1) / steps.
-                "acceptance_length": (len(record) - 1) / drafted[0].steps,
+                "acceptance_length": drafted[0].acceptance_length,
                 "gain": _decode_seconds(plain) / _decode_seconds(drafted),
             }
         )

@@ -131,6 +131,8 @@ def _propose(target: Target, drafter: Drafter | None, context: list[int], end: i
     if drafter is None or max_tokens == 0:
         return Draft()
     draft = drafter.propose(context, max_tokens)
+    if len(draft) > max_tokens:
+        draft = draft.select(range(max_tokens))
     if not target.supports_trees:
         draft = draft.main_chain()
     return draft.within(max_depth)

@@ -67,6 +67,11 @@ class TransformersTarget:
             return 0 if keeps_changing else None
         return border - num_tokens
 
+    @property
+    def ids(self) -> Tensor:
+        """The committed token ids, [1, length]."""
+        return self._ids[:, : self._length]
+
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[int]) -> Scores:
         if self._given_cache is None and self.cache.get_seq_length() > 0:
@@ -110,12 +115,6 @@ class TransformersTarget:
         self._length += len(path)
         self._draft = None
 
-    def row_ids(self, draft: Draft, row: int) -> Tensor:
-        """The token ids up to and with a row, [1, length]."""
-        path = draft.path(row - 1)
-        self._set_ids(self._length, path)
-        return self._ids[:, : self._length + len(path)]
-
     def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
         """Logits of the rows, [rows, vocab]; the cache grows by them."""
         outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, return_dict=True, **extra)
@@ -144,7 +143,7 @@ class TransformersTarget:
                     states[:, :, start : start + len(path)] = states.index_select(2, rows.to(states.device))
 
     def _set_ids(self, start: int, tokens: Sequence[int]) -> None:
-        """Write token ids from ``start`` on, into a buffer that doubles, so that a row's ids are a view."""
+        """Write token ids from ``start`` on, into a buffer that doubles, so that they need not be joined anew."""
         end = start + len(tokens)
         if end > self._ids.shape[1]:
             grown = self._ids.new_empty(1, 2 * end)
@@ -158,15 +157,15 @@ class TransformersScores:
     """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
 
     def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
-        self.target, self.logits, self.draft = target, logits, draft
+        self.choice, self.logits, self.draft = target.choice, logits, draft
+        self.ids = target.ids  # [1, length], up to row 0; a view, taken now because keep makes it longer
         self._chosen: dict[int, int] = {}
 
     @torch.inference_mode()
     def choose(self, row: int) -> int:
         if row not in self._chosen:
-            if not self.target.choice.is_argmax:
-                ids = self.target.row_ids(self.draft, row)
-                self._chosen[row] = self.target.choice.choose(ids, self.logits[row])
+            if not self.choice.is_argmax:
+                self._chosen[row] = self.choice.choose(self._row_ids(row), self.logits[row])
             elif self.logits.device.type == "cpu":
                 self._chosen[row] = argmax(self.logits[row])
             else:  # all rows at once, since every answer of the device costs a wait
@@ -175,7 +174,12 @@ class TransformersScores:
 
     @torch.inference_mode()
     def law(self, row: int) -> TensorLaw:
-        return self.target.choice.law(self.target.row_ids(self.draft, row), self.logits[row])
+        return self.choice.law(self._row_ids(row), self.logits[row])
+
+    def _row_ids(self, row: int) -> Tensor:
+        """The token ids up to and with a row, [1, length]."""
+        path = self.draft.path(row - 1)
+        return torch.cat([self.ids, self.ids.new_tensor([path])], dim=1) if path else self.ids
 
 
 def rewindable_cache(model: PreTrainedModel) -> Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file, save_file
 
 import foretoken.compare
 from foretoken import LanguageModel
@@ -48,7 +50,7 @@ def test_generate_prints_the_answer_and_a_summary(run, model_folder):
 def test_generate_reads_files_and_standard_input(run, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("abc abc")
     answers = {run("generate", "--file", tmp_path / "prompt.txt", "--max-new-tokens", 20)[1]}
-    monkeypatch.setattr(sys, "stdin", io.StringIO("abc abc"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc abc")))
     answers.add(run("generate", "-", "--max-new-tokens", 20)[1])
     answers.add(run("generate", "--prompt", "abc abc", "--max-new-tokens", 20)[1])
     assert len(answers) == 1
@@ -170,8 +172,15 @@ def test_models_that_cannot_be_used_are_refused(run, tmp_path, model_folder):
     assert "no tokenizer" in refusal(
         broken(tmp_path / "d", model_folder, tokenizer_json=None, tokenizer_config_json=None)
     )
+    weights = load_file(model_folder / "model.safetensors")
+    save_file({name: weights[name] for name in weights if "layers.1" not in name}, tmp_path / "some.safetensors")
+    partial = (tmp_path / "some.safetensors").read_bytes()
+    assert "lack 9 tensors" in refusal(broken(tmp_path / "e", model_folder, model_safetensors=partial))
     bert = tf.BertModel(tf.BertConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     bert.save_pretrained(tmp_path / "vision")
+    tf.BertForMaskedLM(bert.config).save_pretrained(tmp_path / "bert")
+    character_tokenizer().save_pretrained(tmp_path / "bert")
+    assert "BertLMHeadModel is not a decoder-only language model" in refusal(tmp_path / "bert")
     config = json.loads((tmp_path / "vision" / "config.json").read_text())
     (tmp_path / "vision" / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
     assert "not a causal language model" in refusal(tmp_path / "vision")
@@ -185,6 +194,28 @@ def test_models_that_cannot_be_used_are_refused(run, tmp_path, model_folder):
 def test_a_file_that_is_no_text_is_refused(run, tmp_path):
     (tmp_path / "noise.bin").write_bytes(b"\xff\xfe\x00\xd8")
     assert "not UTF-8" in run("generate", "--file", tmp_path / "noise.bin")[2]
+
+
+def test_text_comes_out_unchanged(run, model_folder, monkeypatch):
+    """Tabs, returns and form feeds are part of an answer, and of a prompt."""
+    from foretoken.api.language_model import Chunk
+
+    monkeypatch.setattr(Stream, "__iter__", lambda self: iter([Chunk("a\tb\r\x0c", False), Chunk("\n\t[red]c", True)]))
+    assert run("generate", "--prompt", "abc", "--show-drafts")[1] == "a\tb\r\x0c\n\t[red]c\n"
+
+
+def test_standard_input_that_is_no_text_is_refused(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert "not UTF-8" in run("generate", "-")[2]
+    assert "no text" in run("generate", "--prompt", "a\udcff")[2]
+
+
+def test_a_reader_that_leaves_is_no_error(model_folder):
+    command = [sys.executable, "-m", "foretoken", "generate", "--model", model_folder, "--prompt", "abc", "--json"]
+    shell = subprocess.run(
+        f"{shlex.join(map(str, command))} | true", shell=True, capture_output=True, text=True, check=True
+    )
+    assert "Traceback" not in shell.stderr and "Exception" not in shell.stderr
 
 
 def test_help_is_quick_to_come():

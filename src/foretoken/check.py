@@ -117,9 +117,10 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] = PROMP
         plain = list(_tokens_with_logits(target, None, ids, max_new_tokens))
         tokens = [token for token, _ in plain]
         report.tokens += len(tokens)
-        drafters: list[Drafter] = [AdaptiveNgram(), RecordedTree([*ids, *tokens], lm.model.config.vocab_size, False)]
+        vocab_size = lm.model.config.get_text_config(decoder=True).vocab_size
+        drafters: list[Drafter] = [AdaptiveNgram(), RecordedTree([*ids, *tokens], vocab_size, False)]
         if target.supports_trees:
-            drafters.append(RecordedTree([*ids, *tokens], lm.model.config.vocab_size, True))
+            drafters.append(RecordedTree([*ids, *tokens], vocab_size, True))
         for drafter in drafters:
             drafted = list(_tokens_with_logits(target, drafter, ids, max_new_tokens))
             _compare(report, index, type(drafter).__name__, plain, drafted)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 import foretoken
 from foretoken.core.budget import FixedBudget
@@ -32,7 +33,7 @@ app = typer.Typer(
 out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
-ACCEPTED = "bold green"  # how an accepted guess is shown
+ACCEPTED, PLAIN = "\x1b[1;32m", "\x1b[0m"  # how an accepted guess is shown
 
 Stdin = Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from standard input.")]
 Model = Annotated[str, typer.Option(help='A model folder, a hub name, or "tiny", which comes with the package.')]
@@ -48,7 +49,7 @@ Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Abo
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")]
 Seed = Annotated[int | None, typer.Option(help="Decides the text under sampling.")]
 DrafterName = Annotated[str, typer.Option("--drafter", help=f"One of {', '.join([*DRAFTERS, 'none'])}.")]
-BudgetSize = Annotated[int, typer.Option("--budget", min=0, help="Tokens to draft for each step.")]
+BudgetSize = Annotated[int, typer.Option("--budget", min=0, max=1024, help="Tokens to draft for each step.")]
 ShowDrafts = Annotated[bool, typer.Option("--show-drafts", help="Show the guesses that were accepted in colour.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Dtype = Annotated[str, typer.Option(help='"float32", "bfloat16", "float16", or "auto" for what the weights have.')]
@@ -98,8 +99,7 @@ def generate(
     try:
         for chunk in stream:
             if not as_json:
-                out.print(Text(chunk.text, style=ACCEPTED if show_drafts and chunk.accepted else ""), end="")
-                out.file.flush()
+                write(chunk.text, accepted=show_drafts and chunk.accepted)
     except KeyboardInterrupt:
         interrupted = True
     result = stream.result
@@ -107,7 +107,7 @@ def generate(
         answer = {"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason}
         print_json(answer | {"stats": result.stats.as_dict()})
     else:
-        out.print()
+        write("\n")
         err.print(f"{result.finish_reason or 'interrupted'}: {summary(result.stats)}", style="dim")
     if interrupted:
         raise typer.Exit(130)
@@ -202,12 +202,15 @@ def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence
     prompts = [(f"prompt {i}", text) for i, text in enumerate(texts or [], start=1)]
     for path in files or []:
         try:
-            prompts.append((path.name, path.read_text(encoding="utf-8")))
+            prompts.append((path.name, path.read_bytes().decode()))  # bytes, so that line ends stay as they are
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
     if stdin == "-":
-        prompts.append(("standard input", sys.stdin.read()))
+        try:
+            prompts.append(("standard input", sys.stdin.buffer.read().decode()))
+        except UnicodeDecodeError as error:
+            raise ForetokenError("Standard input could not be read: it is not UTF-8 text.") from error
     elif stdin is not None:
         raise ForetokenError(
             f"{stdin!r} is not an option: give a prompt with --prompt, a file with --file, or - alone."
@@ -243,10 +246,10 @@ def show_answer(lm: LanguageModel, named: tuple[str, str], prompt: Prompt, optio
     """Print the end of the prompt and the drafted answer, accepted guesses in colour."""
     name, text = named
     out.rule(f"{name}: the prompt's end, then the answer, its accepted guesses in green")
-    out.print(Text("\n".join(text.splitlines()[-6:]) + text[len(text.rstrip("\n")) :], style="dim"), end="")
+    write("".join(text.splitlines(keepends=True)[-6:]))
     for chunk in lm.stream(prompt, **options):
-        out.print(Text(chunk.text, style=ACCEPTED if chunk.accepted else ""), end="")
-    out.print()
+        write(chunk.text, accepted=chunk.accepted)
+    write("\n")
 
 
 def summary(stats: foretoken.DecodeStats) -> str:
@@ -298,17 +301,33 @@ def check_table(reports: Sequence[Report]) -> Table:
     return table
 
 
+def write(text: str, accepted: bool = False) -> None:
+    """Write an answer's text at once and unchanged: tabs and control characters belong to it."""
+    sys.stdout.write(f"{ACCEPTED}{text}{PLAIN}" if accepted and out.is_terminal else text)
+    sys.stdout.flush()
+
+
 def print_json(value: Any) -> None:
     """Print what a script will read."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def main() -> None:
     """Run the command; a bad input ends in one sentence and status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer is not lost for a character that a terminal lacks
     try:
         app()
     except ForetokenError as error:
         err.print(f"foretoken: {error}", style="red")
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        err.print(f"foretoken: This needs {error.name}: pip install 'foretoken[transformers]'.", style="red")
+        sys.exit(2)
+    except BrokenPipeError:  # whoever read the answer has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,11 +6,17 @@ from threading import Thread
 
 import pytest
 import torch
+import transformers as tf
 from transformers import DynamicCache, TextIteratorStreamer
-from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteriaList
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+)
 
 import foretoken
-from foretoken import DecodeStats, ForetokenError
+from foretoken import DecodeStats, Draft, ForetokenError
 from shapes import VOCAB, tiny_model
 from tokenizing import character_tokenizer
 
@@ -43,6 +49,54 @@ def test_left_padding_is_passed_over():
     assert torch.equal(
         model.generate(prompt, custom_generate=foretoken.generate, **options), model.generate(prompt, **options)
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"min_new_tokens": 10, "eos_token_id": [29, 20, 7]}, {"repetition_penalty": 1.5}, {"forced_eos_token_id": 7}],
+)
+def test_processors_see_the_padding_that_they_were_made_for(options):
+    model = tiny_model("llama")
+    prompt = torch.cat([torch.zeros(1, 7, dtype=torch.long), PROMPT], dim=1)
+    options = {
+        "attention_mask": (torch.arange(13) >= 7).long()[None],
+        "max_new_tokens": 20,
+        "do_sample": False,
+    } | options
+    assert torch.equal(
+        model.generate(prompt, custom_generate=foretoken.generate, **options), model.generate(prompt, **options)
+    )
+
+
+@pytest.mark.parametrize("criterion", [MaxLengthCriteria(12), EosTokenCriteria([32, 20, 1, 16])])
+def test_a_callers_own_criteria_replace_the_configs(criterion):
+    model = tiny_model("llama")
+    options = {"max_new_tokens": 40, "do_sample": False, "stopping_criteria": StoppingCriteriaList([criterion])}
+    assert torch.equal(ours(model, **options), theirs(model, **options))
+
+
+def test_stop_tokens_may_be_a_tensor():
+    model = tiny_model("llama")
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": torch.tensor([7, 8, 20])}
+    assert torch.equal(ours(model, **options), theirs(model, **options))
+
+
+def test_drafts_do_not_reach_beyond_a_position_table():
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+
+    class Always:
+        def begin(self, prompt):
+            pass
+
+        def observe(self, step):
+            pass
+
+        def propose(self, context, max_tokens):
+            return Draft.chain([1] * max_tokens)
+
+    stop_at_30 = StoppingCriteriaList([MaxLengthCriteria(30)])
+    options = {"max_new_tokens": 60, "do_sample": False, "stopping_criteria": stop_at_30, "pad_token_id": 0}
+    assert torch.equal(ours(model, drafter=Always(), **options), theirs(model, **options))
 
 
 def test_torchs_seed_decides_a_sample_whatever_drafts():

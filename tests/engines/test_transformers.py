@@ -193,6 +193,7 @@ def test_a_law_in_torch_is_the_cores():
     target, guess = TensorLaw(torch.tensor([0.5, 0.3, 0.2])), TensorLaw(torch.tensor([0.2, 0.6, 0.2]))
     assert target.minus(guess).probs.tolist() == [1, 0, 0]
     assert target.minus(target) is target
+    assert Choice(seed=1).choose(torch.zeros(1, 1).long(), torch.tensor([1e12, 5.0])) == 0, "as at tiny temperatures"
     assert [target.draw(u) for u in (0.0, 0.49, 0.51, 0.79, 0.81, 0.999999)] == [0, 0, 1, 1, 2, 2]
 
 
@@ -283,7 +284,44 @@ def test_models_without_positions_take_chains():
     assert answers[0] == answers[1]
 
 
+def test_windows_that_a_model_may_ignore_leave_chains():
+    torch.manual_seed(0)
+    stray = tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**LLAMA, sliding_window=8)).eval()
+    gpt_neo = tf.GPTNeoConfig(
+        **SMALL, hidden_size=16, num_layers=2, num_heads=2, window_size=8, attention_types=[[["global", "local"], 1]]
+    )
+    for model in (stray, tf.AutoModelForCausalLM.from_config(gpt_neo).eval()):
+        target = TransformersTarget(model)
+        assert not target.supports_trees
+        answers = [
+            [t for s in decode(target, drafter, [7, 3, 9] * 6, max_new_tokens=30) for t in s.tokens]
+            for drafter in (None, RandomTrees(0, VOCAB))
+        ]
+        assert answers[0] == answers[1]
+
+
+def test_long_positions_are_not_mixed_by_chunks():
+    config = tf.Phi3Config(
+        **{**LLAMA, "max_position_embeddings": 128},
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 32,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+        },
+    )
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    prompt = list(range(60))
+    logits = [TransformersTarget(model, prefill_chunk=chunk).prefill(prompt).logits for chunk in (16, 4096)]
+    torch.testing.assert_close(*logits)
+
+
 def test_the_context_length_is_the_configs():
+    yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}
+    stretched = tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**LLAMA, rope_parameters=yarn))
+    assert context_length(stretched) == 2048
     assert context_length(tiny_model("gpt2")) == context_length(tiny_model("llama")) == 512
 
 

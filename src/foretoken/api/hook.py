@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -18,9 +19,9 @@ from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import make_drafter
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers import TransformersTarget, rewindable_cache
 
-# What generate() passes along that a text-only causal language model needs nothing more of.
+# What generate() prepares and our own loop sees to.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 
 
@@ -59,7 +60,8 @@ def generate(
     Raises:
         ForetokenError: If the request is not one sequence of text, or the model cannot rewind.
     """
-    unknown = sorted(key for key, value in model_kwargs.items() if key not in _KNOWN and value is not None)
+    rewindable_cache(model)  # says what is wrong with the model before what is wrong with its inputs
+    unknown = sorted(key for key, value in model_kwargs.items() if key not in _KNOWN and _holds_tensors(value))
     if unknown:
         raise ForetokenError(
             f"custom_generate=foretoken.generate takes text only and was given {', '.join(unknown)}: "
@@ -104,9 +106,16 @@ def _streamer_of_caller() -> BaseStreamer | None:
     """The ``streamer`` that the calling generate() was given.
 
     Transformers 5.23 gives it the prompt but does not pass it on to a function (``_extract_generation_mode_kwargs``),
-    so a script's ``TextIteratorStreamer`` would wait for ever. It is read from the caller's frame: two up from here.
+    so a script's ``TextIteratorStreamer`` would wait for ever. It is read from that call's frame.
     """
     frame = inspect.currentframe()
-    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
-    streamer = caller.f_locals.get("streamer") if caller is not None and caller.f_code.co_name == "generate" else None
-    return streamer if isinstance(streamer, BaseStreamer) else None
+    while frame is not None and frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
+        frame = frame.f_back
+    return frame.f_locals.get("streamer") if frame is not None else None
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether an argument brings data; generate() also adds empty records of its own."""
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(item) for item in value.values())
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensors, value)))

@@ -159,7 +159,10 @@ class LanguageModel:
         """
         if isinstance(prompt, str) or len(prompt) == 0 or isinstance(prompt[0], Mapping):
             return self._answer(cast(Prompt, prompt), options)
-        return [self._answer(one, options) for one in tqdm(cast(list[Prompt], prompt), desc="prompts", unit="prompt")]
+        prompts = cast(list[Prompt], prompt)
+        for one in prompts:
+            self.encode(one)  # so that a bad one is found before the first is answered
+        return [self._answer(one, options) for one in tqdm(prompts, desc="prompts", unit="prompt")]
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Answer a prompt or a conversation chunk by chunk; the caller may stop at any.
@@ -189,6 +192,8 @@ class LanguageModel:
         if not prompt:
             raise ForetokenError("The prompt is empty: give some text to continue.")
         if isinstance(prompt, str):
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise ForetokenError("The prompt holds bytes that are no text: give it as UTF-8.")
             ids = self.tokenizer(prompt)["input_ids"]
         else:
             if not self.tokenizer.chat_template:
@@ -238,9 +243,12 @@ class LanguageModel:
             return read_request(input_ids, None, logits_processor, stopping_criteria, generation_config, seed)
 
         ids = torch.tensor([prompt_ids], device=self.model.device)
-        request: Request = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=capture
-        )
+        try:
+            request: Request = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=capture
+            )
+        except ValueError as error:  # transformers' own checks of the config
+            raise error if isinstance(error, ForetokenError) else ForetokenError(str(error)) from error
         if stops:
             request = with_stop_strings(request, stops, self.tokenizer)
         return request, drafter, budget

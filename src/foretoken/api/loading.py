@@ -34,10 +34,16 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None) -> Pre
             f"The model {name!r} ({config.model_type}) is not a causal language model: choose one that continues text."
         )
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
+        model, info = loaded
         model.to(device)
     except Exception as error:
         raise ForetokenError(f"The weights of {name!r} could not be loaded: {_reason(error)}") from error
+    if info["missing_keys"]:
+        raise ForetokenError(
+            f"The weights of {name!r} lack {len(info['missing_keys'])} tensors, {min(info['missing_keys'])} for one: "
+            "download them again."
+        )
     return cast(PreTrainedModel, model)
 
 
@@ -53,6 +59,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ForetokenError(
             f"The model {name!r} has no tokenizer that can be read: put its tokenizer.json beside it. {_reason(error)}"
         ) from error
+    # Where the files are missing, transformers may make an empty tokenizer instead of failing.
+    ids = tokenizer.encode("a", add_special_tokens=False)
+    if not ids or ids == [tokenizer.unk_token_id]:
+        raise ForetokenError(f"The model {name!r} has no tokenizer that can be read: put its tokenizer.json beside it.")
     return tokenizer
 
 
@@ -75,5 +85,5 @@ def resolve(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What went wrong, on one line and not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.choice import Choice
+from foretoken.engines.choice import Choice, Processors
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,24 @@ def read_request(
         ForetokenError: If more than one sequence is asked for, or what our loop does not record.
     """
     refuse_unsupported(input_ids, config)
-    prompt = input_ids[0] if attention_mask is None else input_ids[0][attention_mask[0].bool()]
+    kept = torch.ones_like(input_ids[0]) if attention_mask is None else attention_mask[0]
+    padding = input_ids[:, kept == 0]
     if not config.do_sample:
         seed = None
     elif seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
+    # What the loop sees to itself is read from the criteria, not the config: a caller's own replace the config's.
+    lengths = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
+    ends = [criterion.eos_token_id for criterion in stopping_criteria if isinstance(criterion, EosTokenCriteria)]
     others = StoppingCriteriaList(
         criterion for criterion in stopping_criteria if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria)
     )
     return Request(
-        prompt.tolist(),
-        config.max_length - input_ids.shape[1],
-        Choice(logits_processor or None, seed),
-        _token_set(config.eos_token_id),
-        _asked_with_ids(others, input_ids.device) if others else None,
+        input_ids[0, kept != 0].tolist(),
+        min([config.max_length, *lengths]) - input_ids.shape[1],
+        Choice(_processors(logits_processor, padding) if logits_processor else None, seed),
+        frozenset(token for tokens in ends for token in tokens.flatten().tolist()),
+        _asked_with_ids(others, padding) if others else None,
     )
 
 
@@ -99,17 +103,18 @@ def _asks(config: GenerationConfig, name: str) -> bool:
     return bool(getattr(config, name, False))
 
 
-def _token_set(tokens: Any) -> frozenset[int]:
-    """Stop tokens, which a config gives as a number, a list or nothing."""
-    if tokens is None:
-        return frozenset()
-    return frozenset([tokens] if isinstance(tokens, int) else tokens)
+def _processors(processors: LogitsProcessorList, padding: Tensor) -> Processors:
+    """The processors, shown the padding that the model is not: they were made for lengths that count it."""
+    if padding.shape[1] == 0:
+        return processors
+    return lambda ids, scores: processors(cast(LongTensor, torch.cat([padding, ids], dim=1)), scores)
 
 
-def _asked_with_ids(criteria: StoppingCriteriaList, device: torch.device) -> Callable[[Sequence[int]], bool]:
+def _asked_with_ids(criteria: StoppingCriteriaList, padding: Tensor) -> Callable[[Sequence[int]], bool]:
     """The criteria as a question about all tokens so far."""
 
     def stop(context: Sequence[int]) -> bool:
-        return bool(criteria(torch.tensor([context], device=device), None).any())
+        ids = torch.cat([padding, padding.new_tensor([context])], dim=1)
+        return bool(criteria(ids, None).any())
 
     return stop

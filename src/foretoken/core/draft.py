@@ -105,10 +105,15 @@ class Draft:
         return self.select([node for node, depth in enumerate(self.depths) if depth <= max_depth])
 
     def main_chain(self) -> Draft:
-        """The most probable branch, for a target that verifies only chains; the first one where nothing is known."""
+        """The most probable branch, for a target that verifies only chains; the first one where nothing is known.
+
+        Also the first one where the nodes were sampled: to choose among samples by their chances would be another law.
+        """
         if self.is_chain:
             return self
         nodes: list[int] = []
         while children := self.children(nodes[-1] if nodes else -1):
-            nodes.append(max(children, key=lambda child: self.probs[child]) if self.probs else children[0])
+            nodes.append(
+                max(children, key=lambda child: self.probs[child]) if self.probs and not self.laws else children[0]
+            )
         return self.select(nodes)

@@ -47,7 +47,7 @@ class Choice:
         scores = self.process(ids, logits)
         if self.seed is None:
             return argmax(scores)
-        candidates = (scores > scores.max() - NOISE_RANGE).nonzero()[:, 0]
+        candidates = (scores >= scores.max() - NOISE_RANGE).nonzero()[:, 0]
         noise = gumbel(self.seed, ids.shape[1], candidates)
         return int(candidates[(scores[candidates].double() + noise).argmax()])
 

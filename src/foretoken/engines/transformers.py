@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,12 +47,14 @@ class TransformersTarget:
         self.model, self.choice = model, choice or Choice()
         self.max_length, self.prefill_chunk = max_length, prefill_chunk
         self._given_cache = cache
-        self.cache = rewindable_cache(model) if cache is None else checked_cache(model, cache)
+        own_cache = rewindable_cache(model)
+        self.cache = own_cache if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
         sliding = any(type(layer) is DynamicSlidingWindowLayer for layer in self.cache.layers)
         self.supports_trees = self._windows is not None and not sliding
-        self._rope_switch = rope_switch(model)
+        self._rope_switch, self._context = rope_switch(model), context_length(model)
         parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
         self._last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
         self._length = 0  # committed tokens: what the cache holds and, between keep and score, one more
@@ -59,13 +62,15 @@ class TransformersTarget:
 
     @property
     def max_draft_depth(self) -> int | None:
-        if self._rope_switch is None:
-            return None
-        border, keeps_changing = self._rope_switch
         num_tokens = self._length + 1  # with the last token, which the next score brings
-        if num_tokens > border:
-            return 0 if keeps_changing else None
-        return border - num_tokens
+        # Some models have no positions beyond their context, so that a draft must not reach there.
+        room = None if self._context is None else max(self._context - num_tokens, 0)
+        if self._rope_switch is not None:
+            border, keeps_changing = self._rope_switch
+            if num_tokens <= border:
+                return border - num_tokens
+            return 0 if keeps_changing else room
+        return room
 
     @property
     def ids(self) -> Tensor:
@@ -85,9 +90,11 @@ class TransformersTarget:
         self._draft = None
         self._length = len(prompt)
         self._set_ids(0, prompt)
-        while len(prompt) - start > self.prefill_chunk:
-            self._forward(self._ids[:, start : start + self.prefill_chunk], **self._last_row_only)
-            start += self.prefill_chunk
+        # Where frequencies depend on a forward's longest position, chunks would mix them.
+        chunk = self.prefill_chunk if self._rope_switch is None else len(prompt)
+        while len(prompt) - start > chunk:
+            self._forward(self._ids[:, start : start + chunk], **self._last_row_only)
+            start += chunk
             self.cache.crop(0)  # lets a sliding layer of a given cache drop what it needs no more
         logits = self._forward(self._ids[:, start : len(prompt)], **self._last_row_only)
         self.cache.crop(0)
@@ -117,6 +124,9 @@ class TransformersTarget:
 
     def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
         """Logits of the rows, [rows, vocab]; the cache grows by them."""
+        if self._takes_positions and "position_ids" not in extra:
+            start = self.cache.get_seq_length()
+            extra["position_ids"] = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
         outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, return_dict=True, **extra)
         logits: Tensor = outputs.logits[0]
         return logits
@@ -197,7 +207,10 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
             "use its own generate, or a model with attention in every layer."
         )
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    if model.config.is_encoder_decoder or not model.can_generate() or not takes_cache:
+    encodes = (
+        model.config.is_encoder_decoder or getattr(model.config, "is_decoder", None) is False
+    )  # BERT is the latter
+    if encodes or not model.can_generate() or not takes_cache:
         raise ForetokenError(
             f"{name} is not a decoder-only language model with a cache of keys and values: "
             "load one that AutoModelForCausalLM knows, such as Llama."
@@ -212,8 +225,8 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
 def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
     """The cache, ready to be cropped.
 
-    Only layers that hold one key and one value per token can: sparse attention's indexes, for one, come out otherwise
-    when several rows are scored at once, and recurrent states cannot go back at all.
+    Only layers that hold one key and one value per token are taken: recurrent states cannot go back, and the choices of
+    sparse attention's indexes, where they tie, depend on how many rows are scored at once.
 
     Raises:
         ForetokenError: If one of its layers cannot drop tokens.
@@ -239,9 +252,12 @@ def layer_windows(model: PreTrainedModel) -> dict[str, int | None] | None:
         or not takes_positions
         or getattr(config, "alibi", False)  # positions come from a two-dimensional mask there
         or not kinds <= {"full_attention", "sliding_attention"}
+        or "local" in getattr(config, "attention_layers", ())  # GPT-Neo's window counts rows, not positions
     ):
         return None
     if not kinds:
+        if window and not hasattr(sys.modules[type(model).__module__], "create_sliding_window_causal_mask"):
+            return None  # a window in the config that the model may ignore
         return {"sliding_attention" if window else "full_attention": window}
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
@@ -267,5 +283,12 @@ def _rope_parameters(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens that the model was made for, as its config says."""
-    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(length) if length and length > 0 else None
+    config = model.config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    if not length or length < 0:
+        return None
+    for rope in _rope_parameters(getattr(config, "rope_parameters", None) or {}):
+        scaled = rope.get("rope_type") in ("yarn", "linear", "dynamic")
+        if scaled and rope.get("original_max_position_embeddings", length) == length:
+            return int(length * rope.get("factor", 1.0))  # the config tells the length before it was stretched
+    return int(length)

@@ -207,10 +207,7 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
             "use its own generate, or a model with attention in every layer."
         )
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    encodes = (
-        model.config.is_encoder_decoder or getattr(model.config, "is_decoder", None) is False
-    )  # BERT is the latter
-    if encodes or not model.can_generate() or not takes_cache:
+    if _encodes(model) or not model.can_generate() or not takes_cache:
         raise ForetokenError(
             f"{name} is not a decoder-only language model with a cache of keys and values: "
             "load one that AutoModelForCausalLM knows, such as Llama."
@@ -220,6 +217,14 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
         if type(layer) is DynamicSlidingWindowLayer:
             cache.layers[i] = DynamicLayer()
     return checked_cache(model, cache)
+
+
+def _encodes(model: PreTrainedModel) -> bool:
+    """Whether rows see what comes after them: an encoder with a decoder, or one alone, as BERT is."""
+    blind = getattr(model.config, "is_decoder", None) is False and any(
+        getattr(module, "is_causal", True) is False for module in model.modules()
+    )
+    return bool(model.config.is_encoder_decoder) or blind
 
 
 def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:

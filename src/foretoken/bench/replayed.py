@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from foretoken.api.language_model import load
 from foretoken.bench.speed import NEW_TOKENS, read_prompts
+from foretoken.bench.traces import MIN_OUTPUT
 from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
@@ -30,14 +31,13 @@ def measure(prompts_per_kind: int, rounds: int) -> dict[str, Any]:
     engine = TransformersTarget(qwen2_half_billion())
     kinds: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
-    chosen = []
-    for prompt in read_prompts():
-        kinds[prompt["kind"]] = kinds.get(prompt["kind"], 0) + 1
-        if kinds[prompt["kind"]] <= prompts_per_kind:
-            chosen.append(prompt)
-    for prompt in track(chosen, description="replayed over 0.5B random weights"):
+    for prompt in track(read_prompts(), description="replayed over 0.5B random weights"):
         ids = lm.encode(prompt["prompt"])
         record = lm.generate(prompt["prompt"], max_new_tokens=NEW_TOKENS // 2, temperature=0.8, seed=0).tokens
+        kinds.setdefault(prompt["kind"], 0)
+        if len(record) < MIN_OUTPUT or kinds[prompt["kind"]] == prompts_per_kind:
+            continue
+        kinds[prompt["kind"]] += 1
         plain, drafted = [], []
         for _ in range(rounds):
             plain.append(_replay(engine, None, ids, record))

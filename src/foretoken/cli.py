@@ -263,18 +263,16 @@ def summary(stats: foretoken.DecodeStats) -> str:
 
 def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
     """One row a prompt."""
-    table = Table("prompt", title="plain and drafted, in turns")
-    for heading in ("tokens", "plain steps", "drafted steps", "plain s", "drafted s", "speed", "tokens/step"):
+    table = Table("prompt", title="plain → drafted, in turns")
+    for heading in ("tokens", "steps", "seconds", "speed", "tokens/step"):
         table.add_column(heading, justify="right")
     table.add_column("identical")
     for name, row in zip(names, rows, strict=True):
         table.add_row(
             name,
             str(len(row.plain.tokens)),
-            str(row.plain.stats.steps),
-            str(row.drafted.stats.steps),
-            f"{row.plain_seconds:.2f}",
-            f"{row.drafted_seconds:.2f}",
+            f"{row.plain.stats.steps} → {row.drafted.stats.steps}",
+            f"{row.plain_seconds:.2f} → {row.drafted_seconds:.2f}",
             f"{row.speed:.2f}x",
             f"{row.drafted.stats.acceptance_length:.2f}",
             "yes" if row.identical else "no",

@@ -209,21 +209,19 @@ def test_a_windows_mask_hides_what_is_further_back():
     ]
 
 
+def long_phi3() -> tf.PreTrainedModel:
+    """Phi-3's long variant with its border at 32 tokens."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    border = {"original_max_position_embeddings": 32}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **border, **factors}
+    config = tf.Phi3Config(**{**LLAMA, "max_position_embeddings": 128}, **border, rope_parameters=rope)
+    return tf.AutoModelForCausalLM.from_config(config).eval()
+
+
 def test_rotary_positions_that_switch_are_not_crossed():
     """Phi-3's long positions take other frequencies beyond a length, for every row of the forward that reaches it."""
-    sizes = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    config = tf.Phi3Config(
-        **{**LLAMA, "max_position_embeddings": 128},
-        original_max_position_embeddings=32,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "original_max_position_embeddings": 32,
-            **sizes,
-        },
-    )
     torch.manual_seed(1)
-    target = TransformersTarget(tf.AutoModelForCausalLM.from_config(config).eval())
+    target = TransformersTarget(long_phi3())
     answers = [
         [t for s in decode(target, drafter, [7, 3, 9], max_new_tokens=60) for t in s.tokens]
         for drafter in (None, RandomTrees(0, VOCAB))
@@ -301,18 +299,7 @@ def test_windows_that_a_model_may_ignore_leave_chains():
 
 
 def test_long_positions_are_not_mixed_by_chunks():
-    config = tf.Phi3Config(
-        **{**LLAMA, "max_position_embeddings": 128},
-        original_max_position_embeddings=32,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "original_max_position_embeddings": 32,
-            "short_factor": [1.0] * 4,
-            "long_factor": [4.0] * 4,
-        },
-    )
-    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    model = long_phi3()
     prompt = list(range(60))
     logits = [TransformersTarget(model, prefill_chunk=chunk).prefill(prompt).logits for chunk in (16, 4096)]
     torch.testing.assert_close(*logits)

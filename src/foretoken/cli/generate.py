@@ -1,20 +1,17 @@
-"""The command line: ``foretoken generate``, ``compare`` and ``check``."""
+"""``foretoken generate``, ``compare`` and ``check``: the commands that run a model."""
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import foretoken
+from foretoken.cli.console import err, out, print_json, write
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DRAFTERS
@@ -23,17 +20,6 @@ if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt
     from foretoken.check import Report
     from foretoken.compare import Comparison
-
-app = typer.Typer(
-    help="Makes a language model that you already run answer several times faster, with exactly the same text.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
-
-ACCEPTED, PLAIN = "\x1b[1;32m", "\x1b[0m"  # how an accepted guess is shown
 
 Stdin = Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from standard input.")]
 Model = Annotated[str, typer.Option(help='A model folder, a hub name, or "tiny", which comes with the package.')]
@@ -56,7 +42,6 @@ Dtype = Annotated[str, typer.Option(help='"float32", "bfloat16", "float16", or "
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda"; a GPU if there is one.')]
 
 
-@app.command()
 def generate(
     stdin: Stdin = None,
     model: Model = "tiny",
@@ -113,7 +98,6 @@ def generate(
         raise typer.Exit(130)
 
 
-@app.command()
 def compare(
     stdin: Stdin = None,
     model: Model = "tiny",
@@ -167,7 +151,6 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
 def check(
     model: Annotated[str, typer.Argument(help='A model folder, a hub name, or "tiny".')] = "tiny",
     prompt: PromptText = None,
@@ -297,35 +280,3 @@ def check_table(reports: Sequence[Report]) -> Table:
             f"token {first.position + 1}, best logits {first.gap:.2g} apart" if first else "none",
         )
     return table
-
-
-def write(text: str, accepted: bool = False) -> None:
-    """Write an answer's text at once and unchanged: tabs and control characters belong to it."""
-    sys.stdout.write(f"{ACCEPTED}{text}{PLAIN}" if accepted and out.is_terminal else text)
-    sys.stdout.flush()
-
-
-def print_json(value: Any) -> None:
-    """Print what a script will read."""
-    write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def main() -> None:
-    """Run the command; a bad input ends in one sentence and status 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer is not lost for a character that a terminal lacks
-    try:
-        app()
-    except ForetokenError as error:
-        err.print(f"foretoken: {error}", style="red")
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
-            raise
-        err.print(f"foretoken: This needs {error.name}: pip install 'foretoken[transformers]'.", style="red")
-        sys.exit(2)
-    except BrokenPipeError:  # whoever read the answer has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)

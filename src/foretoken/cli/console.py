@@ -1,0 +1,25 @@
+"""How the commands write: answers unchanged, JSON for scripts, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+
+out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+ACCEPTED, PLAIN = "\x1b[1;32m", "\x1b[0m"  # how an accepted guess is shown
+
+
+def write(text: str, accepted: bool = False) -> None:
+    """Write an answer's text at once and unchanged: tabs and control characters belong to it."""
+    sys.stdout.write(f"{ACCEPTED}{text}{PLAIN}" if accepted and out.is_terminal else text)
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Print what a script will read."""
+    write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")

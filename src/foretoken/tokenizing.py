@@ -1,0 +1,63 @@
+"""A tokenizer without its model: from a tokenizer.json, a model folder, the hub or the package."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from foretoken.core.errors import ForetokenError
+
+TINY = Path(__file__).parent / "models" / "tiny"
+
+
+def load_tokenizer(where: str) -> Tokenizer:
+    """The tokenizer that ``where`` names.
+
+    Args:
+        where: A tokenizer.json, plain or .gz; a folder with a model or with a tokenizer.json; a hub name; or "tiny".
+
+    Raises:
+        ForetokenError: If there is none.
+    """
+    path = TINY if where == "tiny" else Path(where).expanduser()
+    if path.is_file():
+        return _read(path)
+    if path.is_dir() and (path == TINY or not (path / "config.json").is_file()):
+        if not (path / "tokenizer.json").is_file():
+            raise ForetokenError(f"The folder {where!r} holds no tokenizer: it has no tokenizer.json.")
+        return _read(path / "tokenizer.json")
+    # A model's own settings can add tokens to those of its tokenizer.json.
+    from foretoken.api import loading
+
+    tokenizer = getattr(loading.load_tokenizer(where), "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ForetokenError(f"The model {where!r} has no fast tokenizer: put its tokenizer.json beside it.")
+    return tokenizer
+
+
+def batch_encoder(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[int]]]:
+    """Makes tokens of many texts at once, on all cores, each as it is: nothing added, nothing cut off."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode
+
+
+def _read(path: Path) -> Tokenizer:
+    try:
+        packed = path.read_bytes()
+        return Tokenizer.from_buffer(gzip.decompress(packed) if path.suffix == ".gz" else packed)
+    except OSError as error:
+        reason = error.strerror or "it is no gzip file"
+    except (EOFError, zlib.error):
+        reason = "it is damaged"
+    except Exception:  # tokenizers raises nothing narrower
+        reason = "it is not a tokenizer.json"
+    raise ForetokenError(f"The tokenizer {str(path)!r} could not be read: {reason}.")

@@ -119,9 +119,9 @@ class File:
             raise ForetokenError(f"The file {str(self.path)!r} could not be read: {error.strerror}.") from error
 
     def _text(self, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Piece]:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")  # line ends stay as they are
-        for i, piece in enumerate(cut(iter(lambda: text.read(PIECE), ""))):
-            yield Piece(piece, i == 0, raw.tell())
+        with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:  # line ends stay as they are
+            for i, piece in enumerate(cut(iter(lambda: text.read(PIECE), ""))):
+                yield Piece(piece, i == 0, raw.tell())
 
     def _lines(self, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Piece]:
         for number, line in enumerate(stream, start=1):

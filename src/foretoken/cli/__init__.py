@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from foretoken.cli import generate
+from foretoken.cli import corpus, generate
 from foretoken.cli.console import err
 from foretoken.core.errors import ForetokenError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for command in (generate.generate, generate.compare, generate.check):
     app.command()(command)
+app.add_typer(corpus.app, name="corpus")
 
 
 def main() -> None:

@@ -1,0 +1,122 @@
+"""``foretoken history``: the answers that drafters remember, and how to be rid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from foretoken.cli.console import err, out, print_json
+from foretoken.core.errors import ForetokenError
+
+if TYPE_CHECKING:
+    from foretoken.history import History, NamespaceStats
+
+HistoryFile = Annotated[Path | None, typer.Option("--history", help="The history's file, if it is not the usual one.")]
+Namespace = Annotated[str | None, typer.Option(help="Only the answers of this namespace.")]
+
+MAX_NAMED = 20  # more bad lines than this are only counted
+
+app = typer.Typer(help="Show, delete, save and load the answers that drafters remember.", no_args_is_help=True)
+
+
+@app.command()
+def stats(
+    history: HistoryFile = None,
+    namespace: Namespace = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
+) -> None:
+    """Show how much is remembered, a row for each namespace and tokenizer."""
+    with open_history(history) as answers:
+        rows = [row for row in answers.stats() if namespace in (None, row.namespace)]
+    if as_json:
+        print_json([as_dict(row) for row in rows])
+    elif rows:
+        out.print(stats_table(rows))
+    else:
+        err.print("Nothing is remembered.", style="dim")
+
+
+@app.command()
+def clear(
+    history: HistoryFile = None,
+    namespace: Namespace = None,
+    everything: Annotated[bool, typer.Option("--all", help="The answers of every namespace.")] = False,
+) -> None:
+    """Delete answers for good."""
+    if everything == (namespace is not None):
+        raise ForetokenError("Deleting is for one namespace or for all: give either --namespace or --all.")
+    with open_history(history) as answers:
+        err.print(f"{counted(answers.clear(namespace))} deleted.", style="dim")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="JSON lines, compressed if the name ends in .gz.")],
+    history: HistoryFile = None,
+    namespace: Namespace = None,
+) -> None:
+    """Save answers to a file, oldest first."""
+    with open_history(history) as answers:
+        err.print(f"{counted(answers.export(file, namespace))} exported.", style="dim")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What export saved.")],
+    history: HistoryFile = None,
+    namespace: Namespace = None,
+) -> None:
+    """Add the answers of a file; lines that hold none are named and passed over."""
+    with open_history(history) as answers:
+        result = answers.import_(file, namespace)
+    err.print(f"{counted(result.answers)} imported.", style="dim")
+    if bad := result.bad_lines:
+        named = ", ".join(map(str, bad[:MAX_NAMED]))
+        named += f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        lines = (
+            f"1 line was skipped: line {named}" if len(bad) == 1 else f"{len(bad)} lines were skipped: lines {named}"
+        )
+        err.print(f"{lines}.", style="yellow")
+
+
+def open_history(path: Path | None) -> History:
+    """The history, which here says what is wrong instead of going on without."""
+    from foretoken.history import History  # numpy, which no help needs
+
+    return History(path, strict=True)
+
+
+def counted(answers: int) -> str:
+    """How many answers, in words."""
+    return "1 answer" if answers == 1 else f"{answers} answers"
+
+
+def as_dict(row: NamespaceStats) -> dict[str, str | int]:
+    """A row for scripts."""
+    return {
+        "namespace": row.namespace,
+        "fingerprint": row.fingerprint,
+        "answers": row.answers,
+        "tokens": row.tokens,
+        "bytes": row.bytes,
+        "oldest": datetime.fromtimestamp(row.oldest, UTC).isoformat(),
+        "newest": datetime.fromtimestamp(row.newest, UTC).isoformat(),
+    }
+
+
+def stats_table(rows: Sequence[NamespaceStats]) -> Table:
+    """A row for each namespace and tokenizer, in the time of this place."""
+    table = Table("namespace", "tokenizer", title="answers that are remembered")
+    for heading in ("answers", "tokens", "bytes", "oldest", "newest"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        oldest, newest = (datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M") for when in (row.oldest, row.newest))
+        table.add_row(
+            row.namespace, row.fingerprint, f"{row.answers:,}", f"{row.tokens:,}", f"{row.bytes:,}", oldest, newest
+        )
+    return table

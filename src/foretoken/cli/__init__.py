@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from foretoken.cli import corpus, generate
+from foretoken.cli import corpus, generate, history
 from foretoken.cli.console import err
 from foretoken.core.errors import ForetokenError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 for command in (generate.generate, generate.compare, generate.check):
     app.command()(command)
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(history.app, name="history")
 
 
 def main() -> None:

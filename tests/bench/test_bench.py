@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections import Counter
 
 import pytest
@@ -12,7 +11,6 @@ from foretoken.bench import speed
 from foretoken.bench.loops import loops
 from foretoken.bench.overhead import half_predictable
 from foretoken.bench.speed import Row, read_prompts, summarise
-from foretoken.bench.traces import prompt_text, read_traces
 
 
 def row(**changes) -> Row:
@@ -65,20 +63,3 @@ def test_the_prompts_are_thirty_of_four_kinds():
     for prompt in prompts:
         if prompt["kind"] == "edit":
             ast.parse(prompt["prompt"].split("# Before:\n")[1].split("\n# After")[0])
-
-
-def test_traces_follow_the_convention(tmp_path):
-    rows = [
-        {"prompt": [{"role": "user", "content": "hi"}, {"role": "system", "content": "x"}], "output": "y" * 500},
-        {"prompt": "short", "output": "y" * 15},
-        {"prompt": "z" * 7000, "output": "y" * 16},
-        {"prompt": "late", "output": "y" * 16},
-    ]
-    path = tmp_path / "traces.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    traces = list(read_traces(path, lambda text: [ord(c) for c in text], limit=2))
-    assert prompt_text(rows[0]["prompt"]) == "user: hi\nsystem: x"
-    assert [(len(trace.prompt), len(trace.record)) for trace in traces] == [
-        (len("user: hi\nsystem: x"), 400),
-        (6000, 16),
-    ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import defaultdict
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer
 
-from foretoken.bench.traces import Trace, read_traces, replay
 from foretoken.drafters import AdaptiveNgram
+from foretoken.replay.read import Reading, Trace, read_log
+from foretoken.replay.score import Job, score
 
 
 def steps_by_hand(traces: Sequence[Trace], max_order: int, budget: int) -> tuple[int, int]:
@@ -54,13 +53,12 @@ def steps_by_hand(traces: Sequence[Trace], max_order: int, budget: int) -> tuple
     return tokens, steps
 
 
-def test_acceptance_is_that_of_a_second_implementation(pytestconfig, tmp_path):
+def test_acceptance_is_that_of_a_second_implementation(pytestconfig):
     data = pytestconfig.getoption("--data")
     if data is None or not (data / "traces").is_dir():
         pytest.skip("no recorded answers: give their folder with --data")
-    with gzip.open(data / "tokenizers" / "qwen2_tokenizer.json.gz", "rt", encoding="utf-8") as packed:
-        tokenizer = Tokenizer.from_str(packed.read())
+    reading = Reading(str(data / "tokenizers" / "qwen2_tokenizer.json.gz"), limit=6)
     for path in sorted((data / "traces").glob("*.jsonl.gz")):
-        traces = list(read_traces(path, lambda text: tokenizer.encode(text).ids, limit=6))
-        stats = replay(traces, AdaptiveNgram(), budget=10)
-        assert (stats.tokens, stats.steps) == steps_by_hand(traces, 5, 10), path.name
+        row = score(Job(str(path), path.name, "anpd", AdaptiveNgram, 10, True, reading)).row()
+        traces = read_log(str(path), reading).traces
+        assert (row["tokens"], row["steps"]) == steps_by_hand(traces, 5, 10), path.name

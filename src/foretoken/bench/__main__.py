@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from tokenizers import Tokenizer
 from transformers.utils import logging
 
 from foretoken.bench import overhead, replayed, speed, traces
 from foretoken.bench.provenance import provenance
-from foretoken.drafters import DRAFTERS
 
 PARTS = ("speed", "overhead", "replayed", "traces")
 console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -30,7 +27,7 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help='"cpu", "cuda"; a GPU if there is one.')] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of recorded answers, *.jsonl.gz.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer.json to read them with, plain or .gz.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="The tokenizer.json to read them with, plain or .gz.")] = None,
     limit: Annotated[int, typer.Option(help="Answers of each file.")] = 24,
 ) -> None:
     """Measure speed, overhead, replayed gain and, where there is data, acceptance on recorded answers."""
@@ -52,25 +49,12 @@ def run(
             console.print(markdown(results[part]["rows"]))
             console.print(markdown([{key: results[part][key] for key in ("gain", "acceptance_length", "share")}]))
         elif data is not None and tokenizer is not None:
-            results[part] = replay_files(data, tokenizer, limit)
+            results[part] = traces.measure(data, tokenizer, limit)
             console.print(markdown(results[part]))
         # Written part by part, so that a run that is stopped keeps what it measured.
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"written to {out}")
-
-
-def replay_files(data: Path, tokenizer_file: Path, limit: int) -> list[dict[str, Any]]:
-    """Acceptance of every drafter at ten drafted tokens a step on every file of recorded answers."""
-    packed = tokenizer_file.read_bytes()
-    tokenizer = Tokenizer.from_buffer(gzip.decompress(packed) if tokenizer_file.suffix == ".gz" else packed)
-    rows = []
-    for path in sorted(data.glob("*.jsonl.gz")):
-        items = list(traces.read_traces(path, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, limit))
-        for name, make in DRAFTERS.items():
-            stats = traces.replay(items, make(), budget=10)
-            rows.append({"file": path.name, "drafter": name, "budget": 10} | stats.as_dict())
-    return rows
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,49 +1,24 @@
-"""Where a number comes from: the commit, the versions, the machine."""
+"""Where a speed comes from: the code and the machine, the workload, the model's libraries."""
 
 from __future__ import annotations
 
 import hashlib
-import platform
-import subprocess
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from foretoken.replay.provenance import code_and_machine
 
 
 def provenance(workload: str, seed: int) -> dict[str, Any]:
     """What somebody needs to measure the same again."""
     return {
-        "foretoken": version("foretoken"),
-        "commit": _commit(),
+        **code_and_machine(),
         "workload_sha256": hashlib.sha256(workload.encode()).hexdigest(),
         "seed": seed,
-        "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "machine": platform.machine(),
-        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this file lies in, with a plus where it has been changed."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.check_output(["git", "-C", here, "rev-parse", "--short", "HEAD"], text=True, stderr=-3)
-        changed = subprocess.check_output(["git", "-C", here, "status", "--porcelain", "-uno"], text=True, stderr=-3)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.strip() + ("+" if changed.strip() else "")
-
-
-def _processor() -> str:
-    """The processor's name, as Linux gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

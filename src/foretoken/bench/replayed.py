@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from foretoken.api.language_model import load
 from foretoken.bench.speed import NEW_TOKENS, read_prompts
-from foretoken.bench.traces import MIN_OUTPUT
 from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
@@ -19,6 +18,7 @@ from foretoken.core.stats import DecodeStats
 from foretoken.drafters import AdaptiveNgram
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers import TransformersTarget
+from foretoken.replay.read import MIN_OUTPUT
 
 
 def measure(prompts_per_kind: int, rounds: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from foretoken.cli import corpus, generate, history
+from foretoken.cli import corpus, generate, history, replay, tune
 from foretoken.cli.console import err
 from foretoken.core.errors import ForetokenError
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (generate.generate, generate.compare, generate.check):
+for command in (generate.generate, generate.compare, generate.check, replay.replay, tune.tune):
     app.command()(command)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(history.app, name="history")

@@ -1,0 +1,239 @@
+"""``foretoken replay``: drafters on recorded answers, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from foretoken.cli.console import err, out
+from foretoken.core.errors import ForetokenError
+from foretoken.drafters import DRAFTERS
+
+if TYPE_CHECKING:
+    from foretoken.replay.read import Reading
+    from foretoken.replay.score import Job, Score
+
+SHOWN = 5  # skipped lines that are named for each file
+
+Files = Annotated[list[Path], typer.Argument(help="JSON lines with prompt and output, plain, .gz or .xz.")]
+TokenizerName = Annotated[
+    str, typer.Option("--tokenizer", help='A tokenizer.json, plain or .gz, a model folder, a hub name, or "tiny".')
+]
+DrafterNames = Annotated[
+    list[str] | None, typer.Option("--drafter", help=f"Of {', '.join(DRAFTERS)}; may be given again; all where none.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="The first answers of each file of 16 tokens or more; else all.")
+]
+MaxOutput = Annotated[int, typer.Option(min=16, help="The first tokens of an answer, which are replayed.")]
+MaxPrompt = Annotated[int, typer.Option(min=1, help="The last tokens of a prompt, which are read.")]
+Followups = Annotated[bool, typer.Option("--followups", help="Later turns too, each after all text before it.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write a page with plots to this file.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time; all cores where not given.")]
+RayAddress = Annotated[str | None, typer.Option("--ray", help="Run on the Ray cluster at this address.")]
+
+
+def replay(
+    files: Files,
+    tokenizer: TokenizerName,
+    drafter: DrafterNames = None,
+    budget: Annotated[
+        list[int] | None, typer.Option(min=0, max=1024, help="Tokens to draft for each step; may be given again; 10.")
+    ] = None,
+    chains: Annotated[bool, typer.Option("--chains", help="A target that verifies only chains, not trees.")] = False,
+    limit: Limit = None,
+    max_output: MaxOutput = 400,
+    max_prompt: MaxPrompt = 6000,
+    followups: Followups = False,
+    json_file: JsonFile = None,
+    html_file: HtmlFile = None,
+    jobs: Jobs = None,
+    ray: RayAddress = None,
+) -> None:
+    """Score drafters on recorded answers, without a model.
+
+    The record chooses the tokens, so acceptance is what it would have been while the answer was given. A drafter starts
+    each file empty and keeps what it remembers from answer to answer. Tokens per step are counted after the prefill,
+    the target's own token with them; draft and update times are means in microseconds.
+    """
+    from foretoken.replay import report
+    from foretoken.replay.plan import make_jobs
+    from foretoken.replay.read import Reading
+    from foretoken.replay.score import with_answers
+
+    check_outputs(json_file, html_file)
+    reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
+    scores = run(make_jobs(files, drafter, budget or [10], not chains, reading), jobs, ray)
+    report_skipped(scores)
+    scores = with_answers(scores)
+    out.print(figures_table(scores))
+    calibration = report.calibration(scores)
+    if calibration:
+        out.print(calibration_table(scores))
+    if json_file is not None:
+        options = {"verifies": "chains" if chains else "trees"} | reading_options(reading)
+        rows = [score.row() for score in scores]
+        found = {"rows": rows, "calibration": calibration, "tasks": report.tasks(scores), "skipped": skipped(scores)}
+        write_json(json_file, options, found)
+    if html_file is not None:
+        write_text(html_file, report.replay_page(scores))
+
+
+def run(jobs: Sequence[Job], processes: int | None, ray: str | None) -> list[Score]:
+    """Run the jobs under a progress bar."""
+    from foretoken.replay.run import run_jobs
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
+        task = progress.add_task("replaying", total=len(jobs))
+
+        def done(job: Job) -> None:
+            progress.update(task, advance=1, description=f"{job.label}: {job.drafter}, budget {job.budget}")
+
+        return run_jobs(jobs, processes, ray, done)
+
+
+def skipped(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Every line that was passed over, once."""
+    files = {score.job.path: score for score in scores}.values()
+    return [{"file": score.job.label, "line": line, "reason": why} for score in files for line, why in score.skipped]
+
+
+def report_skipped(scores: Sequence[Score]) -> None:
+    """Name the lines that could not be used, on standard error."""
+    for score in {score.job.path: score for score in scores}.values():
+        if score.skipped:
+            named = "; ".join(f"line {line}: {reason}" for line, reason in score.skipped[:SHOWN])
+            more = len(score.skipped) - SHOWN
+            rest = f"; and {more} more" if more > 0 else ""
+            err.print(f"{score.job.label}: skipped {len(score.skipped)}: {named}{rest}", style="yellow")
+        if not score.items:
+            err.print(f"{score.job.label}: no answer to replay", style="yellow")
+
+
+def figures_table(scores: Sequence[Score]) -> Table:
+    """A row for each score, and one for each drafter and budget on all files."""
+    from foretoken.replay.score import figures
+
+    table = numbers_table(
+        ["file", "drafter"],
+        ["budget", "tokens", "tokens\n/step", "drafted\n/step", "accepted", "draft\nµs", "update\nµs/tok."],
+        "on recorded answers",
+    )
+
+    def add(file: str, group: Sequence[Score]) -> None:
+        numbers = figures(group)
+        table.add_row(
+            file,
+            group[0].job.drafter,
+            str(group[0].job.budget),
+            str(numbers["tokens"]),
+            f"{numbers['tokens_per_step']:.3f}",
+            f"{numbers['drafted_per_step']:.2f}",
+            f"{numbers['accept_rate']:.1%}",
+            f"{numbers['draft_us']:.1f}",
+            f"{numbers['update_us_per_token']:.1f}",
+        )
+
+    for score in scores:
+        add(score.job.title, [score])
+    groups = by_drafter(scores)
+    if len(scores) > len(groups):
+        table.add_section()
+        for group in groups:
+            add("all", group)
+    return table
+
+
+def numbers_table(names: Sequence[str], numbers: Sequence[str], title: str) -> Table:
+    """A table whose names break before a number does."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in names:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def by_drafter(scores: Sequence[Score]) -> list[list[Score]]:
+    """The scores of each drafter and budget over all files."""
+    groups: dict[tuple[str, int], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.job.drafter, score.job.budget), []).append(score)
+    return list(groups.values())
+
+
+def calibration_table(scores: Sequence[Score]) -> Table:
+    """How the probabilities kept, over all files, for the drafters that give them."""
+    from foretoken.replay.calibration import Reliability
+
+    table = numbers_table(
+        ["drafter"],
+        ["budget", "guesses", "expected\nerror", "0 to 1/3", "1/3 to 2/3", "2/3 to 1"],
+        "calibration: chance given → share that was right",
+    )
+    for group in by_drafter(scores):
+        whole = Reliability.total(score.reliability for score in group)
+        if not sum(whole.nodes):
+            continue
+        cells = []
+        for start in (0, 5, 10):  # thirds of the 15 bins
+            nodes = sum(whole.nodes[start : start + 5])
+            chance, right = sum(whole.chances[start : start + 5]), sum(whole.right[start : start + 5])
+            cells.append(f"{chance / nodes:.2f} → {right / nodes:.2f}" if nodes else "")
+        job = group[0].job
+        table.add_row(job.drafter, str(job.budget), str(sum(whole.nodes)), f"{whole.error:.3f}", *cells)
+    return table
+
+
+def reading_options(reading: Reading) -> dict[str, Any]:
+    """What the numbers depend on, for their provenance."""
+    return {
+        "tokenizer": Path(reading.tokenizer).name,
+        "limit": reading.limit,
+        "max_prompt": reading.max_prompt,
+        "max_output": reading.max_output,
+        "followups": reading.followups,
+    }
+
+
+def check_outputs(json_file: Path | None, html_file: Path | None) -> None:
+    """Refuse before the work what would fail after it.
+
+    Raises:
+        ForetokenError: If a file cannot be written or a page not be made.
+    """
+    if html_file is not None:
+        from foretoken.replay.report import require_plotly
+
+        require_plotly()
+    for path in (json_file, html_file):
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("a").close()
+            except OSError as error:
+                raise ForetokenError(f"The file {str(path)!r} could not be written: {error.strerror}.") from error
+
+
+def write_json(path: Path, options: dict[str, Any], found: dict[str, Any]) -> None:
+    """Write numbers with where they come from."""
+    from foretoken.replay.provenance import code_and_machine
+
+    write_text(
+        path, json.dumps({"provenance": code_and_machine() | options} | found, ensure_ascii=False, indent=1) + "\n"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file and say so."""
+    path.write_text(text, encoding="utf-8")
+    err.print(f"written to {path}", style="dim")

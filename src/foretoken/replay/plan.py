@@ -1,0 +1,39 @@
+"""What to run: a job for each file, drafter and budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from foretoken.core.errors import ForetokenError
+from foretoken.drafters import DRAFTERS, make_drafter
+from foretoken.replay.read import Reading
+from foretoken.replay.score import Job
+
+
+def make_jobs(
+    files: Sequence[Path], drafters: Sequence[str] | None, budgets: Sequence[int], trees: bool, reading: Reading
+) -> list[Job]:
+    """A job for each file, drafter and budget.
+
+    Raises:
+        ForetokenError: If a file is missing or a drafter unknown.
+    """
+    for path in files:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ForetokenError(f"The file {str(path)!r} could not be read: {error.strerror}.") from error
+    names = list(dict.fromkeys(drafters or DRAFTERS))
+    for name in names:
+        make_drafter(name)
+    paths = list(dict.fromkeys(files))
+    times = Counter(path.name for path in paths)
+    labels = {path: path.name if times[path.name] == 1 else str(path) for path in paths}
+    return [
+        Job(str(path), labels[path], name, DRAFTERS.get(name), size, trees, reading)
+        for path in paths
+        for name in names
+        for size in dict.fromkeys(budgets)
+    ]

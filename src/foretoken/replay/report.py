@@ -1,0 +1,319 @@
+"""The figures as one page that needs nothing else: plots of what was accepted, what it took and what was known."""
+
+from __future__ import annotations
+
+import html
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from foretoken.core.errors import ForetokenError
+from foretoken.replay.calibration import BINS, Reliability
+from foretoken.replay.score import Item, Score, figures, total
+from foretoken.replay.tune import Advice
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+COLOURS = ("#2a6fdb", "#e07b39", "#3a9d5d", "#8e5bb5", "#c23b4e", "#6b7280")
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 1000px; margin: 2em auto;
+  padding: 0 1em }
+h1 { font-size: 1.6em; margin-bottom: 0 } h2 { font-size: 1.15em; margin: 2em 0 0 } p { margin: .3em 0 }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .9em .2em 0; text-align: right }
+th { border-bottom: 1px solid #cbd2d9; font-weight: 600 } td:first-child, th:first-child { text-align: left }
+pre { background: #f4f6f8; padding: .7em 1em; overflow-x: auto } .note { color: #616e7c }
+"""
+
+
+def require_plotly() -> None:
+    """Say at once that a page cannot be made, not after all the work.
+
+    Raises:
+        ForetokenError: If plotly is missing.
+    """
+    if find_spec("plotly") is None:
+        raise ForetokenError("A page needs plotly: pip install 'foretoken[report]'.")
+
+
+def replay_page(scores: Sequence[Score]) -> str:
+    """The page of ``foretoken replay``."""
+    scores = [score for score in scores if score.items]
+    sections = [
+        ("Tokens for each step, by task", "", _by_task(scores)),
+        (
+            "Tokens for each step against drafted tokens",
+            "All files together, the budget written at each point. Higher: fewer forwards; left: less to check.",
+            _by_budget(scores),
+        ),
+        _calibration_section(scores),
+    ]
+    answers = max(sum(len(score.items) for score in group) for group in _grouped(scores).values())
+    files = len({score.job.label for score in scores})
+    return _page("Drafters on recorded answers", f"<p>{answers} answers of {files} files.</p>", sections)
+
+
+def tune_page(advice: Advice, scores: Sequence[Score], costs: str) -> str:
+    """The page of ``foretoken tune``."""
+    best = advice.best.setting
+    scores = [score for score in scores if score.items]
+    chosen = [score for score in scores if (score.job.drafter, score.job.budget) == (best.drafter, best.budget)]
+    tree_runs = [score for score in chosen if score.job.trees]
+    sections = [
+        (
+            "Expected speed over plain decoding",
+            f"Forwards cost {html.escape(costs)}; whiskers hold 95 % of resampled answers; the time of drafting itself "
+            "is not in it.",
+            _speeds(advice),
+        ),
+        _calibration_section(scores),
+    ]
+    if chosen:
+        sections.insert(1, ("Tokens for each step with the best drafter, by task", "", _by_task(tree_runs or chosen)))
+    lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(advice))
+    return _page("Settings for these logs", lead, sections)
+
+
+def sentences(advice: Advice) -> list[str]:
+    """The advice in words."""
+    best = advice.best
+    if best.setting.budget == 0:
+        said = "No drafter pays on these logs at these costs: decode plainly (--drafter none)."
+    else:
+        kind = "trees" if best.setting.trees else "chains"
+        said = (
+            f"Use --drafter {best.setting.drafter} --budget {best.setting.budget} ({kind}): expect "
+            f"{best.speed:.2f}x ({best.low:.2f} to {best.high:.2f}), {best.tokens_per_step:.2f} tokens a step."
+        )
+    config, outcome = advice.ngram[0]
+    return [
+        said,
+        f"For vLLM's ngram method, replayed with an emulation: {_flat(config)}; expect {outcome.speed:.2f}x "
+        f"({outcome.low:.2f} to {outcome.high:.2f}).",
+        f"For vLLM's suffix method, unmeasured, the closest counterpart: {_flat(advice.suffix)}.",
+    ]
+
+
+def tasks(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Figures by task, for JSON and the page; the file's name where the log names no task."""
+    rows = []
+    for (drafter, budget, trees), group in _grouped(scores).items():
+        for task, items in _items_by_task(group).items():
+            stats = total(item.stats for item in items)
+            rows.append(
+                {
+                    "task": task,
+                    "drafter": drafter,
+                    "budget": budget,
+                    "trees": trees,
+                    "answers": len(items),
+                    "tokens": stats.tokens,
+                    "tokens_per_step": stats.acceptance_length,
+                    "accept_rate": stats.acceptance_rate,
+                }
+            )
+    return rows
+
+
+def calibration(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Reliability of each drafter that gives probabilities, on each file, for JSON."""
+    return [
+        {"file": score.job.label, "drafter": score.job.drafter, "budget": score.job.budget, "trees": score.job.trees}
+        | score.reliability.as_dict()
+        for score in scores
+        if sum(score.reliability.nodes)
+    ]
+
+
+def _grouped(scores: Iterable[Score]) -> dict[tuple[str, int, bool], list[Score]]:
+    groups: dict[tuple[str, int, bool], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.job.drafter, score.job.budget, score.job.trees), []).append(score)
+    return groups
+
+
+def _items_by_task(scores: Sequence[Score]) -> dict[str, list[Item]]:
+    items: dict[str, list[Item]] = {}
+    for score in scores:
+        for item in score.items:
+            items.setdefault(item.task or score.job.title, []).append(item)
+    return items
+
+
+def _flat(config: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in config.items() if key != "method")
+
+
+def _colour(names: Iterable[str]) -> dict[str, str]:
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _by_task(scores: Sequence[Score]) -> go.Figure:
+    """A dot for each drafter on each task, at one budget: many tasks stay readable where bars would not."""
+    import plotly.graph_objects as go
+
+    budget = scores[0].job.budget
+    rows = [row for row in tasks(scores) if row["budget"] == budget]
+    of_task: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        of_task[row["task"]].append(row["tokens_per_step"])
+    order = sorted(of_task, key=lambda task: max(of_task[task]))
+    figure = go.Figure()
+    for drafter, colour in _colour(row["drafter"] for row in rows).items():
+        mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
+        shown = [task for task in order if task in mine]
+        figure.add_scatter(
+            x=[mine[task]["tokens_per_step"] for task in shown],
+            y=shown,
+            customdata=[[mine[task]["accept_rate"], mine[task]["answers"]] for task in shown],
+            hovertemplate="%{y}: %{x:.2f} tokens/step, %{customdata[0]:.0%} accepted, %{customdata[1]} answers",
+            mode="markers",
+            marker={"size": 11, "color": colour, "opacity": 0.9},
+            name=drafter,
+        )
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=order, automargin=True)
+    # From 1, which is plain decoding.
+    most = max(row["tokens_per_step"] for row in rows)
+    figure.update_xaxes(title=f"tokens per step, budget {budget}", range=[1 - 0.02 * (most - 1), 1 + 1.05 * (most - 1)])
+    return _styled(figure, height=130 + 24 * len(order))
+
+
+def _by_budget(scores: Sequence[Score]) -> go.Figure:
+    import plotly.graph_objects as go
+
+    points: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for (drafter, budget, _), group in _grouped(scores).items():
+        points[drafter].append((budget, figures(group)))
+    figure = go.Figure()
+    for i, (drafter, colour) in enumerate(_colour(points).items()):
+        found = sorted(points[drafter], key=lambda point: point[0])
+        figure.add_scatter(
+            x=[numbers["drafted_per_step"] for _, numbers in found],
+            y=[numbers["tokens_per_step"] for _, numbers in found],
+            text=[str(budget) for budget, _ in found],
+            hovertemplate="budget %{text}: %{x:.2f} drafted, %{y:.2f} tokens",
+            mode="lines+markers+text",
+            textposition=("top left", "bottom right", "top center", "bottom center")[i % 4],
+            textfont={"color": colour, "size": 12},
+            cliponaxis=False,
+            marker={"size": 9, "color": colour},
+            line={"color": colour, "width": 2},
+            name=drafter,
+        )
+    figure.update_xaxes(title="drafted tokens per step", rangemode="tozero")
+    figure.update_yaxes(title="tokens per step")
+    return _styled(figure, height=430)
+
+
+def _speeds(advice: Advice) -> go.Figure:
+    import plotly.graph_objects as go
+
+    lines: dict[str, list[tuple[int, float, float, float]]] = defaultdict(list)
+    for outcome in advice.outcomes:
+        if outcome.setting.budget:
+            name = outcome.setting.drafter + (", trees" if outcome.setting.trees else ", chains")
+            lines[name].append((outcome.setting.budget, outcome.speed, outcome.low, outcome.high))
+    for config, outcome in advice.ngram:
+        low, high = config["prompt_lookup_min"], config["prompt_lookup_max"]
+        if (low, high) == tuple(advice.ngram[0][0][key] for key in ("prompt_lookup_min", "prompt_lookup_max")):
+            name = f"vLLM ngram {low}-{high}, emulated"
+            lines[name].append((outcome.setting.budget, outcome.speed, outcome.low, outcome.high))
+    figure = go.Figure()
+    shift = 0.16  # whiskers of several drafters at one budget stand side by side
+    for i, (name, colour) in enumerate(_colour(lines).items()):
+        found = sorted(lines[name])
+        figure.add_scatter(
+            x=[budget + shift * (i - (len(lines) - 1) / 2) for budget, *_ in found],
+            y=[speed for _, speed, _, _ in found],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - speed for _, speed, _, high in found],
+                "arrayminus": [speed - low for _, speed, low, _ in found],
+                "thickness": 1.4,
+                "width": 4,
+            },
+            text=[str(budget) for budget, *_ in found],
+            hovertemplate="budget %{text}: %{y:.2f}x",
+            mode="lines+markers",
+            marker={"size": 8, "color": colour},
+            line={"color": colour, "width": 2},
+            name=name,
+        )
+    budgets = sorted({budget for found in lines.values() for budget, *_ in found})
+    figure.add_hline(y=1, line={"color": "#9aa5b1", "dash": "dot"})
+    figure.update_xaxes(title="budget, drafted tokens at most", tickvals=budgets)
+    figure.update_yaxes(title="speed, plain = 1")
+    return _styled(figure, height=460)
+
+
+def _calibration_section(scores: Sequence[Score]) -> tuple[str, str, go.Figure | None]:
+    title = "Calibration: how often a guess was right against the chance it was given"
+    found: dict[str, Reliability] = {}
+    for drafter in dict.fromkeys(score.job.drafter for score in scores):
+        whole = Reliability.total(score.reliability for score in scores if score.job.drafter == drafter)
+        if sum(whole.nodes):
+            found[drafter] = whole
+    if not found:
+        return title, "No drafter here gives probabilities.", None
+    said = f"On the diagonal is right. {BINS} bins; the larger the point, the more guesses. All budgets together."
+    return title, said, _reliability(found)
+
+
+def _reliability(found: dict[str, Reliability]) -> go.Figure:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": "#9aa5b1", "dash": "dot"}, hoverinfo="skip", showlegend=False
+    )
+    for drafter, colour in _colour(found).items():
+        bins = found[drafter].as_dict()["bins"]
+        most = max(row["nodes"] for row in bins)
+        figure.add_scatter(
+            x=[row["mean_prob"] for row in bins],
+            y=[row["right"] for row in bins],
+            customdata=[row["nodes"] for row in bins],
+            hovertemplate="given %{x:.2f}, right %{y:.2f}, %{customdata} guesses",
+            mode="lines+markers",
+            marker={"size": [6 + 16 * (row["nodes"] / most) ** 0.5 for row in bins], "color": colour},
+            line={"color": colour, "width": 1.5},
+            name=f"{drafter}, expected error {found[drafter].error:.3f}",
+        )
+    figure.update_xaxes(title="chance given, if its parent is right", range=[-0.03, 1.03])
+    figure.update_yaxes(title="share that was right", range=[-0.03, 1.03])
+    return _styled(figure, height=520, width=680)
+
+
+def _styled(figure: go.Figure, height: int, width: int | None = None) -> go.Figure:
+    figure.update_layout(
+        template="simple_white",
+        height=height,
+        width=width,
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"},
+        margin={"l": 60, "r": 30, "t": 50, "b": 60},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"},
+        showlegend=True,
+    )
+    figure.update_xaxes(showgrid=True, gridcolor="#e4e7eb")
+    figure.update_yaxes(showgrid=True, gridcolor="#e4e7eb")
+    return figure
+
+
+def _page(title: str, lead: str, sections: Sequence[tuple[str, str, go.Figure | None]]) -> str:
+    """One file with plotly in it, so that it opens without a network."""
+    parts = []
+    loaded = False
+    for heading, said, figure in sections:
+        parts.append(f"<h2>{html.escape(heading)}</h2>" + (f'<p class="note">{said}</p>' if said else ""))
+        if figure is not None:
+            config = {"displayModeBar": False, "responsive": True}
+            parts.append(figure.to_html(full_html=False, include_plotlyjs=not loaded, config=config))
+            loaded = True
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{lead}\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )

@@ -1,0 +1,209 @@
+"""One drafter on one file: the task that every process runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from foretoken.core.budget import FixedBudget
+from foretoken.core.contracts import Drafter, Step
+from foretoken.core.decode import decode
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
+from foretoken.core.stats import DecodeStats
+from foretoken.engines.replay import ReplayTarget
+from foretoken.replay.calibration import Reliability
+from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
+
+Make = Callable[[], Drafter]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A drafter and a file.
+
+    Args:
+        path: The file.
+        label: How results name it.
+        drafter: How results name the drafter.
+        make: Makes one, in the process that runs the job, so it must pickle; None decodes plainly.
+        budget: Tokens to draft for each step.
+        trees: Whether the target verifies trees, or only their main chains.
+        reading: Which items, and how.
+    """
+
+    path: str
+    label: str
+    drafter: str
+    make: Make | None
+    budget: int
+    trees: bool
+    reading: Reading
+
+    @property
+    def title(self) -> str:
+        """The label as tables and plots show it."""
+        return re.sub(r"\.jsonl(\.gz|\.xz)?$", "", self.label)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one answer took.
+
+    Attributes:
+        task: Its kind, where the log says one.
+        stats: The counts of its decode.
+        rows: How many steps ran how many rows, the last committed token's and the drafted ones.
+    """
+
+    task: str | None
+    stats: DecodeStats
+    rows: Counter[int]
+
+
+@dataclass
+class Score:
+    """What a job found.
+
+    Attributes:
+        job: The job.
+        items: An entry for each answer, in the order of the file.
+        skipped: As ``Log.skipped``.
+        short: As ``Log.short``.
+        branched: Whether any verified draft was not a chain.
+        draft_seconds: Spent in ``propose``.
+        proposals: How often ``propose`` was called.
+        update_seconds: Spent in ``observe``.
+        reliability: How the probabilities kept; empty where the drafter gives none.
+    """
+
+    job: Job
+    items: list[Item] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    short: int = 0
+    branched: bool = False
+    draft_seconds: float = 0.0
+    proposals: int = 0
+    update_seconds: float = 0.0
+    reliability: Reliability = field(default_factory=Reliability)
+
+    def row(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        return {"file": self.job.label, "drafter": self.job.drafter, "budget": self.job.budget} | figures([self])
+
+
+def with_answers(scores: Sequence[Score]) -> list[Score]:
+    """The scores of the files that had an answer to replay.
+
+    Raises:
+        ForetokenError: If none had.
+    """
+    found = [score for score in scores if score.items]
+    if not found:
+        files = {score.job.path: score for score in scores}.values()
+        bad, short = sum(len(score.skipped) for score in files), sum(score.short for score in files)
+        raise ForetokenError(
+            f"There is no answer to replay: {bad} lines are unusable, {short} answers have under {MIN_OUTPUT} tokens."
+        )
+    return found
+
+
+def figures(scores: Sequence[Score]) -> dict[str, Any]:
+    """The figures of all scores together, with the keys that the rows have.
+
+    ``tokens`` are all of the answers; the first of each comes from the prefill, so ``tokens_per_step`` is
+    (tokens - answers) / steps. ``draft_us`` is the mean of one ``propose`` and ``update_us_per_token`` the time in
+    ``observe`` by tokens, both after a warm-up: means, because their sum is what a user waits for.
+    """
+    stats = total(item.stats for score in scores for item in score.items)
+    proposals = sum(score.proposals for score in scores)
+    return {
+        "tokens": stats.tokens,
+        "steps": stats.steps,
+        "tokens_per_step": stats.acceptance_length,
+        "drafted_per_step": stats.drafted / stats.steps if stats.steps else 0.0,
+        "accept_rate": stats.acceptance_rate,
+        "draft_us": 1e6 * sum(score.draft_seconds for score in scores) / (proposals or 1),
+        "update_us_per_token": 1e6 * sum(score.update_seconds for score in scores) / (stats.tokens or 1),
+    }
+
+
+def total(parts: Iterable[DecodeStats]) -> DecodeStats:
+    """The counts of several decodes together."""
+    whole = DecodeStats()
+    for part in parts:
+        whole.tokens += part.tokens
+        whole.steps += part.steps
+        whole.drafted += part.drafted
+        whole.accepted += part.accepted
+        whole.prefill_seconds += part.prefill_seconds
+        whole.seconds += part.seconds
+    return whole
+
+
+def score(job: Job) -> Score:
+    """Run a job.
+
+    Raises:
+        ForetokenError: If the file cannot be read or the drafter fails.
+    """
+    log = read_log(job.path, job.reading)
+    result = Score(job, skipped=log.skipped, short=log.short)
+    try:
+        if job.make is not None and log.traces:
+            # Whatever a drafter compiles at its first call is no part of the time of a guess.
+            warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
+            replay([warm], job.make(), job.budget, job.trees, Score(job))
+        replay(log.traces, job.make() if job.make else None, job.budget, job.trees, result)
+    except ForetokenError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+        raise ForetokenError(f"The drafter {job.drafter!r} failed on {job.label}: {reason}.") from error
+    return result
+
+
+def replay(traces: Iterable[Trace], drafter: Drafter | None, budget: int, trees: bool, result: Score) -> None:
+    """Decode every answer in turn with one drafter, whose memory of them runs on, and add what it took."""
+    watched = None if drafter is None else _Watched(drafter, result)
+    for trace in traces:
+        record = trace.record.tolist()
+        target = ReplayTarget(record)
+        target.supports_trees = trees
+        stats, rows = DecodeStats(), Counter[int]()
+        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=FixedBudget(budget))
+        for step in steps:
+            if stats.tokens:
+                rows[1 + len(step.draft)] += 1
+            stats.add(step)
+        result.items.append(Item(trace.task, stats, rows))
+
+
+class _Watched:
+    """A drafter whose time and chances are taken down."""
+
+    def __init__(self, drafter: Drafter, result: Score) -> None:
+        self.drafter, self.result = drafter, result
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self.drafter.begin(prompt)
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        started = time.perf_counter()
+        draft = self.drafter.propose(context, max_tokens)
+        self.result.draft_seconds += time.perf_counter() - started
+        self.result.proposals += 1
+        return draft
+
+    def observe(self, step: Step) -> None:
+        started = time.perf_counter()
+        self.drafter.observe(step)
+        self.result.update_seconds += time.perf_counter() - started
+        if step.draft.probs:
+            self.result.reliability.add(step)
+        if not self.result.branched and not step.draft.is_chain:
+            self.result.branched = True

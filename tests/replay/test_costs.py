@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from foretoken import ForetokenError
+from foretoken.replay.costs import Costs
+
+
+def test_word_forms():
+    flat, linear = Costs.read("flat"), Costs.read("linear:0.05")
+    assert [flat(n) for n in (1, 2, 100)] == [1, 1, 1] and flat.max_rows == math.inf
+    assert [linear(n) for n in (1, 2, 11)] == pytest.approx([1, 1.05, 1.5])
+
+
+def test_a_file_is_interpolated_and_ends_where_it_ends(tmp_path):
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps({"rows": [1, 2, 4, 8], "milliseconds": [10, 12, 12, 20.0]}))
+    costs = Costs.read(str(path))
+    assert [costs(n) for n in range(1, 9)] == pytest.approx([10, 12, 12, 12, 14, 16, 18, 20])
+    assert costs.max_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1, 2]", "equally long"),
+        ('{"rows": [1, 2]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1]}', "equally long"),
+        ('{"rows": [1], "milliseconds": [1]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1, "2"]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1, NaN]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1, 0]}', "equally long"),
+        ('{"rows": [2, 3], "milliseconds": [1, 2]}', "rise from 1"),
+        ('{"rows": [1, 3, 3], "milliseconds": [1, 2, 3]}', "rise from 1"),
+        ('{"rows": [1, 2.5], "milliseconds": [1, 2]}', "rise from 1"),
+    ],
+)
+def test_files_that_say_nothing_are_refused(tmp_path, content, said):
+    (tmp_path / "costs.json").write_text(content)
+    with pytest.raises(ForetokenError, match=said):
+        Costs.read(str(tmp_path / "costs.json"))
+
+
+@pytest.mark.parametrize("form", ["linear", "linear:", "linear:x", "linear:-1", "linear:nan", "nowhere.json"])
+def test_forms_that_do_not_exist_are_refused(form):
+    with pytest.raises(ForetokenError, match=r"linear:0\.05"):
+        Costs.read(form)

@@ -1,0 +1,139 @@
+"""``foretoken replay`` and ``foretoken tune`` as a person meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from foretoken.cli import main
+from logs import rows, write_log, write_tokenizer
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    return write_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tokenizer):
+    """Run a command here; (exit status, standard output, standard error)."""
+
+    def run(command: str, *arguments: object) -> tuple[int, str, str]:
+        words = [command, "--tokenizer", tokenizer, "--jobs", 1, *arguments]
+        monkeypatch.setattr(sys, "argv", ["foretoken", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def log(tmp_path):
+    return write_log(tmp_path / "a.jsonl", rows(6))
+
+
+KEYS = {"file", "drafter", "budget", "tokens", "steps", "tokens_per_step", "drafted_per_step", "accept_rate"}
+KEYS |= {"draft_us", "update_us_per_token"}
+
+
+def test_replay_prints_a_table_and_writes_the_numbers(run, log, tmp_path):
+    write_log(tmp_path / "b.jsonl", [*rows(2), {"prompt": 1}, {"output": "x"}])
+    arguments = [
+        "--budget",
+        2,
+        "--budget",
+        5,
+        "--drafter",
+        "anpd",
+        "--drafter",
+        "none",
+        "--json",
+        tmp_path / "x/r.json",
+    ]
+    status, out, err = run("replay", log, tmp_path / "b.jsonl", *arguments)
+    assert status == 0 and "all" in out and "anpd" in out and "accepted" in out
+    assert "b.jsonl: skipped 2: line 3: it has no 'output'; line 4: it has no 'prompt'" in err
+    found = json.loads((tmp_path / "x/r.json").read_text())
+    assert all(row.keys() == KEYS for row in found["rows"]) and len(found["rows"]) == 2 * 2 * 2
+    assert [row["file"] for row in found["rows"]] == ["a.jsonl"] * 4 + ["b.jsonl"] * 4
+    assert found["provenance"].keys() >= {"foretoken", "commit", "processor", "limit", "verifies", "tokenizer"}
+    assert found["skipped"][0] == {"file": "b.jsonl", "line": 3, "reason": "it has no 'output'"}
+    assert found["calibration"] == [] and {row["task"] for row in found["tasks"]} == {"kind 0", "kind 1"}
+
+
+def test_replay_limits_what_it_reads(run, log, tmp_path):
+    arguments = ["--drafter", "anpd", "--limit", 2, "--max-output", 20, "--max-prompt", 3, "--chains"]
+    assert run("replay", log, *arguments, "--json", tmp_path / "r.json")[0] == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["rows"][0]["tokens"] == 40 and found["provenance"]["verifies"] == "chains"
+
+
+@pytest.mark.skipif(find_spec("plotly") is None, reason="needs plotly")
+def test_tune_says_what_to_use(run, log, tmp_path):
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps({"rows": [1, 5], "milliseconds": [10, 11]}))
+    outputs = ["--json", tmp_path / "t.json", "--html", tmp_path / "t.html"]
+    status, out, _ = run("tune", log, "--drafter", "anpd", "--costs", costs, *outputs)
+    assert status == 0 and "Use --drafter anpd --budget 4 (chains): expect " in out
+    found = json.loads((tmp_path / "t.json").read_text())
+    best = found["best"]
+    assert best["low"] < best["speed"] < best["high"] and (best["drafter"], best["budget"]) == ("anpd", 4)
+    assert {row["budget"] for row in found["settings"]} == {0, 2, 4} and found["provenance"]["seed"] == 0
+    assert found["vllm"]["ngram"][0]["config"]["method"] == "ngram"
+    assert "<html" in (tmp_path / "t.html").read_text()[:100]
+    assert run("replay", log, "--html", tmp_path / "r.html")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["replay", "nothing.jsonl"], "'nothing.jsonl' could not be read: No such file"),
+        (["replay", "LOG", "--drafter", "magic"], "no drafter named 'magic'"),
+        (["replay", "LOG", "--tokenizer", "EMPTY"], "no tokenizer"),
+        (["replay", "BAD"], "no answer to replay: 1 lines are unusable, 1 answers have under 16 tokens"),
+        (["replay", "LOG", "--json", "tokenizer.json/x"], "could not be written"),
+        (["tune", "LOG", "--costs", "steep"], "'steep' could not be read: No such file"),
+        (["tune", "BAD", "--costs", "flat"], "There is no answer to replay"),
+        (["tune", "nothing.jsonl", "--costs", "flat"], "No such file"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_status_2(run, log, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    bad = write_log(tmp_path / "bad.jsonl", [{"prompt": "only"}, {"prompt": "p", "output": "short"}])
+    (tmp_path / "empty").mkdir()
+    words = [{"LOG": log, "BAD": bad, "EMPTY": tmp_path / "empty"}.get(word, word) for word in arguments]
+    status, out, err = run(*words)
+    sentence = [line for line in err.splitlines() if line.startswith("foretoken: ")]
+    assert status == 2 and len(sentence) == 1 and said in sentence[0] and out == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("after", [0.0, 1.5])
+def test_an_interrupt_ends_all_processes_quietly(tmp_path, tokenizer, after):
+    log = write_log(tmp_path / "a.jsonl", rows(3000, 400))
+    words = ["replay", log, "--tokenizer", tokenizer, "--budget", 3, "--budget", 4, "--jobs", 2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foretoken", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(1.2 + after)  # past the imports: into the start of the workers, or into their work
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)

@@ -96,7 +96,7 @@ class Bar(Progress):
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        super().__init__(*columns, console=err, transient=True)
+        super().__init__(*columns, console=err, transient=True, disable=not err.is_terminal)
         self.stage = self.add_task("reading")
 
     def show(self, stage: str, done: int, total: int) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -113,6 +114,7 @@ class FakeRay(SimpleNamespace):
 def test_ray_runs_the_same_jobs(jobs, monkeypatch):
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(socket, "create_connection", lambda *where, timeout: SimpleNamespace(close=lambda: None))
     assert counts(run_jobs(jobs, ray_address="head:6379")) == counts(run_jobs(jobs, 1))
     assert ray.addresses == ["head:6379"] and ray.stopped == 1
     with pytest.raises(ForetokenError, match=r"no Ray cluster to use at 'nowhere:1': no such cluster\.$"):
@@ -122,6 +124,15 @@ def test_ray_runs_the_same_jobs(jobs, monkeypatch):
     with pytest.raises(ForetokenError, match=r"^A task on the Ray cluster failed: the worker died\.$"):
         run_jobs([dataclasses.replace(jobs[0], make=Deadly)], None, "head:1")
     assert ray.stopped == 3
+
+
+def test_a_cluster_that_does_not_answer_is_refused_at_once(jobs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # and nobody listens
+        for scheme in ("", "ray://"):
+            with pytest.raises(ForetokenError, match="nobody answers there"):
+                run_jobs(jobs, ray_address=f"{scheme}127.0.0.1:{free.getsockname()[1]}")
 
 
 def test_ray_is_asked_for_where_it_is_missing(jobs, monkeypatch):

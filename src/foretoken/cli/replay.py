@@ -125,7 +125,7 @@ def figures_table(scores: Sequence[Score]) -> Table:
 
     table = numbers_table(
         ["file", "drafter"],
-        ["budget", "tokens", "tokens\n/step", "drafted\n/step", "accepted", "draft\nµs", "update\nµs/tok."],
+        ["budget", "tokens", "tokens\n/step", "drafted\n/step", "accept\nrate", "draft\nµs", "update\nµs/tok."],
         "on recorded answers",
     )
 
@@ -155,9 +155,9 @@ def figures_table(scores: Sequence[Score]) -> Table:
 
 def numbers_table(names: Sequence[str], numbers: Sequence[str], title: str) -> Table:
     """A table whose names break before a number does."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for heading in names:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "drafter")
     for heading in numbers:
         table.add_column(heading, justify="right", no_wrap=True)
     return table

@@ -44,7 +44,7 @@ def replay_page(scores: Sequence[Score]) -> str:
         ("Tokens for each step, by task", "", _by_task(scores)),
         (
             "Tokens for each step against drafted tokens",
-            "All files together, the budget written at each point. Higher: fewer forwards; left: less to check.",
+            "All files together, the budget in each point. Higher: fewer forwards; left: less to check.",
             _by_budget(scores),
         ),
         _calibration_section(scores),
@@ -186,7 +186,7 @@ def _by_budget(scores: Sequence[Score]) -> go.Figure:
     for (drafter, budget, _), group in _grouped(scores).items():
         points[drafter].append((budget, figures(group)))
     figure = go.Figure()
-    for i, (drafter, colour) in enumerate(_colour(points).items()):
+    for drafter, colour in _colour(points).items():
         found = sorted(points[drafter], key=lambda point: point[0])
         figure.add_scatter(
             x=[numbers["drafted_per_step"] for _, numbers in found],
@@ -194,10 +194,9 @@ def _by_budget(scores: Sequence[Score]) -> go.Figure:
             text=[str(budget) for budget, _ in found],
             hovertemplate="budget %{text}: %{x:.2f} drafted, %{y:.2f} tokens",
             mode="lines+markers+text",
-            textposition=("top left", "bottom right", "top center", "bottom center")[i % 4],
-            textfont={"color": colour, "size": 12},
+            textfont={"color": "white", "size": 10},
             cliponaxis=False,
-            marker={"size": 9, "color": colour},
+            marker={"size": 18, "color": colour},
             line={"color": colour, "width": 2},
             name=drafter,
         )

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -91,7 +92,7 @@ def _on_cores(jobs: Sequence[Job], processes: int) -> Results:
     finally:
         unfinished = any(not future.done() for future in futures)
         executor.shutdown(wait=not unfinished, cancel_futures=True)
-        if unfinished:
+        if unfinished:  # an interrupt, or a job that failed: the others' work is of no use
             for child in set(multiprocessing.active_children()) - before:
                 child.terminate()
 
@@ -119,6 +120,7 @@ def _on_ray(jobs: Sequence[Job], address: str) -> Results:
         import ray
     except ModuleNotFoundError as error:
         raise ForetokenError("A cluster needs Ray: pip install 'foretoken[ray]'.") from error
+    _check_port(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except Exception as error:
@@ -137,3 +139,14 @@ def _on_ray(jobs: Sequence[Job], address: str) -> Results:
             yield pending.pop(ready), result
     finally:
         ray.shutdown()
+
+
+def _check_port(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would wait for minutes and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ForetokenError(f"There is no Ray cluster to use at {address!r}: nobody answers there.") from error

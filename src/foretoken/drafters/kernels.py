@@ -1,0 +1,657 @@
+"""The compiled inner loops of the n-gram core: counting, looking up, mixing votes, growing a tree of guesses.
+
+All of them are in this one file, because numba's cache on disk notices a change of the file that it compiled and of no
+other. What the arrays mean is said at the named tuples; the ideas are told in ``mixed.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from foretoken.drafters import background
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+F = TypeVar("F", bound=Callable[..., Any])
+
+ORDERS = 8  # the longest context that is counted, in tokens
+BACKGROUND_ORDERS = background.ORDERS
+SKIPS = 3  # how many tokens may lie between a context and the next token
+WINDOW = 32  # last tokens of a context that are looked at
+SEPARATOR = -1  # between sequences of one store
+MAX_CANDIDATES = 32
+MAX_SUCCESSORS = 6  # of one context, the most recent first
+WIDTH = 4  # children of one draft node
+
+LOCAL, SHARED, BACKGROUND, SKIP = range(4)  # the kinds of votes
+KEYS = 4 * ORDERS * 8 * 8 * 2
+SLOTS = 2 * ORDERS + BACKGROUND_ORDERS + SKIPS + 1  # a weight for each kind and order, and a bias
+SETS = (ORDERS + 1) * 6 * 4 + 1  # weights for each choice of longest contexts, and those that all share
+
+OFFSET = np.float32(3.0)  # votes below a probability of 5 % speak against a token
+PROB, LOGIT, SEEN = range(3)  # columns of the table
+MIN_PROB, MAX_PROB = np.float32(0.0005), np.float32(0.999)
+MAX_LOGIT = np.float32(15.0)
+SHARED_RATE = np.float32(0.3)  # at which the shared weights learn, as a part of the others' rate
+MIN_TABLE_RATE = np.float32(0.004)  # what a table entry learns from a token after many
+
+NODE = np.dtype([(name, np.int32) for name in ("parent", "token", "count", "next", "prev", "first", "end", "total")])
+
+
+class Trie(NamedTuple):
+    """Counts of every context of up to ORDERS tokens, and of what followed it.
+
+    A node is a sequence of tokens and counts how often it occurred; its children are what followed, the latest first.
+    A node that occurred once has no children: what followed is read from ``tokens``. Node 0 is none, node 1 the empty
+    sequence.
+
+    Args:
+        tokens: int32 [capacity], all tokens in order, SEPARATOR between sequences.
+        nodes: NODE [capacity]; ``end`` is the index in ``tokens`` of the last token of the latest occurrence, ``total``
+            the sum of the children's counts.
+        table: int32 [power of two], node of (parent, token) by hash.
+        pairs: int32 [power of two], where two tokens last stood together, by hash; some tokens late.
+        sizes: int64 [2], tokens and nodes in use.
+        active: int32 [ORDERS + 1], the node of the last n tokens, 0 where it occurs for the first time.
+    """
+
+    tokens: Ints
+    nodes: NDArray[Any]
+    table: Ints
+    pairs: Ints
+    sizes: NDArray[np.int64]
+    active: Ints
+
+
+class Frozen(NamedTuple):
+    """A background corpus, as ``background.py`` describes it.
+
+    Args:
+        buckets: unsigned [2**bits + 1], first row of each.
+        rows: uint32 [num_rows, 2].
+    """
+
+    buckets: NDArray[Any]
+    rows: NDArray[np.uint32]
+
+
+class Weights(NamedTuple):
+    """What the mixer has learned.
+
+    Args:
+        table: float32 [KEYS, 3], for each strength of vote: how often such votes were right, the same as
+            log(p / (1 - p)), and how many tokens it has learned from.
+        weight: float32 [SETS, SLOTS].
+    """
+
+    table: Floats
+    weight: Floats
+
+
+class Votes(NamedTuple):
+    """Room for what the stores say of one position.
+
+    Args:
+        token: int32 [MAX_CANDIDATES], the candidates.
+        num_votes: int32 [MAX_CANDIDATES].
+        slot: int32 [MAX_CANDIDATES, SLOTS], who voted.
+        key: int32 [MAX_CANDIDATES, SLOTS], how strong the evidence was.
+        prob: float32 [MAX_CANDIDATES], the votes mixed.
+        longest: int32 [4], the longest context that each kind knew.
+    """
+
+    token: Ints
+    num_votes: Ints
+    slot: Ints
+    key: Ints
+    prob: Floats
+    longest: Ints
+
+
+class Growth(NamedTuple):
+    """Room for a draft of K nodes while it grows; row 0 of the states is the committed context, row i + 1 node i.
+
+    Args:
+        local: int32 [K + 1, ORDERS + 1], the local store's nodes of the contexts.
+        shared: int32 [K + 1, ORDERS + 1].
+        window: int32 [K + 1, WINDOW], the last tokens.
+        open_path, open_prob: float32 [WIDTH * (K + 1)], nodes that may still join: probability of path and of token.
+        open_token, open_parent: int32 [WIDTH * (K + 1)].
+    """
+
+    local: Ints
+    shared: Ints
+    window: Ints
+    open_path: Floats
+    open_prob: Floats
+    open_token: Ints
+    open_parent: Ints
+
+
+def compiled(function: F) -> F:
+    """Compile on first use and keep the result on disk, where there is a place that can be written."""
+    compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy")
+    try:
+        return cast(F, compile_(cache=True)(function))
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return cast(F, compile_()(function))
+
+
+extend_hash = compiled(background.extend_hash)
+
+
+def few(number: int) -> int:
+    """A number of occurrences, at least 0, in 8 steps."""
+    if number <= 2:
+        return number
+    for step, most in ((3, 4), (4, 8), (5, 16), (6, 48)):
+        if number <= most:
+            return step
+    return 7
+
+
+# ``few`` of a number that a background corpus keeps as 1 + 4 log2(number).
+FEW_OF_LOG = np.array([0, *(few(round(2 ** ((log - 1) / 4))) for log in range(1, 64))])
+few = compiled(few)
+
+# --- Counting ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def place(first: int, second: int, size: int) -> np.int64:
+    """Where two numbers belong in a table of ``size``, a power of two."""
+    h = np.uint64(first) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(second) * np.uint64(0xD6E8FEB86659FD93)
+    h ^= h >> np.uint64(29)
+    h *= np.uint64(0xBF58476D1CE4E5B9)
+    h ^= h >> np.uint64(32)
+    return np.int64(h & np.uint64(size - 1))
+
+
+@compiled
+def find(nodes: NDArray[Any], table: Ints, parent: int, token: int) -> int:
+    """The child of a node, 0 for none."""
+    i = place(parent, token, table.size)
+    while table[i] != 0:
+        child = table[i]
+        if nodes[child].parent == parent and nodes[child].token == token:
+            return int(child)
+        i = (i + 1) & (table.size - 1)
+    return 0
+
+
+@compiled
+def rehash(trie: Trie) -> None:
+    """Fill an empty table with all nodes, and the empty table of pairs with all pairs."""
+    for node in range(2, trie.sizes[1]):
+        i = place(trie.nodes[node].parent, trie.nodes[node].token, trie.table.size)
+        while trie.table[i] != 0:
+            i = (i + 1) & (trie.table.size - 1)
+        trie.table[i] = node
+    for end in range(trie.sizes[0]):
+        note_pair(trie, end)
+
+
+@compiled
+def note_pair(trie: Trie, end: int) -> None:
+    """Remember where two tokens stood, late enough that a pair never finds itself."""
+    i = end - SKIPS - 1
+    if i >= 1:
+        trie.pairs[place(trie.tokens[i - 1], trie.tokens[i], trie.pairs.size)] = i
+
+
+@compiled
+def add_node(trie: Trie, parent: int, token: int, end: int) -> None:
+    """A sequence that occurred for the first time, before its parent's other children."""
+    nodes, table = trie.nodes, trie.table
+    node = trie.sizes[1]
+    trie.sizes[1] += 1
+    after = nodes[parent].first
+    nodes[node].parent, nodes[node].token, nodes[node].end = parent, token, end
+    nodes[node].count, nodes[node].next = 1, after
+    if after:
+        nodes[after].prev = node
+    nodes[parent].first = node
+    nodes[parent].total += 1
+    i = place(parent, token, table.size)
+    while table[i] != 0:
+        i = (i + 1) & (table.size - 1)
+    table[i] = node
+
+
+@compiled
+def count_again(trie: Trie, parent: int, node: int) -> None:
+    """Count a known sequence once more and move it before its parent's other children."""
+    nodes = trie.nodes
+    nodes[node].count += 1
+    nodes[parent].total += 1
+    first = nodes[parent].first
+    if first != node:
+        before, after = nodes[node].prev, nodes[node].next
+        nodes[before].next = after
+        if after:
+            nodes[after].prev = before
+        nodes[node].next, nodes[node].prev = first, 0
+        nodes[first].prev = node
+        nodes[parent].first = node
+
+
+@compiled
+def append(trie: Trie, token: int) -> None:
+    """Count one more token after the contexts that end here."""
+    tokens, nodes, table, active = trie.tokens, trie.nodes, trie.table, trie.active
+    end = trie.sizes[0]
+    tokens[end] = token
+    trie.sizes[0] = end + 1
+    note_pair(trie, end)
+    # The longest first: what a short context adds below must not be counted again by the next longer one.
+    for order in range(ORDERS, -1, -1):
+        context = active[order]
+        node = find(nodes, table, context, token) if context else 0
+        if context and node == 0:
+            add_node(trie, context, token, end)
+        if node:
+            count_again(trie, context, node)
+            if order < ORDERS and nodes[node].count == 2:
+                # Seen once until now, so without children: what followed then becomes the first.
+                followed = nodes[node].end + 1
+                if tokens[followed] != SEPARATOR:
+                    add_node(trie, node, tokens[followed], followed)
+            nodes[node].end = end
+        if order < ORDERS:
+            active[order + 1] = node
+
+
+@compiled
+def extend(trie: Trie, new: Ints) -> int:
+    """Append tokens until the room for nodes or tokens may not hold another; how many were appended."""
+    for i in range(new.size):
+        if (
+            trie.sizes[1] + 2 * ORDERS + 2 > trie.nodes.size
+            or trie.sizes[0] + 2 > trie.tokens.size
+            or 3 * trie.sizes[1] > 2 * (trie.table.size - 8 * ORDERS)
+        ):
+            return i
+        if new[i] == SEPARATOR:
+            trie.tokens[trie.sizes[0]] = SEPARATOR
+            trie.sizes[0] += 1
+            trie.active[1:] = 0
+        else:
+            append(trie, new[i])
+    return new.size
+
+
+# --- Looking up -------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def walk(trie: Trie, before: Ints, token: int, after: Ints) -> None:
+    """The contexts ``after`` that the contexts ``before`` and one more token make, without counting.
+
+    A context is a node, 0 where it is unknown, or -(end + 1) where it occurred once, its last token at ``end``.
+    """
+    tokens, nodes, table, num_tokens = trie.tokens, trie.nodes, trie.table, trie.sizes[0]
+    for order in range(ORDERS - 1, -1, -1):
+        context = before[order]
+        found = 0
+        if context > 0:
+            node = find(nodes, table, context, token)
+            if node:
+                found = node if nodes[node].count > 1 else -(nodes[node].end + 1)
+        elif context < 0 and -context < num_tokens and tokens[-context] == token:
+            found = context - 1
+        after[order + 1] = found
+    after[0] = 1
+
+
+@compiled
+def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
+    """The contexts of a store that end with the last tokens of another text."""
+    contexts[0] = 1
+    contexts[1:] = 0
+    for i in range(WINDOW - ORDERS, WINDOW):
+        walk(trie, contexts, window[i], contexts)
+
+
+@compiled
+def key_of(kind: int, order: int, count: int, other: int, latest: int) -> int:
+    """Where votes of this strength are kept: ``count`` of a token and of its competitors, both in 8 steps."""
+    return (((kind * ORDERS + order - 1) * 8 + count) * 8 + other) * 2 + latest
+
+
+@compiled
+def vote(votes: Votes, num: int, token: int | np.int64, slot: int, key: int) -> int:
+    """Add a vote for a token; how many candidates there are now."""
+    i = 0
+    while i < num and votes.token[i] != token:
+        i += 1
+    if i == MAX_CANDIDATES:
+        return num
+    if i == num:
+        votes.token[i] = token
+        votes.num_votes[i] = 0
+        num += 1
+    n = votes.num_votes[i]
+    votes.slot[i, n], votes.key[i, n] = slot, key
+    votes.num_votes[i] = n + 1
+    return num
+
+
+@compiled
+def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) -> int:
+    """Every context votes for what followed it."""
+    nodes, tokens = trie.nodes, trie.tokens
+    votes.longest[kind] = 0
+    for order in range(ORDERS, 0, -1):
+        context = contexts[order]
+        slot = kind * ORDERS + order - 1
+        known = False
+        if context < 0 and -context < trie.sizes[0] and tokens[-context] != SEPARATOR:
+            num = vote(votes, num, tokens[-context], slot, key_of(kind, order, 1, 0, 1))
+            known = True
+        elif context > 0:
+            total, child = nodes[context].total, nodes[context].first
+            known = child != 0
+            latest, i = 1, 0
+            while child != 0 and i < MAX_SUCCESSORS:
+                count = nodes[child].count
+                key = key_of(kind, order, few(count), few(total - count), latest)
+                num = vote(votes, num, nodes[child].token, slot, key)
+                child = nodes[child].next
+                latest = 0
+                i += 1
+        if known and votes.longest[kind] == 0:
+            votes.longest[kind] = order
+    return num
+
+
+@compiled
+def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
+    """The same from a background corpus."""
+    votes.longest[BACKGROUND] = 0
+    bits = 0
+    while 1 << bits < frozen.buckets.size - 1:
+        bits += 1
+    h = np.uint64(0)
+    for order in range(1, BACKGROUND_ORDERS + 1):
+        token = window[WINDOW - order]
+        if token < 0 or frozen.rows.shape[0] == 0:
+            break
+        h = extend_hash(h, np.uint64(token))
+        bucket = np.int64(h >> np.uint64(64 - bits))
+        check = np.uint32(h & np.uint64(0xFFFFFFFF))
+        known = False
+        for i in range(np.int64(frozen.buckets[bucket]), np.int64(frozen.buckets[bucket + 1])):
+            if frozen.rows[i, 0] == check:
+                packed = np.int64(frozen.rows[i, 1])
+                key = key_of(BACKGROUND, order, FEW_OF_LOG[(packed >> 20) & 63], FEW_OF_LOG[packed >> 26], 0)
+                num = vote(votes, num, packed & 0xFFFFF, 2 * ORDERS + order - 1, key)
+                known = True
+            elif known:
+                break
+        if not known:
+            break  # nor is any longer context known
+        votes.longest[BACKGROUND] = order
+    return num
+
+
+@compiled
+def skip_votes(trie: Trie, window: Ints, votes: Votes, num: int) -> int:
+    """Where the text differs in a few tokens from an earlier place, that place votes for what came after them."""
+    tokens = trie.tokens
+    for gap in range(1, SKIPS + 1):
+        last = WINDOW - 1 - gap
+        if window[last - 1] < 0:
+            break
+        end = trie.pairs[place(window[last - 1], window[last], trie.pairs.size)]
+        after = end + gap + 1
+        if end == 0 or after >= trie.sizes[0] or tokens[end] != window[last] or tokens[end - 1] != window[last - 1]:
+            continue
+        length = 2
+        while length < WINDOW - 8 and length <= end and tokens[end - length] == window[last - length]:
+            length += 1
+        changed = 0
+        for i in range(1, gap + 1):
+            changed += tokens[end + i] != window[last + i]
+        if changed and tokens[after] != SEPARATOR:
+            agreed = 0 if length == 2 else 1 if length == 3 else 2 if length <= 5 else 3 if length <= 8 else 4
+            key = key_of(SKIP, gap, agreed + (length > 15), changed, tokens[after - 1] != window[WINDOW - 1])
+            num = vote(votes, num, tokens[after], 2 * ORDERS + BACKGROUND_ORDERS + gap - 1, key)
+    return num
+
+
+@compiled
+def room_for_votes() -> Votes:
+    """No votes yet."""
+    ints = np.zeros(2 * MAX_CANDIDATES + 4, np.int32)
+    return Votes(
+        ints[:MAX_CANDIDATES],
+        ints[MAX_CANDIDATES : 2 * MAX_CANDIDATES],
+        np.empty((MAX_CANDIDATES, SLOTS), np.int32),
+        np.empty((MAX_CANDIDATES, SLOTS), np.int32),
+        np.empty(MAX_CANDIDATES, np.float32),
+        ints[2 * MAX_CANDIDATES :],
+    )
+
+
+# --- Mixing -----------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def collect(
+    local: Trie, local_contexts: Ints, shared: Trie, shared_contexts: Ints, frozen: Frozen, window: Ints, votes: Votes
+) -> int:
+    """All votes for the token after this context; the number of candidates."""
+    num = trie_votes(local, LOCAL, local_contexts, votes, 0)
+    num = trie_votes(shared, SHARED, shared_contexts, votes, num)
+    num = frozen_votes(frozen, window, votes, num)
+    return skip_votes(local, window, votes, num)
+
+
+@compiled
+def set_of(longest: Ints) -> int:
+    """Which weights to use: they depend on the longest context that each store knew."""
+    shared, background = longest[SHARED], longest[BACKGROUND]
+    shared_step = shared if shared < 4 else 4 if shared < 7 else 5
+    background_step = background if background < 2 else 2 if background < 4 else 3
+    return int((longest[LOCAL] * 6 + shared_step) * 4 + background_step)
+
+
+@compiled
+def mix(votes: Votes, num: int, weights: Weights) -> None:
+    """The probability of each candidate, from its votes alone."""
+    own, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
+    for i in range(num):
+        z = own[SLOTS - 1] + common[SLOTS - 1]
+        for n in range(votes.num_votes[i]):
+            slot = votes.slot[i, n]
+            z += (own[slot] + common[slot]) * (weights.table[votes.key[i, n], LOGIT] + OFFSET)
+        z = min(MAX_LOGIT, max(-MAX_LOGIT, z))
+        votes.prob[i] = 1 / (1 + math.exp(-z))
+
+
+@compiled
+def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> None:
+    """Move the weights and the tables towards the token that came."""
+    own, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
+    for i in range(num):
+        right = np.float32(votes.token[i] == token)
+        error = (right - votes.prob[i]) * rate
+        for n in range(votes.num_votes[i]):
+            slot, entry = votes.slot[i, n], weights.table[votes.key[i, n]]
+            change = error * (entry[LOGIT] + OFFSET)
+            own[slot] += change
+            common[slot] += change * SHARED_RATE
+            entry[SEEN] += 1
+            step = max(1 / (entry[SEEN] + np.float32(1.5)), MIN_TABLE_RATE)
+            prob = min(MAX_PROB, max(MIN_PROB, entry[PROB] + step * (right - entry[PROB])))
+            entry[PROB], entry[LOGIT] = prob, math.log(prob / (1 - prob))
+        own[SLOTS - 1] += error
+        common[SLOTS - 1] += error * SHARED_RATE
+
+
+@compiled
+def slide(window: Ints, token: int) -> None:
+    """The window one token later."""
+    for i in range(WINDOW - 1):
+        window[i] = window[i + 1]
+    window[WINDOW - 1] = token
+
+
+@compiled
+def commit(
+    local: Trie,
+    shared: Trie,
+    frozen: Frozen,
+    weights: Weights,
+    window: Ints,
+    new: Ints,
+    rate: float,
+) -> int:
+    """Learn from committed tokens and append them to the local store; how many it had room for."""
+    votes = room_for_votes()
+    contexts = np.empty(ORDERS + 1, np.int32)
+    follow(shared, window, contexts)
+    for i in range(new.size):
+        num = collect(local, local.active, shared, contexts, frozen, window, votes)
+        if extend(local, new[i : i + 1]) == 0:
+            return i
+        mix(votes, num, weights)
+        learn(votes, num, weights, new[i], rate)
+        walk(shared, contexts, new[i], contexts)
+        slide(window, new[i])
+    return new.size
+
+
+# --- Drafting ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def open_children(
+    votes: Votes, num: int, node: int, path: float, width: int, floor: float, g: Growth, size: int
+) -> int:
+    """Queue the best candidates after ``node`` whose paths are worth ``floor``; how many wait in the queue now."""
+    total = np.float32(0)
+    for i in range(num):
+        total += votes.prob[i]
+    scale = path / max(np.float32(1), total)
+    for _ in range(width):
+        best = 0
+        for i in range(1, num):
+            if votes.prob[i] > votes.prob[best]:
+                best = i
+        if num == 0 or votes.prob[best] * scale < floor:
+            break
+        g.open_path[size], g.open_prob[size] = votes.prob[best] * scale, votes.prob[best] * scale / path
+        g.open_token[size], g.open_parent[size] = votes.token[best], node
+        size += 1
+        votes.prob[best] = -1
+    return size
+
+
+@compiled
+def room_for_growth(max_tokens: int) -> Growth:
+    """No draft yet."""
+    rows, waiting = max_tokens + 1, WIDTH * (max_tokens + 1)
+    return Growth(
+        np.empty((rows, ORDERS + 1), np.int32),
+        np.empty((rows, ORDERS + 1), np.int32),
+        np.empty((rows, WINDOW), np.int32),
+        np.empty(waiting, np.float32),
+        np.empty(waiting, np.float32),
+        np.empty(waiting, np.int32),
+        np.empty(waiting, np.int32),
+    )
+
+
+@compiled
+def grow(
+    local: Trie,
+    shared: Trie,
+    frozen: Frozen,
+    weights: Weights,
+    window: Ints,
+    width: int,
+    floor: float,
+    nodes: Ints,
+    probs: Floats,
+) -> int:
+    """The most probable continuations, best path first; how many there are.
+
+    Args:
+        local: The statistics of this sequence.
+        shared: Those of earlier answers.
+        frozen: The background corpus.
+        weights: What the mixer has learned.
+        window: int32 [WINDOW], the last committed tokens, -1 before the first.
+        width: Most children of a node.
+        floor: Least probability of a path.
+        nodes: int32 [2, K], written: the tokens and the parents.
+        probs: float32 [K], written: the probability of each node given its parent.
+    """
+    votes, g = room_for_votes(), room_for_growth(probs.size)
+    g.local[0] = local.active
+    g.window[0] = window
+    follow(shared, window, g.shared[0])
+    size, row, path = 0, 0, 1.0
+    for node in range(probs.size):
+        num = collect(local, g.local[row], shared, g.shared[row], frozen, g.window[row], votes)
+        mix(votes, num, weights)
+        size = open_children(votes, num, row - 1, path, width, floor, g, size)
+        if size == 0:
+            return node
+        best = 0
+        for i in range(1, size):
+            if g.open_path[i] > g.open_path[best]:
+                best = i
+        path = float(g.open_path[best])
+        token, parent = g.open_token[best], g.open_parent[best]
+        nodes[0, node], nodes[1, node], probs[node] = token, parent, g.open_prob[best]
+        size -= 1
+        g.open_path[best], g.open_prob[best] = g.open_path[size], g.open_prob[size]
+        g.open_token[best], g.open_parent[best] = g.open_token[size], g.open_parent[size]
+        row = node + 1
+        walk(local, g.local[parent + 1], token, g.local[row])
+        walk(shared, g.shared[parent + 1], token, g.shared[row])
+        g.window[row] = g.window[parent + 1]
+        slide(g.window[row], token)
+    return probs.size
+
+
+# --- Entry points -----------------------------------------------------------------------------------------------------
+# numba hands over arrays three times faster than tuples of arrays: these take them one by one.
+
+
+class Sources(NamedTuple):
+    """What votes come from and what weighs them."""
+
+    local: Trie
+    shared: Trie
+    frozen: Frozen
+    weights: Weights
+
+
+@compiled
+def sources_of(arrays: tuple[Any, ...]) -> Sources:
+    """The arrays of a local and a shared store, a background corpus and weights, in this order."""
+    return Sources(Trie(*arrays[:6]), Trie(*arrays[6:12]), Frozen(*arrays[12:14]), Weights(*arrays[14:16]))
+
+
+@compiled
+def draft(window: Ints, width: int, floor: float, nodes: Ints, probs: Floats, *arrays: Any) -> int:
+    """``grow`` from arrays."""
+    s = sources_of(arrays)
+    return grow(s.local, s.shared, s.frozen, s.weights, window, width, floor, nodes, probs)
+
+
+@compiled
+def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
+    """``commit`` from arrays."""
+    s = sources_of(arrays)
+    return commit(s.local, s.shared, s.frozen, s.weights, window, new, rate)

@@ -1,0 +1,86 @@
+"""What outlives an answer: earlier answers, a background corpus, and what the mixer has learned."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretoken.drafters import kernels
+from foretoken.drafters.background import Background
+from foretoken.drafters.kernels import Frozen, Ints, Weights
+from foretoken.drafters.store import TokenStore
+
+ANSWERS_MAX_BYTES = 128 * 2**20
+
+
+class Memory:
+    """Everything that the drafters of one namespace share; two namespaces share nothing but the background corpus.
+
+    Several threads may draft from one memory.
+
+    Args:
+        background: A background corpus, or None.
+        max_bytes: The most that the statistics of earlier answers may take; the older half is forgotten beyond it.
+        weights: What the mixer starts from; what comes with the package where None.
+    """
+
+    def __init__(
+        self,
+        background: Background | None = None,
+        *,
+        max_bytes: int = ANSWERS_MAX_BYTES,
+        weights: Weights | None = None,
+    ) -> None:
+        self.lock = threading.Lock()
+        self.answers = TokenStore(max_bytes=max_bytes)
+        self.weights = weights or starting_weights()
+        self.frozen = _frozen(background)
+
+    def add(self, answer: Sequence[int] | Ints) -> None:
+        """Remember the tokens of an answer."""
+        with self.lock:
+            self.answers.extend(answer)
+            self.answers.end_sequence()
+
+    def use(self, background: Background) -> None:
+        """Draft from this background corpus from now on."""
+        with self.lock:
+            self.frozen = _frozen(background)
+
+
+def starting_weights() -> Weights:
+    """A copy of what ``scripts/learn_weights.py`` learned from recorded answers."""
+    with as_file(files("foretoken.drafters") / "weights.npz") as path, np.load(path) as arrays:
+        return _weights(arrays["prob"], arrays["seen"], arrays["weight"])
+
+
+def untrained_weights() -> Weights:
+    """Where learning begins: a vote is believed as its counts say, and longer contexts a little more."""
+    counts = np.array([0, 1, 2, 3.5, 6.5, 12, 30, 80])
+    order = np.arange(1, kernels.ORDERS + 1)[:, None, None, None]
+    count, other, latest = counts[:, None, None], counts[:, None], np.array([0, 1])
+    prob = (count + 0.3 * latest + 0.1) / (count + other + 1.2) * (0.35 + 0.06 * order)
+    prob = np.broadcast_to(np.clip(prob, 0.005, 0.98), (4, kernels.ORDERS, 8, 8, 2)).ravel()
+    weight = np.zeros((kernels.SETS, kernels.SLOTS))
+    weight[-1], weight[-1, -1] = 0.18, -3.2
+    return _weights(prob, np.zeros(kernels.KEYS), weight)
+
+
+def _weights(prob: NDArray[Any], seen: NDArray[Any], weight: NDArray[Any]) -> Weights:
+    table = np.stack([prob, np.log(prob / (1 - prob)), seen], axis=1)
+    return Weights(table.astype(np.float32), weight.astype(np.float32))
+
+
+def _frozen(background: Background | None) -> Frozen:
+    """The arrays of a corpus as the kernels take them: plain, read-only."""
+    if background is None:
+        index, rows = np.zeros(3, np.uint32), np.zeros((0, 2), np.uint32)
+    else:
+        index, rows = np.asarray(background.index), np.asarray(background.rows)
+    index.flags.writeable = rows.flags.writeable = False
+    return Frozen(index, rows)

@@ -1,0 +1,102 @@
+"""The n-gram core: every context of every store votes for what followed it, and a learned mixer weighs the votes.
+
+Context mixing, as in the best compressors (Mahoney, "Adaptive weighing of context models for lossless data
+compression", 2005), applied to drafting. Four kinds of votes for the next token:
+
+- each context of 1 to 8 tokens of this sequence, prompt and answer, for its successors;
+- the same of earlier answers, shared by all sequences of a namespace;
+- contexts of 1 to 5 tokens of a background corpus;
+- an earlier place where the text read the same but for the last 1 to 3 tokens: there the text goes on after an edit.
+
+A vote's strength is looked up by its kind and order, the counts of the token and of its competitors, and whether it is
+the latest; how often such votes were right is learned. A logistic mixer, its weights chosen by the longest context that
+each store knew, turns the votes for a token into a probability, and learns from every committed token. The draft is the
+tree of the most probable paths, or the chain of most probable tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from foretoken.core.contracts import Step
+from foretoken.core.draft import Draft
+from foretoken.drafters import kernels
+from foretoken.drafters.kernels import WIDTH, WINDOW
+from foretoken.drafters.memory import Memory
+from foretoken.drafters.store import TokenStore
+
+TREE_FLOOR, CHAIN_FLOOR = 0.029, 0.0095
+
+
+class MixedNgram:
+    """Drafts the most probable continuations, each node with a probability that means what it says.
+
+    Args:
+        memory: What it shares with other sequences; a memory of its own where None.
+        references: Documents, as tokens, that the answer may quote or edit (LLMA, arXiv 2304.04487).
+        trees: Whether to draft trees; for a target that verifies only chains, a chain made as one is longer.
+        floor: The least probability of a path that is worth a node; by default 0.029 in a tree and 0.0095 in a chain,
+            about what one more row of a forward costs.
+        rate: How fast the mixer's weights learn.
+
+    >>> drafter = MixedNgram()
+    >>> drafter.begin([1, 2, 3, 4, 1, 2, 3])
+    >>> drafter.propose([1, 2, 3, 4, 1, 2, 3], 1).tokens
+    (4,)
+    """
+
+    def __init__(
+        self,
+        memory: Memory | None = None,
+        *,
+        references: Sequence[Sequence[int]] = (),
+        trees: bool = True,
+        floor: float | None = None,
+        rate: float = 0.01,
+    ) -> None:
+        self.memory = memory or Memory()
+        self.references = references
+        self.width = WIDTH if trees else 1
+        self.floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
+        self.rate = rate
+        self.begin([])
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._local = TokenStore(len(prompt) + sum(map(len, self.references)) + 512)
+        for document in self.references:
+            self._local.extend(document)
+            self._local.end_sequence()
+        self._local.extend(prompt)
+        self._window = np.full(WINDOW, -1, np.int32)
+        last = prompt[-WINDOW:]
+        self._window[WINDOW - len(last) :] = last
+        self._answer: list[int] = []
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        nodes, probs = np.empty((2, max_tokens), np.int32), np.empty(max_tokens, np.float32)
+        memory = self.memory
+        with memory.lock:
+            num = kernels.draft(self._window, self.width, self.floor, nodes, probs, *self._arrays())
+        tokens, parents = nodes[:, :num].tolist()
+        return Draft(tuple(tokens), tuple(parents), tuple(probs[:num].tolist()))
+
+    def observe(self, step: Step) -> None:
+        new = np.array(step.tokens, np.int32)
+        memory = self.memory
+        while True:
+            with memory.lock:
+                done = kernels.observe(self._window, new, self.rate, *self._arrays())
+            new = new[done:]
+            if new.size == 0:
+                break
+            self._local.make_room(4096)
+        self._answer.extend(step.tokens)
+        if step.finish_reason is not None:
+            memory.add(self._answer)
+
+    def _arrays(self) -> tuple[Any, ...]:
+        memory = self.memory
+        return (*self._local.trie, *memory.answers.trie, *memory.frozen, *memory.weights)

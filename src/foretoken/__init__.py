@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from foretoken.core.budget import Budget, FixedBudget
+from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
 from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveBudget",
     "Budget",
     "Chunk",
     "DecodeStats",

@@ -58,7 +58,8 @@ def compare(
         rounds: How often, at least once.
         options: Passed to ``generate``; without a seed, one is fixed, since both must sample alike.
     """
-    options = Options(seed=0) | options
+    # Nothing is remembered: the second round must not draft from the first one's answer.
+    options = Options(seed=0) | options | Options(namespace=None)
     plain: list[Result] = []
     drafted: list[Result] = []
     for _ in range(rounds):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,16 +15,27 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from foretoken.api.request import read_request
-from foretoken.core.budget import Budget
+from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import make_drafter
+from foretoken.drafters import Memory, MixedNgram, make_drafter
 from foretoken.engines.transformers import TransformersTarget, rewindable_cache
 
 # What generate() prepares and our own loop sees to.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+
+
+@dataclass
+class _Known:
+    """What is learned about a model from call to call: earlier answers, and what its forwards cost."""
+
+    memory: Memory = field(default_factory=Memory)
+    budget: AdaptiveBudget = field(default_factory=AdaptiveBudget)
+
+
+_KNOWN_OF: WeakKeyDictionary[PreTrainedModel, _Known] = WeakKeyDictionary()
 
 
 def generate(
@@ -31,7 +44,7 @@ def generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    drafter: str | Drafter | None = "anpd",
+    drafter: str | Drafter | None = "ngram",
     budget: Budget | None = None,
     stats: DecodeStats | None = None,
     **model_kwargs: Any,
@@ -50,7 +63,7 @@ def generate(
         stopping_criteria: As prepared by transformers.
         generation_config: As prepared by transformers.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
-        budget: How many tokens to draft; seven where None.
+        budget: How many tokens to draft; where None just what pays, with "ngram", and seven with another drafter.
         stats: Filled with what the decode cost, for whoever wants to know.
         **model_kwargs: As prepared by transformers.
 
@@ -79,6 +92,9 @@ def generate(
     )
     streamer = _streamer_of_caller()
     stats = DecodeStats() if stats is None else stats
+    if drafter == "ngram":
+        known = _KNOWN_OF.setdefault(model, _Known())
+        drafter, budget = MixedNgram(known.memory, trees=target.supports_trees), budget or known.budget
     tokens: list[int] = []
     for step in decode(
         target,

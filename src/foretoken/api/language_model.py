@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
 
 import torch
@@ -19,16 +20,19 @@ from transformers import (
 
 from foretoken.api.detokenize import Detokenizer
 from foretoken.api.loading import load_model, load_tokenizer
+from foretoken.api.memories import Memories
 from foretoken.api.request import Request, read_request
-from foretoken.core.budget import Budget
+from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter, FinishReason, Step
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import make_drafter
+from foretoken.drafters import MixedNgram, make_drafter
 from foretoken.engines.transformers import TransformersTarget, context_length
+from foretoken.history import History
 
 DEFAULT_NEW_TOKENS = 256  # where neither the caller nor the model's generation config says
+DEFAULT_NAMESPACE = "default"
 
 Messages = Sequence[Mapping[str, str]]
 Prompt = str | Messages
@@ -47,7 +51,9 @@ class Options(TypedDict, total=False):
         stop: Strings that end the answer, which keeps them.
         seed: Decides the text under sampling; drawn from torch's generator where left out.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
-        budget: How many tokens to draft.
+        budget: How many tokens to draft; just what pays where left out, with "ngram", and seven with another drafter.
+        references: Documents that the answer may quote or edit; "ngram" drafts from them.
+        namespace: Whose earlier answers to draft from, and where to remember this one; None to remember nothing.
         generation_config: Used instead of the model's own.
     """
 
@@ -60,7 +66,9 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     seed: int
     drafter: str | Drafter | None
-    budget: Budget
+    budget: Budget | None
+    references: Sequence[str]
+    namespace: str | None
     generation_config: GenerationConfig
 
 
@@ -128,18 +136,30 @@ class LanguageModel:
         model: A causal language model whose cache can rewind.
         tokenizer: Its tokenizer.
         drafter: The drafter used where a call names none.
+        background: A corpus to draft from: "general", which comes with the package, the folder of a store that
+            ``foretoken corpus build`` made, or None.
+        history: Keeps answers between runs; None forgets them with this object.
 
     Raises:
-        ForetokenError: If the model cannot be drafted for, or the drafter is unknown.
+        ForetokenError: If the model cannot be drafted for, the drafter is unknown, or the background corpus does not
+            belong to this tokenizer.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, drafter: str | Drafter | None = "anpd"
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        drafter: str | Drafter | None = "ngram",
+        *,
+        background: str | Path | None = "general",
+        history: History | None = None,
     ) -> None:
         self.model, self.tokenizer, self.drafter = model.eval(), tokenizer, drafter
         self.max_length = context_length(model)
         TransformersTarget(model)  # refuses what cannot rewind, before any prompt
         make_drafter(drafter)
+        self.memories = Memories(tokenizer, background, history)
+        self.budget = AdaptiveBudget()  # what forwards cost is learned once, for all answers
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
@@ -170,18 +190,28 @@ class LanguageModel:
         Raises:
             ForetokenError: As ``generate``, before the first chunk.
         """
-        request, drafter, budget = self._prepare(prompt, **options)
+        drafter = options.pop("drafter", self.drafter)
+        references = options.pop("references", ())
+        namespace = options.pop("namespace", DEFAULT_NAMESPACE)
+        budget = options.pop("budget", None)
+        request = self._prepare(prompt, **options)
         check_request(len(request.prompt), request.max_new_tokens, self.max_length)
+        target = TransformersTarget(self.model, request.choice, max_length=self.max_length)
+        if drafter == "ngram":
+            drafter = MixedNgram(
+                self.memories.of(namespace), references=self._encode_all(references), trees=target.supports_trees
+            )
+            budget = budget or self.budget
         steps = decode(
-            TransformersTarget(self.model, request.choice, max_length=self.max_length),
-            drafter,
+            target,
+            make_drafter(drafter),
             request.prompt,
             max_new_tokens=request.max_new_tokens,
             stop_tokens=request.stop_tokens,
             stop=request.stop,
             budget=budget,
         )
-        return Stream(steps, Detokenizer(self.tokenizer, request.prompt))
+        return Stream(self._kept(steps, namespace), Detokenizer(self.tokenizer, request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt or a conversation.
@@ -206,6 +236,20 @@ class LanguageModel:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return list(ids)
 
+    def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
+        if isinstance(documents, str):
+            raise ForetokenError("references is one string: give a list of documents.")
+        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in documents if text]
+
+    def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
+        """The steps as they come; the answer goes to the history once it is whole."""
+        answer: list[int] = []
+        for step in steps:
+            answer += step.tokens
+            if step.finish_reason is not None:
+                self.memories.keep(namespace, answer)
+            yield step
+
     def _answer(self, prompt: Prompt, options: Options) -> Result:
         stream = self.stream(prompt, **options)
         for _ in stream:
@@ -219,11 +263,9 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         generation_config: GenerationConfig | None = None,
-        budget: Budget | None = None,
         **rest: Any,
-    ) -> tuple[Request, Drafter | None, Budget | None]:
+    ) -> Request:
         """The request that transformers' own preparation makes of a prompt and the options."""
-        drafter = make_drafter(rest.pop("drafter", self.drafter))
         config = copy.deepcopy(generation_config or self.model.generation_config)
         stops = [stop] if isinstance(stop, str) else list(stop)
         stops += [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
@@ -251,7 +293,7 @@ class LanguageModel:
             raise error if isinstance(error, ForetokenError) else ForetokenError(str(error)) from error
         if stops:
             request = with_stop_strings(request, stops, self.tokenizer)
-        return request, drafter, budget
+        return request
 
 
 def load(
@@ -259,7 +301,9 @@ def load(
     *,
     dtype: str = "auto",
     device: str | None = None,
-    drafter: str | Drafter | None = "anpd",
+    drafter: str | Drafter | None = "ngram",
+    background: str | Path | None = "general",
+    history: bool | str | Path = True,
 ) -> LanguageModel:
     """A language model, ready to draft for.
 
@@ -268,12 +312,20 @@ def load(
         dtype: "float32", "bfloat16", "float16", or "auto" for what the weights are stored in.
         device: Where it runs, such as "cpu" or "cuda"; a GPU where None and there is one.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+        background: A corpus to draft from: "general", which comes with the package, the folder of a store that
+            ``foretoken corpus build`` made, or None.
+        history: The file that keeps answers between runs, so that later ones are drafted from them; True for
+            ``foretoken.history.default_path()``, False to forget them with the process.
 
     Raises:
-        ForetokenError: If there is no such model, it is no causal language model, or it cannot rewind.
+        ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
+            corpus is not for it.
     """
     make_drafter(drafter)
-    return LanguageModel(load_model(model, dtype, device), load_tokenizer(model), drafter)
+    kept = None if history is False else History(None if history is True else Path(history))
+    return LanguageModel(
+        load_model(model, dtype, device), load_tokenizer(model), drafter, background=background, history=kept
+    )
 
 
 def apply_options(

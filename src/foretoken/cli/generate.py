@@ -35,7 +35,16 @@ Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Abo
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")]
 Seed = Annotated[int | None, typer.Option(help="Decides the text under sampling.")]
 DrafterName = Annotated[str, typer.Option("--drafter", help=f"One of {', '.join([*DRAFTERS, 'none'])}.")]
-BudgetSize = Annotated[int, typer.Option("--budget", min=0, max=1024, help="Tokens to draft for each step.")]
+BudgetSize = Annotated[
+    int | None, typer.Option("--budget", min=0, max=1024, help="Tokens to draft for each step; else just what pays.")
+]
+References = Annotated[
+    list[Path] | None, typer.Option("--reference", help="A file that the answer may quote or edit; may be given again.")
+]
+BackgroundName = Annotated[
+    str, typer.Option("--background", help='"general", the folder of a corpus, or "none".', metavar="NAME")
+]
+HistoryFile = Annotated[Path | None, typer.Option("--history", help="The file that keeps answers; else the user's.")]
 ShowDrafts = Annotated[bool, typer.Option("--show-drafts", help="Show the guesses that were accepted in colour.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Dtype = Annotated[str, typer.Option(help='"float32", "bfloat16", "float16", or "auto" for what the weights have.')]
@@ -56,8 +65,15 @@ def generate(
     repetition_penalty: Penalty = None,
     stop: Stop = None,
     seed: Seed = None,
-    drafter: DrafterName = "anpd",
-    budget: BudgetSize = 7,
+    drafter: DrafterName = "ngram",
+    budget: BudgetSize = None,
+    reference: References = None,
+    background: BackgroundName = "general",
+    history: Annotated[
+        Path | None, typer.Option(help="The file that keeps answers; the user's where not given.")
+    ] = None,
+    no_history: Annotated[bool, typer.Option("--no-history", help="Neither read nor keep answers.")] = False,
+    namespace: Annotated[str, typer.Option(help="Whose answers to draft from and to keep this one with.")] = "default",
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
     dtype: Dtype = "auto",
@@ -76,9 +92,11 @@ def generate(
         repetition_penalty=repetition_penalty,
         stop=stop,
         seed=seed,
-        budget=FixedBudget(budget),
+        budget=None if budget is None else FixedBudget(budget),
+        references=read_references(reference),
+        namespace=namespace,
     )
-    lm = quiet_load(model, dtype, device, drafter)
+    lm = quiet_load(model, dtype, device, drafter, background, False if no_history else history or True)
     stream = lm.stream(as_prompt(prompts[0], chat), **options)
     interrupted = False
     try:
@@ -112,8 +130,10 @@ def compare(
     repetition_penalty: Penalty = None,
     stop: Stop = None,
     seed: Seed = 0,
-    drafter: DrafterName = "anpd",
-    budget: BudgetSize = 7,
+    drafter: DrafterName = "ngram",
+    budget: BudgetSize = None,
+    reference: References = None,
+    background: BackgroundName = "general",
     rounds: Annotated[int, typer.Option(min=1, help="How often each prompt is answered both ways, in turns.")] = 3,
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
@@ -133,9 +153,11 @@ def compare(
         repetition_penalty=repetition_penalty,
         stop=stop,
         seed=seed,
-        budget=FixedBudget(budget),
+        budget=None if budget is None else FixedBudget(budget),
+        references=read_references(reference),
     )
-    lm = quiet_load(model, dtype, device, drafter)
+    lm = quiet_load(model, dtype, device, drafter, background)
+    lm.memories.wait()
     rows = []
     for name, text in prompts:
         with err.status(f"{name}: plain and drafted, in turns"):
@@ -165,7 +187,7 @@ def check(
 
     reports = []
     for name in dtype or ["float32", "bfloat16", "float16"]:
-        lm = quiet_load(model, name, device, None)
+        lm = quiet_load(model, name, device, None, "none")
         with err.status(f"{name}: plain and drafted"):
             reports.append(check_model(lm, max_new_tokens, prompt or PROMPTS))
     if as_json:
@@ -183,12 +205,7 @@ def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence
         ForetokenError: If there is none, or one cannot be read.
     """
     prompts = [(f"prompt {i}", text) for i, text in enumerate(texts or [], start=1)]
-    for path in files or []:
-        try:
-            prompts.append((path.name, path.read_bytes().decode()))  # bytes, so that line ends stay as they are
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
+    prompts += [(path.name, read_text(path)) for path in files or []]
     if stdin == "-":
         try:
             prompts.append(("standard input", sys.stdin.buffer.read().decode()))
@@ -203,6 +220,24 @@ def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence
     return prompts
 
 
+def read_text(path: Path) -> str:
+    """A file's text, its line ends as they are.
+
+    Raises:
+        ForetokenError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
+
+
+def read_references(files: Sequence[Path] | None) -> list[str] | None:
+    """The documents to draft from, None where there are none."""
+    return [read_text(path) for path in files] if files else None
+
+
 def as_prompt(prompt: tuple[str, str], chat: bool) -> Prompt:
     """The text to continue, or the conversation to answer."""
     _, text = prompt
@@ -215,14 +250,28 @@ def make_options(**options: Any) -> Options:
     return given
 
 
-def quiet_load(model: str, dtype: str, device: str | None, drafter: str | None) -> LanguageModel:
+def quiet_load(
+    model: str,
+    dtype: str,
+    device: str | None,
+    drafter: str | None,
+    background: str,
+    history: bool | Path = False,
+) -> LanguageModel:
     """Load a model without the library's progress bars and advice."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with err.status(f"loading {model}"):
-        return foretoken.load(model, dtype=dtype, device=device, drafter=drafter)
+        return foretoken.load(
+            model,
+            dtype=dtype,
+            device=device,
+            drafter=drafter,
+            background=None if background == "none" else background,
+            history=history,
+        )
 
 
 def show_answer(lm: LanguageModel, named: tuple[str, str], prompt: Prompt, options: Options) -> None:

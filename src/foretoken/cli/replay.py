@@ -37,6 +37,10 @@ MaxPrompt = Annotated[int, typer.Option(min=1, help="The last tokens of a prompt
 Followups = Annotated[bool, typer.Option("--followups", help="Later turns too, each after all text before it.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
 HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write a page with plots to this file.")]
+BackgroundName = Annotated[
+    str,
+    typer.Option("--background", help='What "ngram" drafts from: "general", the folder of a corpus, or "none".'),
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at a time; all cores where not given.")]
 RayAddress = Annotated[str | None, typer.Option("--ray", help="Run on the Ray cluster at this address.")]
 
@@ -53,6 +57,7 @@ def replay(
     max_output: MaxOutput = 400,
     max_prompt: MaxPrompt = 6000,
     followups: Followups = False,
+    background: BackgroundName = "general",
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
     jobs: Jobs = None,
@@ -71,7 +76,8 @@ def replay(
 
     check_outputs(json_file, html_file)
     reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
-    scores = run(make_jobs(files, drafter, budget or [10], not chains, reading), jobs, ray)
+    corpus = background_folder(background, tokenizer)
+    scores = run(make_jobs(files, drafter, budget or [10], not chains, reading, corpus), jobs, ray)
     report_skipped(scores)
     scores = with_answers(scores)
     out.print(figures_table(scores))
@@ -79,7 +85,8 @@ def replay(
     if calibration:
         out.print(calibration_table(scores))
     if json_file is not None:
-        options = {"verifies": "chains" if chains else "trees"} | reading_options(reading)
+        options = {"verifies": "chains" if chains else "trees", "background": Path(background).name}
+        options |= reading_options(reading)
         rows = [score.row() for score in scores]
         found = {"rows": rows, "calibration": calibration, "tasks": report.tasks(scores), "skipped": skipped(scores)}
         write_json(json_file, options, found)
@@ -99,6 +106,27 @@ def run(jobs: Sequence[Job], processes: int | None, ray: str | None) -> list[Sco
             progress.update(task, advance=1, description=f"{job.label}: {job.drafter}, budget {job.budget}")
 
         return run_jobs(jobs, processes, ray, done)
+
+
+def background_folder(name: str, tokenizer: str) -> str | None:
+    """The folder of a corpus for this tokenizer, built where it is the package's and was not used with it before.
+
+    Raises:
+        ForetokenError: If there is none, or it belongs to another tokenizer.
+    """
+    if name == "none":
+        return None
+    from foretoken.corpus.general import general_folder
+    from foretoken.drafters.background import Background
+    from foretoken.fingerprint import fingerprint
+    from foretoken.tokenizing import batch_encoder, load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    if name != "general":
+        Background.open(name, fingerprint(loaded))
+        return name
+    with err.status("cutting the background corpus with this tokenizer, once"):
+        return str(general_folder(batch_encoder(loaded), fingerprint(loaded)))
 
 
 def skipped(scores: Sequence[Score]) -> list[dict[str, Any]]:

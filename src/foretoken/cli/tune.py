@@ -9,6 +9,7 @@ import typer
 
 from foretoken.cli.console import out
 from foretoken.cli.replay import (
+    BackgroundName,
     DrafterNames,
     Files,
     Followups,
@@ -20,6 +21,7 @@ from foretoken.cli.replay import (
     MaxPrompt,
     RayAddress,
     TokenizerName,
+    background_folder,
     check_outputs,
     numbers_table,
     reading_options,
@@ -59,6 +61,7 @@ def tune(
     max_output: MaxOutput = 400,
     max_prompt: MaxPrompt = 6000,
     followups: Followups = False,
+    background: BackgroundName = "general",
     seed: Annotated[int, typer.Option(min=0, help="Of the resampling that the intervals come from.")] = 0,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
@@ -85,7 +88,7 @@ def tune(
     prices = Costs.read(costs)
     budgets = affordable(budget, prices)
     reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
-    plan = make_jobs(files, drafter, budgets, True, reading)
+    plan = make_jobs(files, drafter, budgets, True, reading, background_folder(background, tokenizer))
     firsts = {job.path: job for job in plan}.values()
     plan += [job for first in firsts for job in vllm_jobs(first, budgets)]
     plan.sort(key=lambda job: job.path)  # a process keeps the file that it read last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from foretoken.core.budget import Budget, FixedBudget
@@ -89,6 +90,7 @@ def _steps(
     if drafter is not None:
         drafter.begin(context)
     draft, scores = Draft(), target.prefill(context)
+    started: float | None = None  # the prefill is no step
     while True:
         verdict = verify(draft, scores)
         tokens = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
@@ -98,9 +100,12 @@ def _steps(
         step = Step(draft, tuple(tokens[:num_tokens]), scores, finish_reason)
         if drafter is not None:
             drafter.observe(step)
+        if started is not None:
+            budget.observe(draft, step.num_accepted, time.perf_counter() - started)
         yield step
         if finish_reason is not None:
             return
+        started = time.perf_counter()
         draft = _propose(target, drafter, context, end, budget)
         scores = target.score(context[-1], draft)
 
@@ -131,8 +136,6 @@ def _propose(target: Target, drafter: Drafter | None, context: list[int], end: i
     if drafter is None or max_tokens == 0:
         return Draft()
     draft = drafter.propose(context, max_tokens)
-    if len(draft) > max_tokens:
-        draft = draft.select(range(max_tokens))
     if not target.supports_trees:
         draft = draft.main_chain()
-    return draft.within(max_depth)
+    return budget.choose(draft.within(max_depth))

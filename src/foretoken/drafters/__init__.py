@@ -6,12 +6,18 @@ from collections.abc import Callable
 
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters.memory import Memory
+from foretoken.drafters.mixed import MixedNgram
 from foretoken.drafters.ngram import AdaptiveNgram
 from foretoken.drafters.prompt_lookup import PromptLookup
 
-__all__ = ["DRAFTERS", "AdaptiveNgram", "PromptLookup", "make_drafter"]
+__all__ = ["DRAFTERS", "AdaptiveNgram", "Memory", "MixedNgram", "PromptLookup", "make_drafter"]
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"anpd": AdaptiveNgram, "prompt-lookup": PromptLookup}
+DRAFTERS: dict[str, Callable[[], Drafter]] = {
+    "ngram": MixedNgram,
+    "anpd": AdaptiveNgram,
+    "prompt-lookup": PromptLookup,
+}
 
 
 def make_drafter(drafter: str | Drafter | None) -> Drafter | None:

@@ -13,9 +13,22 @@ from foretoken.replay.score import Job
 
 
 def make_jobs(
-    files: Sequence[Path], drafters: Sequence[str] | None, budgets: Sequence[int], trees: bool, reading: Reading
+    files: Sequence[Path],
+    drafters: Sequence[str] | None,
+    budgets: Sequence[int],
+    trees: bool,
+    reading: Reading,
+    background: str | None = None,
 ) -> list[Job]:
     """A job for each file, drafter and budget.
+
+    Args:
+        files: What to replay.
+        drafters: By name; all where None.
+        budgets: Tokens to draft for each step.
+        trees: Whether the target verifies trees.
+        reading: Which items, and how.
+        background: The folder of the corpus that "ngram" drafts from, or None.
 
     Raises:
         ForetokenError: If a file is missing or a drafter unknown.
@@ -32,7 +45,7 @@ def make_jobs(
     times = Counter(path.name for path in paths)
     labels = {path: path.name if times[path.name] == 1 else str(path) for path in paths}
     return [
-        Job(str(path), labels[path], name, DRAFTERS.get(name), size, trees, reading)
+        Job(str(path), labels[path], name, DRAFTERS.get(name), size, trees, reading, background)
         for path in paths
         for name in names
         for size in dict.fromkeys(budgets)

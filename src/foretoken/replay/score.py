@@ -15,6 +15,8 @@ from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
+from foretoken.drafters import Memory, MixedNgram
+from foretoken.drafters.background import Background
 from foretoken.engines.replay import ReplayTarget
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
@@ -34,6 +36,7 @@ class Job:
         budget: Tokens to draft for each step.
         trees: Whether the target verifies trees, or only their main chains.
         reading: Which items, and how.
+        background: The folder of the corpus that the n-gram core drafts from, or None.
     """
 
     path: str
@@ -43,6 +46,14 @@ class Job:
     budget: int
     trees: bool
     reading: Reading
+    background: str | None = None
+
+    def new_drafter(self) -> Drafter | None:
+        """A drafter that remembers nothing yet."""
+        if self.make is MixedNgram:  # the one that is told what the target verifies, and reads a corpus
+            background = Background.open(self.background) if self.background else None
+            return MixedNgram(Memory(background), trees=self.trees)
+        return self.make() if self.make else None
 
     @property
     def title(self) -> str:
@@ -157,8 +168,8 @@ def score(job: Job) -> Score:
         if job.make is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], job.make(), job.budget, job.trees, Score(job))
-        replay(log.traces, job.make() if job.make else None, job.budget, job.trees, result)
+            replay([warm], job.new_drafter(), job.budget, job.trees, Score(job))
+        replay(log.traces, job.new_drafter(), job.budget, job.trees, result)
     except ForetokenError:
         raise
     except Exception as error:

@@ -31,8 +31,9 @@ MAX_SUCCESSORS = 6  # of one context, the most recent first
 WIDTH = 4  # children of one draft node
 
 LOCAL, SHARED, BACKGROUND, SKIP = range(4)  # the kinds of votes
-KEYS = 4 * ORDERS * 8 * 8 * 2
-SLOTS = 2 * ORDERS + BACKGROUND_ORDERS + SKIPS + 1  # a weight for each kind and order, and a bias
+SLOTS = 4 * ORDERS + 1  # a weight for each kind and order, and a bias
+STRENGTHS = 8 * 8 * 2  # of votes of one kind and order
+KEYS = 4 * ORDERS * STRENGTHS
 SETS = (ORDERS + 1) * 6 * 4 + 1  # weights for each choice of longest contexts, and those that all share
 
 OFFSET = np.float32(3.0)  # votes below a probability of 5 % speak against a token
@@ -43,6 +44,8 @@ SHARED_RATE = np.float32(0.3)  # at which the shared weights learn, as a part of
 MIN_TABLE_RATE = np.float32(0.004)  # what a table entry learns from a token after many
 
 NODE = np.dtype([(name, np.int32) for name in ("parent", "token", "count", "next", "prev", "first", "end", "total")])
+CANDIDATE = np.dtype([("token", np.int32), ("num_votes", np.int32), ("prob", np.float32)])
+GUESS = np.dtype([("path", np.float32), ("prob", np.float32), ("token", np.int32), ("parent", np.int32)])
 
 
 class Trie(NamedTuple):
@@ -56,7 +59,7 @@ class Trie(NamedTuple):
         tokens: int32 [capacity], all tokens in order, SEPARATOR between sequences.
         nodes: NODE [capacity]; ``end`` is the index in ``tokens`` of the last token of the latest occurrence, ``total``
             the sum of the children's counts.
-        table: int32 [power of two], node of (parent, token) by hash.
+        table: int32 [power of two, at least 1.5 * capacity], node of (parent, token) by hash.
         pairs: int32 [power of two], where two tokens last stood together, by hash; some tokens late.
         sizes: int64 [2], tokens and nodes in use.
         active: int32 [ORDERS + 1], the node of the last n tokens, 0 where it occurs for the first time.
@@ -99,45 +102,60 @@ class Votes(NamedTuple):
     """Room for what the stores say of one position.
 
     Args:
-        token: int32 [MAX_CANDIDATES], the candidates.
-        num_votes: int32 [MAX_CANDIDATES].
-        slot: int32 [MAX_CANDIDATES, SLOTS], who voted.
-        key: int32 [MAX_CANDIDATES, SLOTS], how strong the evidence was.
-        prob: float32 [MAX_CANDIDATES], the votes mixed.
+        candidates: CANDIDATE [MAX_CANDIDATES], the tokens that were voted for; ``prob`` is the votes mixed.
+        keys: int32 [MAX_CANDIDATES, SLOTS], how strong the evidence of each vote was.
         longest: int32 [4], the longest context that each kind knew.
     """
 
-    token: Ints
-    num_votes: Ints
-    slot: Ints
-    key: Ints
-    prob: Floats
+    candidates: NDArray[Any]
+    keys: Ints
     longest: Ints
 
 
 class Growth(NamedTuple):
-    """Room for a draft of K nodes while it grows; row 0 of the states is the committed context, row i + 1 node i.
+    """Room for a draft of K nodes while it grows; row 0 is the committed context, row i + 1 node i.
 
     Args:
-        local: int32 [K + 1, ORDERS + 1], the local store's nodes of the contexts.
-        shared: int32 [K + 1, ORDERS + 1].
-        window: int32 [K + 1, WINDOW], the last tokens.
-        open_path, open_prob: float32 [WIDTH * (K + 1)], nodes that may still join: probability of path and of token.
-        open_token, open_parent: int32 [WIDTH * (K + 1)].
+        contexts: int32 [K + 1, 2, ORDERS + 1], the contexts in the local store and in the shared one.
+        windows: int32 [K + 1, WINDOW], the last tokens.
+        guesses: GUESS [WIDTH * (K + 1)], nodes that may still join: probability of path and of token.
+        nodes: int32 [2, K], the draft: tokens and parents.
+        probs: float32 [K], of each node given its parent.
     """
 
-    local: Ints
-    shared: Ints
-    window: Ints
-    open_path: Floats
-    open_prob: Floats
-    open_token: Ints
-    open_parent: Ints
+    contexts: Ints
+    windows: Ints
+    guesses: NDArray[Any]
+    nodes: Ints
+    probs: Floats
+
+
+def room_for_votes() -> Votes:
+    """No votes yet."""
+    return Votes(
+        np.zeros(MAX_CANDIDATES, CANDIDATE), np.zeros((MAX_CANDIDATES, SLOTS), np.int32), np.zeros(4, np.int32)
+    )
+
+
+def room_for_growth(max_tokens: int) -> Growth:
+    """No draft yet."""
+    rows = max_tokens + 1
+    return Growth(
+        np.zeros((rows, 2, ORDERS + 1), np.int32),
+        np.zeros((rows, WINDOW), np.int32),
+        np.zeros(WIDTH * rows, GUESS),
+        np.zeros((2, max_tokens), np.int32),
+        np.zeros(max_tokens, np.float32),
+    )
 
 
 def compiled(function: F) -> F:
-    """Compile on first use and keep the result on disk, where there is a place that can be written."""
-    compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy")
+    """Compile on first use and keep the result on disk, where there is a place that can be written.
+
+    Without numba's runtime, which counts the references to every array that is handed on and would take half of the
+    time, nothing can be allocated: room to work in comes with the arguments.
+    """
+    compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy", _nrt=False)
     try:
         return cast(F, compile_(cache=True)(function))
     except RuntimeError:  # neither the package's folder nor the user's can be written
@@ -270,17 +288,18 @@ def append(trie: Trie, token: int) -> None:
 
 @compiled
 def extend(trie: Trie, new: Ints) -> int:
-    """Append tokens until the room for nodes or tokens may not hold another; how many were appended."""
+    """Append tokens until the room for nodes or tokens may not hold another; how many were appended.
+
+    What is no token, below 0, separates sequences.
+    """
     for i in range(new.size):
-        if (
-            trie.sizes[1] + 2 * ORDERS + 2 > trie.nodes.size
-            or trie.sizes[0] + 2 > trie.tokens.size
-            or 3 * trie.sizes[1] > 2 * (trie.table.size - 8 * ORDERS)
-        ):
+        if trie.sizes[1] + 2 * ORDERS + 2 > trie.nodes.size or trie.sizes[0] + 2 > trie.tokens.size:
             return i
-        if new[i] == SEPARATOR:
-            trie.tokens[trie.sizes[0]] = SEPARATOR
-            trie.sizes[0] += 1
+        if new[i] < 0:
+            end = trie.sizes[0]
+            trie.tokens[end] = SEPARATOR
+            trie.sizes[0] = end + 1
+            note_pair(trie, end)
             trie.active[1:] = 0
         else:
             append(trie, new[i])
@@ -304,7 +323,7 @@ def walk(trie: Trie, before: Ints, token: int, after: Ints) -> None:
             node = find(nodes, table, context, token)
             if node:
                 found = node if nodes[node].count > 1 else -(nodes[node].end + 1)
-        elif context < 0 and -context < num_tokens and tokens[-context] == token:
+        elif context < 0 and -context < num_tokens and tokens[-context] == token and token != SEPARATOR:
             found = context - 1
         after[order + 1] = found
     after[0] = 1
@@ -322,24 +341,24 @@ def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
 @compiled
 def key_of(kind: int, order: int, count: int, other: int, latest: int) -> int:
     """Where votes of this strength are kept: ``count`` of a token and of its competitors, both in 8 steps."""
-    return (((kind * ORDERS + order - 1) * 8 + count) * 8 + other) * 2 + latest
+    return (kind * ORDERS + order - 1) * STRENGTHS + (count * 8 + other) * 2 + latest
 
 
 @compiled
-def vote(votes: Votes, num: int, token: int | np.int64, slot: int, key: int) -> int:
+def vote(votes: Votes, num: int, token: int | np.int64, key: int) -> int:
     """Add a vote for a token; how many candidates there are now."""
+    candidates = votes.candidates
     i = 0
-    while i < num and votes.token[i] != token:
+    while i < num and candidates[i].token != token:
         i += 1
     if i == MAX_CANDIDATES:
         return num
     if i == num:
-        votes.token[i] = token
-        votes.num_votes[i] = 0
+        candidates[i].token, candidates[i].num_votes = token, 0
         num += 1
-    n = votes.num_votes[i]
-    votes.slot[i, n], votes.key[i, n] = slot, key
-    votes.num_votes[i] = n + 1
+    n = candidates[i].num_votes
+    if n < SLOTS:  # more come only from a background corpus that is damaged
+        votes.keys[i, n], candidates[i].num_votes = key, n + 1
     return num
 
 
@@ -350,10 +369,9 @@ def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) ->
     votes.longest[kind] = 0
     for order in range(ORDERS, 0, -1):
         context = contexts[order]
-        slot = kind * ORDERS + order - 1
         known = False
         if context < 0 and -context < trie.sizes[0] and tokens[-context] != SEPARATOR:
-            num = vote(votes, num, tokens[-context], slot, key_of(kind, order, 1, 0, 1))
+            num = vote(votes, num, tokens[-context], key_of(kind, order, 1, 0, 1))
             known = True
         elif context > 0:
             total, child = nodes[context].total, nodes[context].first
@@ -362,7 +380,7 @@ def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) ->
             while child != 0 and i < MAX_SUCCESSORS:
                 count = nodes[child].count
                 key = key_of(kind, order, few(count), few(total - count), latest)
-                num = vote(votes, num, nodes[child].token, slot, key)
+                num = vote(votes, num, nodes[child].token, key)
                 child = nodes[child].next
                 latest = 0
                 i += 1
@@ -387,11 +405,12 @@ def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
         bucket = np.int64(h >> np.uint64(64 - bits))
         check = np.uint32(h & np.uint64(0xFFFFFFFF))
         known = False
-        for i in range(np.int64(frozen.buckets[bucket]), np.int64(frozen.buckets[bucket + 1])):
+        first, end = int(np.int64(frozen.buckets[bucket])), int(np.int64(frozen.buckets[bucket + 1]))
+        for i in range(max(0, first), min(end, frozen.rows.shape[0])):  # whatever a damaged index says
             if frozen.rows[i, 0] == check:
                 packed = np.int64(frozen.rows[i, 1])
                 key = key_of(BACKGROUND, order, FEW_OF_LOG[(packed >> 20) & 63], FEW_OF_LOG[packed >> 26], 0)
-                num = vote(votes, num, packed & 0xFFFFF, 2 * ORDERS + order - 1, key)
+                num = vote(votes, num, packed & 0xFFFFF, key)
                 known = True
             elif known:
                 break
@@ -422,22 +441,8 @@ def skip_votes(trie: Trie, window: Ints, votes: Votes, num: int) -> int:
         if changed and tokens[after] != SEPARATOR:
             agreed = 0 if length == 2 else 1 if length == 3 else 2 if length <= 5 else 3 if length <= 8 else 4
             key = key_of(SKIP, gap, agreed + (length > 15), changed, tokens[after - 1] != window[WINDOW - 1])
-            num = vote(votes, num, tokens[after], 2 * ORDERS + BACKGROUND_ORDERS + gap - 1, key)
+            num = vote(votes, num, tokens[after], key)
     return num
-
-
-@compiled
-def room_for_votes() -> Votes:
-    """No votes yet."""
-    ints = np.zeros(2 * MAX_CANDIDATES + 4, np.int32)
-    return Votes(
-        ints[:MAX_CANDIDATES],
-        ints[MAX_CANDIDATES : 2 * MAX_CANDIDATES],
-        np.empty((MAX_CANDIDATES, SLOTS), np.int32),
-        np.empty((MAX_CANDIDATES, SLOTS), np.int32),
-        np.empty(MAX_CANDIDATES, np.float32),
-        ints[2 * MAX_CANDIDATES :],
-    )
 
 
 # --- Mixing -----------------------------------------------------------------------------------------------------------
@@ -469,11 +474,12 @@ def mix(votes: Votes, num: int, weights: Weights) -> None:
     own, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
     for i in range(num):
         z = own[SLOTS - 1] + common[SLOTS - 1]
-        for n in range(votes.num_votes[i]):
-            slot = votes.slot[i, n]
-            z += (own[slot] + common[slot]) * (weights.table[votes.key[i, n], LOGIT] + OFFSET)
+        for n in range(votes.candidates[i].num_votes):
+            key = votes.keys[i, n]
+            slot = key // STRENGTHS
+            z += (own[slot] + common[slot]) * (weights.table[key, LOGIT] + OFFSET)
         z = min(MAX_LOGIT, max(-MAX_LOGIT, z))
-        votes.prob[i] = 1 / (1 + math.exp(-z))
+        votes.candidates[i].prob = 1 / (1 + math.exp(-z))
 
 
 @compiled
@@ -481,10 +487,11 @@ def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> 
     """Move the weights and the tables towards the token that came."""
     own, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
     for i in range(num):
-        right = np.float32(votes.token[i] == token)
-        error = (right - votes.prob[i]) * rate
-        for n in range(votes.num_votes[i]):
-            slot, entry = votes.slot[i, n], weights.table[votes.key[i, n]]
+        right = np.float32(votes.candidates[i].token == token)
+        error = (right - votes.candidates[i].prob) * rate
+        for n in range(votes.candidates[i].num_votes):
+            key = votes.keys[i, n]
+            slot, entry = key // STRENGTHS, weights.table[key]
             change = error * (entry[LOGIT] + OFFSET)
             own[slot] += change
             common[slot] += change * SHARED_RATE
@@ -497,11 +504,18 @@ def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> 
 
 
 @compiled
-def slide(window: Ints, token: int) -> None:
+def copy(source: Ints, target: Ints) -> None:
+    """An assignment of one array to another would be allowed to allocate."""
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@compiled
+def slide(before: Ints, token: int, after: Ints) -> None:
     """The window one token later."""
     for i in range(WINDOW - 1):
-        window[i] = window[i + 1]
-    window[WINDOW - 1] = token
+        after[i] = before[i + 1]
+    after[WINDOW - 1] = token
 
 
 @compiled
@@ -510,13 +524,25 @@ def commit(
     shared: Trie,
     frozen: Frozen,
     weights: Weights,
+    votes: Votes,
+    contexts: Ints,
     window: Ints,
     new: Ints,
     rate: float,
 ) -> int:
-    """Learn from committed tokens and append them to the local store; how many it had room for."""
-    votes = room_for_votes()
-    contexts = np.empty(ORDERS + 1, np.int32)
+    """Learn from committed tokens and append them to the local store; how many it had room for.
+
+    Args:
+        local: The statistics of this sequence.
+        shared: Those of earlier answers.
+        frozen: The background corpus.
+        weights: What the mixer has learned.
+        votes: Room to work in.
+        contexts: int32 [ORDERS + 1], room to work in.
+        window: int32 [WINDOW], the last committed tokens, -1 before the first; kept up to date.
+        new: The tokens.
+        rate: How fast the weights learn.
+    """
     follow(shared, window, contexts)
     for i in range(new.size):
         num = collect(local, local.active, shared, contexts, frozen, window, votes)
@@ -525,7 +551,7 @@ def commit(
         mix(votes, num, weights)
         learn(votes, num, weights, new[i], rate)
         walk(shared, contexts, new[i], contexts)
-        slide(window, new[i])
+        slide(window, new[i], window)
     return new.size
 
 
@@ -534,40 +560,26 @@ def commit(
 
 @compiled
 def open_children(
-    votes: Votes, num: int, node: int, path: float, width: int, floor: float, g: Growth, size: int
+    votes: Votes, num: int, node: int, path: float, width: int, floor: float, guesses: NDArray[Any], size: int
 ) -> int:
     """Queue the best candidates after ``node`` whose paths are worth ``floor``; how many wait in the queue now."""
+    candidates = votes.candidates
     total = np.float32(0)
     for i in range(num):
-        total += votes.prob[i]
-    scale = path / max(np.float32(1), total)
-    for _ in range(width):
+        total += candidates[i].prob
+    for _ in range(min(width, WIDTH, num)):
         best = 0
         for i in range(1, num):
-            if votes.prob[i] > votes.prob[best]:
+            if candidates[i].prob > candidates[best].prob:
                 best = i
-        if num == 0 or votes.prob[best] * scale < floor:
+        prob = candidates[best].prob / max(np.float32(1), total)
+        if path * prob < floor:
             break
-        g.open_path[size], g.open_prob[size] = votes.prob[best] * scale, votes.prob[best] * scale / path
-        g.open_token[size], g.open_parent[size] = votes.token[best], node
+        guess = guesses[size]
+        guess.path, guess.prob, guess.token, guess.parent = path * prob, prob, candidates[best].token, node
         size += 1
-        votes.prob[best] = -1
+        candidates[best].prob = -1
     return size
-
-
-@compiled
-def room_for_growth(max_tokens: int) -> Growth:
-    """No draft yet."""
-    rows, waiting = max_tokens + 1, WIDTH * (max_tokens + 1)
-    return Growth(
-        np.empty((rows, ORDERS + 1), np.int32),
-        np.empty((rows, ORDERS + 1), np.int32),
-        np.empty((rows, WINDOW), np.int32),
-        np.empty(waiting, np.float32),
-        np.empty(waiting, np.float32),
-        np.empty(waiting, np.int32),
-        np.empty(waiting, np.int32),
-    )
 
 
 @compiled
@@ -576,52 +588,51 @@ def grow(
     shared: Trie,
     frozen: Frozen,
     weights: Weights,
+    votes: Votes,
+    growth: Growth,
     window: Ints,
+    max_tokens: int,
     width: int,
     floor: float,
-    nodes: Ints,
-    probs: Floats,
 ) -> int:
-    """The most probable continuations, best path first; how many there are.
+    """The most probable continuations, best path first, left in ``growth``; how many there are.
 
     Args:
         local: The statistics of this sequence.
         shared: Those of earlier answers.
         frozen: The background corpus.
         weights: What the mixer has learned.
+        votes: Room to work in.
+        growth: Room for at least ``max_tokens`` nodes.
         window: int32 [WINDOW], the last committed tokens, -1 before the first.
+        max_tokens: Most nodes.
         width: Most children of a node.
         floor: Least probability of a path.
-        nodes: int32 [2, K], written: the tokens and the parents.
-        probs: float32 [K], written: the probability of each node given its parent.
     """
-    votes, g = room_for_votes(), room_for_growth(probs.size)
-    g.local[0] = local.active
-    g.window[0] = window
-    follow(shared, window, g.shared[0])
+    contexts, windows, guesses, nodes, probs = growth
+    copy(local.active, contexts[0, LOCAL])
+    copy(window, windows[0])
+    follow(shared, window, contexts[0, SHARED])
     size, row, path = 0, 0, 1.0
-    for node in range(probs.size):
-        num = collect(local, g.local[row], shared, g.shared[row], frozen, g.window[row], votes)
+    for node in range(max_tokens):
+        num = collect(local, contexts[row, LOCAL], shared, contexts[row, SHARED], frozen, windows[row], votes)
         mix(votes, num, weights)
-        size = open_children(votes, num, row - 1, path, width, floor, g, size)
+        size = open_children(votes, num, row - 1, path, width, floor, guesses, size)
         if size == 0:
             return node
         best = 0
         for i in range(1, size):
-            if g.open_path[i] > g.open_path[best]:
+            if guesses[i].path > guesses[best].path:
                 best = i
-        path = float(g.open_path[best])
-        token, parent = g.open_token[best], g.open_parent[best]
-        nodes[0, node], nodes[1, node], probs[node] = token, parent, g.open_prob[best]
+        path, token, parent = float(guesses[best].path), guesses[best].token, guesses[best].parent
+        nodes[0, node], nodes[1, node], probs[node] = token, parent, guesses[best].prob
         size -= 1
-        g.open_path[best], g.open_prob[best] = g.open_path[size], g.open_prob[size]
-        g.open_token[best], g.open_parent[best] = g.open_token[size], g.open_parent[size]
+        guesses[best] = guesses[size]
         row = node + 1
-        walk(local, g.local[parent + 1], token, g.local[row])
-        walk(shared, g.shared[parent + 1], token, g.shared[row])
-        g.window[row] = g.window[parent + 1]
-        slide(g.window[row], token)
-    return probs.size
+        walk(local, contexts[parent + 1, LOCAL], token, contexts[row, LOCAL])
+        walk(shared, contexts[parent + 1, SHARED], token, contexts[row, SHARED])
+        slide(windows[parent + 1], token, windows[row])
+    return max_tokens
 
 
 # --- Entry points -----------------------------------------------------------------------------------------------------
@@ -629,29 +640,39 @@ def grow(
 
 
 class Sources(NamedTuple):
-    """What votes come from and what weighs them."""
+    """What votes come from, what weighs them, and room to work in."""
 
     local: Trie
     shared: Trie
     frozen: Frozen
     weights: Weights
+    votes: Votes
+    growth: Growth
 
 
 @compiled
 def sources_of(arrays: tuple[Any, ...]) -> Sources:
-    """The arrays of a local and a shared store, a background corpus and weights, in this order."""
-    return Sources(Trie(*arrays[:6]), Trie(*arrays[6:12]), Frozen(*arrays[12:14]), Weights(*arrays[14:16]))
+    """The arrays of each field, in this order."""
+    return Sources(
+        Trie(*arrays[:6]),
+        Trie(*arrays[6:12]),
+        Frozen(*arrays[12:14]),
+        Weights(*arrays[14:16]),
+        Votes(*arrays[16:19]),
+        Growth(*arrays[19:24]),
+    )
 
 
 @compiled
-def draft(window: Ints, width: int, floor: float, nodes: Ints, probs: Floats, *arrays: Any) -> int:
+def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any) -> int:
     """``grow`` from arrays."""
     s = sources_of(arrays)
-    return grow(s.local, s.shared, s.frozen, s.weights, window, width, floor, nodes, probs)
+    return grow(s.local, s.shared, s.frozen, s.weights, s.votes, s.growth, window, max_tokens, width, floor)
 
 
 @compiled
 def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
     """``commit`` from arrays."""
     s = sources_of(arrays)
-    return commit(s.local, s.shared, s.frozen, s.weights, window, new, rate)
+    contexts = s.growth.contexts[0, SHARED]
+    return commit(s.local, s.shared, s.frozen, s.weights, s.votes, contexts, window, new, rate)

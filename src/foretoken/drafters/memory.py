@@ -40,12 +40,18 @@ class Memory:
         self.answers = TokenStore(max_bytes=max_bytes)
         self.weights = weights or starting_weights()
         self.frozen = _frozen(background)
+        self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
 
     def add(self, answer: Sequence[int] | Ints) -> None:
         """Remember the tokens of an answer."""
         with self.lock:
             self.answers.extend(answer)
             self.answers.end_sequence()
+
+    def make_room(self, max_tokens: int) -> None:
+        """Let drafts have up to ``max_tokens`` nodes."""
+        if max_tokens > self.growth.probs.size:
+            self.growth = kernels.room_for_growth(max_tokens)
 
     def use(self, background: Background) -> None:
         """Draft from this background corpus from now on."""

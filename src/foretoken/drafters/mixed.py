@@ -76,12 +76,12 @@ class MixedNgram:
         self._answer: list[int] = []
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        nodes, probs = np.empty((2, max_tokens), np.int32), np.empty(max_tokens, np.float32)
         memory = self.memory
         with memory.lock:
-            num = kernels.draft(self._window, self.width, self.floor, nodes, probs, *self._arrays())
-        tokens, parents = nodes[:, :num].tolist()
-        return Draft(tuple(tokens), tuple(parents), tuple(probs[:num].tolist()))
+            memory.make_room(max_tokens)
+            num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
+            (tokens, parents), probs = memory.growth.nodes[:, :num].tolist(), memory.growth.probs[:num].tolist()
+        return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
     def observe(self, step: Step) -> None:
         new = np.array(step.tokens, np.int32)
@@ -92,11 +92,12 @@ class MixedNgram:
             new = new[done:]
             if new.size == 0:
                 break
-            self._local.make_room(4096)
+            self._local.make_room(new.size)
         self._answer.extend(step.tokens)
         if step.finish_reason is not None:
             memory.add(self._answer)
 
     def _arrays(self) -> tuple[Any, ...]:
         memory = self.memory
-        return (*self._local.trie, *memory.answers.trie, *memory.frozen, *memory.weights)
+        stores = (*self._local.trie, *memory.answers.trie, *memory.frozen)
+        return (*stores, *memory.weights, *memory.votes, *memory.growth)

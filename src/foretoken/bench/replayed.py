@@ -3,58 +3,104 @@
 from __future__ import annotations
 
 import statistics
+import time
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from rich.progress import track
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from foretoken.api.language_model import load
 from foretoken.bench.speed import NEW_TOKENS, read_prompts
-from foretoken.core.budget import FixedBudget
-from foretoken.core.contracts import Drafter
+from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import AdaptiveNgram
+from foretoken.drafters import Memory, MixedNgram
+from foretoken.drafters.background import Background
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers import TransformersTarget
-from foretoken.replay.read import MIN_OUTPUT
+from foretoken.replay.read import MIN_OUTPUT, Trace
+
+MAX_PROMPT, MAX_OUTPUT = 512, 96  # tokens of a recorded answer's, so that a round takes seconds
+LOOKUP = 10  # tokens that transformers' prompt lookup drafts
 
 
-def measure(prompts_per_kind: int, rounds: int) -> dict[str, Any]:
-    """Plain and drafted replay in turns over a Qwen2-shaped 0.5B model in bfloat16; prefill is left out of the gain.
+def measure(rounds: int, sets: Mapping[str, Sequence[Trace]], background: Background | None) -> dict[str, Any]:
+    """Plain decoding, the n-gram core and transformers' prompt lookup in turns over a Qwen2-shaped 0.5B model.
 
-    The answers are sampled from the bundled model at temperature 0.8. Their tokens mean nothing to the large model,
-    which only spends the time: its forwards cost the same whatever it reads.
+    A record decides the tokens, and the model, whose weights are random, spends the time: its forwards cost the same
+    whatever it reads. Transformers' own loop is given the record through a logits processor. The prefill is left out of
+    our gain and, measured by an answer of one token, out of transformers' time.
+
+    Args:
+        rounds: How often each answer is given; medians count.
+        sets: Recorded answers by name; of each set the answers run in order, the n-gram core remembering them. Where
+            there is none, answers that the bundled model samples at temperature 0.8.
+        background: What the n-gram core also drafts from.
+
+    Raises:
+        SystemExit: If a method did not give the record.
     """
-    lm = load("tiny", dtype="float32", device="cpu")
-    engine = TransformersTarget(qwen2_half_billion())
-    kinds: dict[str, int] = {}
+    model = qwen2_half_billion()
+    engine = TransformersTarget(model)
+    budget = AdaptiveBudget()
     rows: list[dict[str, Any]] = []
-    for prompt in track(read_prompts(), description="replayed over 0.5B random weights"):
-        ids = lm.encode(prompt["prompt"])
-        record = lm.generate(prompt["prompt"], max_new_tokens=NEW_TOKENS // 2, temperature=0.8, seed=0).tokens
-        kinds.setdefault(prompt["kind"], 0)
-        if len(record) < MIN_OUTPUT or kinds[prompt["kind"]] == prompts_per_kind:
-            continue
-        kinds[prompt["kind"]] += 1
-        plain, drafted = [], []
-        for _ in range(rounds):
-            plain.append(_replay(engine, None, ids, record))
-            drafted.append(_replay(engine, AdaptiveNgram(), ids, record))
+    for name, traces in track((sets or own_answers()).items(), description="replayed over 0.5B random weights"):
+        plain, drafted, lookup = [0.0], [0.0], [0.0]
+        stats = DecodeStats()
+        memories = [Memory(background) for _ in range(rounds)]
+        for trace in traces:
+            prompt, record = trace.prompt.tolist()[-MAX_PROMPT:], trace.record.tolist()[:MAX_OUTPUT]
+            ours, theirs, none = [], [], []
+            for memory in memories:
+                none.append(_decode_seconds(_replay(engine, None, budget, prompt, record)))
+                run = _replay(engine, MixedNgram(memory), budget, prompt, record)
+                ours.append(_decode_seconds(run))
+                theirs.append(_lookup_seconds(model, prompt, record))
+            stats.tokens, stats.steps, stats.accepted = (
+                stats.tokens + run.tokens,
+                stats.steps + run.steps,
+                stats.accepted + run.accepted,
+            )
+            plain.append(statistics.median(none))
+            drafted.append(statistics.median(ours))
+            lookup.append(statistics.median(theirs))
+        gain = sum(plain) / sum(drafted)
         rows.append(
             {
-                "prompt": prompt["id"],
-                "tokens": len(record),
-                "plain_ms_per_step": 1000 * _decode_seconds(plain) / plain[0].steps,
-                "drafted_ms_per_step": 1000 * _decode_seconds(drafted) / drafted[0].steps,
-                "acceptance_length": drafted[0].acceptance_length,
-                "gain": _decode_seconds(plain) / _decode_seconds(drafted),
+                "set": name,
+                "answers": len(traces),
+                "tokens": stats.tokens,
+                "acceptance_length": stats.acceptance_length,
+                "gain": gain,
+                "share": gain / stats.acceptance_length,
+                "over_lookup": sum(lookup) / sum(drafted),
             }
         )
-    gain = statistics.geometric_mean(row["gain"] for row in rows)
-    acceptance_length = statistics.geometric_mean(row["acceptance_length"] for row in rows)
-    return {"rows": rows, "gain": gain, "acceptance_length": acceptance_length, "share": gain / acceptance_length}
+    return {
+        "rows": rows,
+        "gain": statistics.geometric_mean(row["gain"] for row in rows),
+        "share": statistics.geometric_mean(row["share"] for row in rows),
+        "least_share": min(row["share"] for row in rows),
+        "over_lookup": statistics.geometric_mean(row["over_lookup"] for row in rows),
+        "least_over_lookup": min(row["over_lookup"] for row in rows),
+        "costs_ms": {size: 1000 * seconds for size, seconds in budget.costs.as_dict().items()},
+    }
+
+
+def own_answers() -> dict[str, list[Trace]]:
+    """Two answers of the bundled model to prompts of each kind."""
+    lm = load("tiny", dtype="float32", device="cpu", background=None, history=False)
+    kinds: dict[str, list[Trace]] = {}
+    for prompt in read_prompts():
+        some = kinds.setdefault(prompt["kind"], [])
+        if len(some) < 2:
+            answer = lm.generate(prompt["prompt"], max_new_tokens=NEW_TOKENS // 2, temperature=0.8, seed=0).tokens
+            if len(answer) >= MIN_OUTPUT:
+                some.append(Trace(array("i", lm.encode(prompt["prompt"])), array("i", answer)))
+    return {kind: some for kind, some in kinds.items() if some}
 
 
 def qwen2_half_billion() -> PreTrainedModel:
@@ -74,15 +120,51 @@ def qwen2_half_billion() -> PreTrainedModel:
 
 
 def _replay(
-    engine: TransformersTarget, drafter: Drafter | None, ids: list[int], record: tuple[int, ...]
+    engine: TransformersTarget, drafter: MixedNgram | None, budget: AdaptiveBudget, ids: list[int], record: list[int]
 ) -> DecodeStats:
     stats = DecodeStats()
-    target = ReplayTarget(record, engine)
-    for step in decode(target, drafter, ids, max_new_tokens=len(record), budget=FixedBudget(7)):
+    for step in decode(ReplayTarget(record, engine), drafter, ids, max_new_tokens=len(record), budget=budget):
         stats.add(step)
     return stats
 
 
-def _decode_seconds(runs: list[DecodeStats]) -> float:
-    """The median time after the first token."""
-    return statistics.median(run.seconds - run.prefill_seconds for run in runs)
+def _decode_seconds(run: DecodeStats) -> float:
+    """The time after the first token."""
+    return run.seconds - run.prefill_seconds
+
+
+class _Record(LogitsProcessor):
+    """Leaves only the recorded token possible."""
+
+    def __init__(self, num_prompt: int, record: Sequence[int]) -> None:
+        self.num_prompt, self.record = num_prompt, record
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        forced = torch.full_like(scores, -torch.inf)
+        # Behind a wrong guess transformers asks on; what it is told there is thrown away.
+        position = min(input_ids.shape[1] - self.num_prompt, len(self.record) - 1)
+        forced[:, self.record[position]] = 0
+        return forced  # type: ignore[return-value]
+
+
+def _lookup_seconds(model: PreTrainedModel, prompt: list[int], record: list[int]) -> float:
+    """Seconds that transformers' own prompt lookup takes for the record, after the first token."""
+
+    def answer(num_tokens: int) -> float:
+        ids = torch.tensor([prompt])
+        started = time.perf_counter()
+        output: torch.Tensor = model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            do_sample=False,
+            prompt_lookup_num_tokens=LOOKUP,
+            logits_processor=LogitsProcessorList([_Record(len(prompt), record)]),
+        )
+        seconds = time.perf_counter() - started
+        if output[0, len(prompt) :].tolist() != record[:num_tokens]:
+            raise SystemExit("Transformers' prompt lookup did not give the record.")
+        return seconds
+
+    return answer(len(record)) - answer(1)

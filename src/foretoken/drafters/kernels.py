@@ -405,8 +405,10 @@ def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
         bucket = np.int64(h >> np.uint64(64 - bits))
         check = np.uint32(h & np.uint64(0xFFFFFFFF))
         known = False
-        first, end = int(np.int64(frozen.buckets[bucket])), int(np.int64(frozen.buckets[bucket + 1]))
-        for i in range(max(0, first), min(end, frozen.rows.shape[0])):  # whatever a damaged index says
+        num_rows = np.uint64(frozen.rows.shape[0])
+        first = min(np.uint64(frozen.buckets[bucket]), num_rows)  # whatever a damaged index says
+        end = min(np.uint64(frozen.buckets[bucket + 1]), num_rows)
+        for i in range(np.int64(first), np.int64(end)):
             if frozen.rows[i, 0] == check:
                 packed = np.int64(frozen.rows[i, 1])
                 key = key_of(BACKGROUND, order, FEW_OF_LOG[(packed >> 20) & 63], FEW_OF_LOG[packed >> 26], 0)

@@ -3,9 +3,9 @@
     python scripts/learn_weights.py TRACES --tokenizer T --background STORE --out src/foretoken/drafters/weights.npz
 
 TRACES is a folder of *.jsonl.gz; the first 24 answers of each file are left out, so that drafting can be measured on
-them. Each run of 24 answers of a file begins with no earlier answers, as replay does; half of the runs have the
-background corpus. What is learned by every committed token while drafting is learned here by every token, at a rate
-that falls from 0.02 to 0.002.
+them. Each run of 24 answers of a file begins with no earlier answers, as replay does. What is learned by every
+committed token while drafting is learned here by every token, at a rate that falls from 0.02 to 0.002; once with the
+background corpus and once without.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from foretoken.core.draft import Draft
 from foretoken.core.law import Law
 from foretoken.drafters import kernels
 from foretoken.drafters.background import Background
+from foretoken.drafters.kernels import Weights
 from foretoken.drafters.memory import Memory, untrained_weights
 from foretoken.drafters.mixed import MixedNgram
 from foretoken.replay.read import Reading, Trace, read_traces
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 RUN = 24  # answers that share a history
-MAX_RUNS = 24  # of a file
+MAX_RUNS = 120  # of a file
 FIRST_RATE, LAST_RATE = 0.02, 0.002
 SEED = 0
 
@@ -59,6 +60,18 @@ def runs_of(folder: Path, tokenizer: str) -> list[list[Trace]]:
     return runs
 
 
+def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
+    """What the mixer knows after all runs."""
+    weights = untrained_weights()
+    for i, run in enumerate(runs):
+        rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(runs))
+        drafter = MixedNgram(Memory(background, weights=weights), rate=rate)
+        for trace in run:
+            drafter.begin(trace.prompt)
+            drafter.observe(step_of(trace.record))
+    return weights
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("traces", type=Path)
@@ -68,20 +81,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     runs = runs_of(arguments.traces, arguments.tokenizer)
-    background = Background.open(arguments.background)
-    weights = untrained_weights()
-    for i, run in enumerate(runs):
-        memory = Memory(background if i % 2 else None, weights=weights)
-        drafter = MixedNgram(memory, rate=FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(runs)))
-        for trace in run:
-            drafter.begin(trace.prompt)
-            drafter.observe(step_of(trace.record))
-    np.savez_compressed(
-        arguments.out,
-        prob=weights.table[:, kernels.PROB],
-        seen=np.minimum(weights.table[:, kernels.SEEN], 1e4).astype(np.float16),
-        weight=weights.weight.astype(np.float16),
-    )
+    learned = {"alone": learn(runs, None), "background": learn(runs, Background.open(arguments.background))}
+    arrays = {}
+    for name, weights in learned.items():
+        arrays[f"{name}_prob"] = weights.table[:, kernels.PROB]
+        arrays[f"{name}_seen"] = np.minimum(weights.table[:, kernels.SEEN], 1e4).astype(np.float16)
+        arrays[f"{name}_weight"] = weights.weight.astype(np.float16)
+    np.savez_compressed(arguments.out, **arrays)
     print(f"learned from {sum(map(len, runs))} answers: {arguments.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -38,7 +38,7 @@ class Memory:
     ) -> None:
         self.lock = threading.Lock()
         self.answers = TokenStore(max_bytes=max_bytes)
-        self.weights = weights or starting_weights()
+        self.weights = weights or starting_weights(background is not None)
         self.frozen = _frozen(background)
         self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
 
@@ -54,15 +54,16 @@ class Memory:
             self.growth = kernels.room_for_growth(max_tokens)
 
     def use(self, background: Background) -> None:
-        """Draft from this background corpus from now on."""
+        """Draft from this background corpus from now on, and weigh its votes from the start."""
         with self.lock:
-            self.frozen = _frozen(background)
+            self.frozen, self.weights = _frozen(background), starting_weights(True)
 
 
-def starting_weights() -> Weights:
-    """A copy of what ``scripts/learn_weights.py`` learned from recorded answers."""
+def starting_weights(with_background: bool) -> Weights:
+    """A copy of what ``scripts/learn_weights.py`` learned from recorded answers, with a background corpus or without."""
+    name = "background" if with_background else "alone"
     with as_file(files("foretoken.drafters") / "weights.npz") as path, np.load(path) as arrays:
-        return _weights(arrays["prob"], arrays["seen"], arrays["weight"])
+        return _weights(*(arrays[f"{name}_{part}"] for part in ("prob", "seen", "weight")))
 
 
 def untrained_weights() -> Weights:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from bisect import bisect_left
+import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from foretoken.core.draft import Draft
+
+MIN_SECONDS = 1e-9  # of a step, where the clock stands still
 
 
 class Budget(Protocol):
@@ -48,67 +49,111 @@ class FixedBudget:
         pass
 
 
+class Median:
+    """The median of the latest numbers: one that stands out, such as a collection of garbage, does not move it."""
+
+    SAMPLES = 7
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=self.SAMPLES)
+        self.value = 0.0
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    def add(self, number: float) -> None:
+        """Take one more."""
+        self._latest.append(number)
+        self.value = sorted(self._latest)[(len(self._latest) - 1) // 2]
+
+
 class CostCurve:
     """Seconds of a step over n rows, learned from the steps themselves.
 
-    Steps of 1, 2, 3-4, 5-8, ... rows are taken together: the median of the latest, and lines between those. Beyond what
-    was tried the time is taken to stay the same, and what was not tried for long is forgotten: so it is tried again.
+    Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines drawn between their medians. Beyond the most rows
+    that were tried the last line goes on; from single rows alone, each further row is taken to cost as much. What was
+    not tried for long is forgotten.
 
     Args:
         seconds: What is known already, rows to seconds.
 
     >>> curve = CostCurve({1: 0.010, 9: 0.014})
-    >>> curve.seconds(5), curve.seconds(100)
-    (0.012, 0.014)
+    >>> round(curve.seconds(5), 4), round(curve.seconds(17), 4)
+    (0.012, 0.018)
     """
 
-    SAMPLES = 9  # that a median is taken of
+    ENOUGH = 3  # samples, below which a slow one may mislead
     MAX_AGE = 400  # steps
 
     def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
-        self._samples: dict[int, deque[tuple[int, float]]] = {}
-        self._points: list[tuple[float, float]] = []  # rows and seconds of each group, by rows
+        self._groups: dict[int, tuple[Median, Median]] = {}  # rows and seconds
         self._last: dict[int, int] = {}  # step in which a group was tried
         self._step = 0
         for rows, value in (seconds or {}).items():
-            self.add(rows, value)
+            for _ in range(self.ENOUGH):
+                self.add(rows, value)
 
     def add(self, num_rows: int, seconds: float) -> None:
         """A step over so many rows took so long."""
         self._step += 1
         group = (num_rows - 1).bit_length()
-        self._samples.setdefault(group, deque(maxlen=self.SAMPLES)).append((num_rows, seconds))
+        if group not in self._groups:
+            self._groups[group] = Median(), Median()
+        rows, times = self._groups[group]
+        rows.add(num_rows)
+        times.add(seconds if seconds > MIN_SECONDS else MIN_SECONDS)
         self._last[group] = self._step
-        for other in [old for old, step in self._last.items() if self._step - step > self.MAX_AGE]:
-            del self._samples[other], self._last[other]
-        self._points = sorted(
-            (statistics.fmean(rows for rows, _ in samples), statistics.median(time for _, time in samples))
-            for samples in self._samples.values()
-        )
+        for other in [old for old, step in self._last.items() if self._step - step > self.MAX_AGE and old]:
+            del self._groups[other], self._last[other]
 
     @property
     def num_plain(self) -> int:
         """How many of the samples are of a single row."""
-        return len(self._samples.get(0, ()))
+        return len(self._groups[0][1]) if 0 in self._groups else 0
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that were tried; 0 for none."""
+        return int(self._groups[max(self._groups)][0].value) if self._groups else 0
 
     def seconds(self, num_rows: int) -> float:
-        """The expected time of a step.
+        """The expected time of a step; 0 where nothing was tried."""
+        return self.bounds(num_rows)[0][-1]
 
-        Raises:
-            IndexError: If nothing was tried yet.
+    def median(self, num_rows: int) -> float:
+        """The median of the steps that are taken together with those of so many rows; 0 for none."""
+        group = self._groups.get((num_rows - 1).bit_length())
+        return group[1].value if group else 0.0
+
+    def bounds(self, num_rows: int) -> tuple[list[float], list[float]]:
+        """For 1, 2, .. ``num_rows`` rows the expected time, and the least that it may turn out to be.
+
+        The two differ where there are too few samples.
         """
-        points = self._points
-        i = bisect_left(points, (num_rows, 0.0))
-        if i == len(points):
-            return points[-1][1]
-        if i == 0:
-            return points[0][1]
-        (below, low), (above, high) = points[i - 1], points[i]
-        return low + (high - low) * (num_rows - below) / (above - below)
+        if not self._groups:
+            return [0.0] * num_rows, [0.0] * num_rows
+        before, time, floor, slope = 0, 0.0, 0.0, 0.0
+        expected: list[float] = []
+        least: list[float] = []
+        for group in sorted(self._groups):
+            rows, at_rows = int(self._groups[group][0].value), self._groups[group][1].value
+            slope = (at_rows - time) / (rows - before)
+            line = [time + slope * i for i in range(1, rows - before + 1)]
+            enough = len(self._groups[group][1]) >= self.ENOUGH
+            floor = at_rows if enough or not floor else min(floor, at_rows)
+            expected += line
+            least += line if enough else [floor] * len(line)
+            before, time = rows, at_rows
+            if before >= num_rows:
+                break
+        slope = max(0.0, slope)
+        expected += [time + slope * i for i in range(1, num_rows - before + 1)]
+        least += [floor] * (num_rows - before)
+        return expected[:num_rows], least[:num_rows]
 
     def as_dict(self) -> dict[int, float]:
         """Rows to seconds, to be stored and given to another curve."""
-        return {round(rows): seconds for rows, seconds in self._points}
+        return {int(rows.value): times.value for rows, times in self._groups.values()}
 
 
 class AdaptiveBudget:
@@ -116,8 +161,15 @@ class AdaptiveBudget:
 
     A step over n rows takes t(n), learned from the steps; the tokens that it is expected to commit are 1 and the sum of
     the path probabilities of the nodes. Nodes join in order of path probability as far as the expected tokens per
-    second rise, which may be not at all. Where drafts keep less than they promise, promises are discounted; where
-    nothing pays for long, the drafter is asked less often. Now and then a step is plain, so that t(1) stays known.
+    second rise, which may be not at all.
+
+    - Where drafts keep less than they promise, promises are discounted.
+    - A size that was hardly tried may be cheaper than it seems. It is tried at a risk that a small share of the time
+      pays for, at most twice as large as any before.
+    - Where the drafter's answers are not worth its own time, it is asked less often.
+    - Now and then a step is plain, so that t(1) stays known.
+
+    Several threads may share one; what a forward costs is then what it costs among the others.
 
     Args:
         max_tokens: The most nodes of a draft.
@@ -126,58 +178,121 @@ class AdaptiveBudget:
 
     MARGIN = 1.02  # by which a draft must beat a plain step, since times are noisy
     UNKNOWN_PROB = 0.6  # of a node whose drafter says nothing
-    LEARNING_RATE = 0.02  # of the discount
+    FORGET = 0.02  # of what drafts promised and kept, with each draft
+    PRIOR = 2.0  # tokens that count as promised and kept before any was
     PLAIN_STEPS = 3  # that t(1) is first learned from
     PLAIN_EVERY = 50  # steps
-    PATIENCE = 8  # steps in which nothing paid, after which the drafter is asked only every other time, and so on
-    MAX_PAUSE = 8  # steps between two questions
+    MAX_PAUSE = 15  # steps between two questions
+    CREDIT = 8.0  # plain steps that may at once be risked on trying a size
+    CREDIT_RATE = 0.01  # share of the time that may be so in the long run
 
     def __init__(self, max_tokens: int = 32, costs: Mapping[int, float] | None = None) -> None:
         if max_tokens < 0:
             raise ValueError(f"a budget of {max_tokens} tokens is negative")
         self.max_tokens = max_tokens
         self.costs = CostCurve(costs)
-        self.discount = 1.0
+        self._lock = threading.Lock()
+        self._promised = self._kept = 0.0  # tokens, of late
+        self._credit = self.CREDIT
         self._since_plain = 0  # steps
-        self._unpaid = 0  # drafts in a row of which nothing was worth a row
-        self._pause = 0  # steps until the drafter is asked again
+        self._asked = False  # whether the drafter was, in this step
+        self._in_vain = Median()  # seconds of steps in which it was and nothing paid
+        self._gain = 0.05  # what asking saves of late, in plain steps
+        self._pause = self._paused = 0  # steps between two questions, and how many of them have passed
+
+    @property
+    def discount(self) -> float:
+        """What drafts keep of what they promise."""
+        return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
 
     def max_draft_tokens(self) -> int:
-        self._since_plain += 1
-        if self.costs.num_plain < self.PLAIN_STEPS or self._since_plain > self.PLAIN_EVERY:
-            return 0
-        if self._pause > 0:
-            self._pause -= 1
-            return 0
-        return self.max_tokens
+        with self._lock:
+            self._since_plain += 1
+            if self.costs.num_plain < self.PLAIN_STEPS or self._since_plain > self.PLAIN_EVERY:
+                return 0
+            if self._paused < self._pause:
+                self._paused += 1
+                return 0
+            self._paused = 0
+            return self.max_tokens
 
     def choose(self, draft: Draft) -> Draft:
-        paths = self._path_probs(draft)
-        order = sorted(range(len(paths)), key=lambda node: (-paths[node], node))
-        best_rate, best_size, tokens = self.MARGIN / self.costs.seconds(1), 0, 0.0
-        for size, node in enumerate(order, start=1):
-            tokens += paths[node] * self.discount
-            rate = (1 + tokens) / self.costs.seconds(1 + size)
-            if rate > best_rate:
-                best_rate, best_size = rate, size
-        self._unpaid = 0 if best_size else self._unpaid + 1
-        self._pause = min(self.MAX_PAUSE, self._unpaid // self.PATIENCE)
-        return draft if best_size == len(draft) else draft.select(sorted(order[:best_size]))
+        with self._lock:
+            self._asked = True
+            if not draft or not self.costs.num_plain:
+                return Draft()
+            paths = self._path_probs(draft)
+            # A node comes after its parent: it is no more probable, and of equals the first stays first.
+            order = sorted(range(len(paths)), key=paths.__getitem__, reverse=True)
+            size = self._best_size([paths[node] for node in order])
+        return draft if size == len(draft) else draft.select(sorted(order[:size]))
+
+    def _best_size(self, probs: list[float]) -> int:
+        """How many of the nodes, the most probable first, are worth a row."""
+        expected, least = self.costs.bounds(1 + len(probs))
+        plain, discount = expected[0], self.discount
+        best_rate, best_size = self.MARGIN / plain, 0
+        hope, hope_size, hope_tokens = 0.0, 0, 0.0
+        tokens = 1.0
+        for size in range(1, min(len(probs), 2 * self.costs.most_rows - 1) + 1):
+            tokens += probs[size - 1] * discount
+            time, least_time = expected[size], least[size]
+            if tokens > best_rate * time:
+                best_rate, best_size = tokens / time, size
+            if tokens > hope * least_time:
+                hope, hope_size, hope_tokens = tokens / least_time, size, tokens
+        if hope > self.MARGIN * best_rate:
+            # No forward costs more than one for each row, so that where it seems to, it was something else.
+            most = min(expected[hope_size] / plain, 1.0 + hope_size)
+            price = most - hope_tokens / (best_rate * plain)
+            if price <= self._credit:
+                self._credit -= max(0.0, price)
+                return hope_size
+        return best_size
 
     def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
-        self.costs.add(1 + len(draft), seconds)
+        with self._lock:
+            asked, self._asked = self._asked, False
+            rows = 1 + len(draft)
+            if asked and not draft:
+                self._in_vain.add(seconds)
+                time = self._in_vain.value
+            else:
+                before = self.costs.median(rows)
+                self.costs.add(rows, seconds)
+                time = self.costs.median(rows)
+                if before and abs(seconds - before) > before / 3:
+                    self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
+            if not asked and not draft:
+                self._since_plain = 0
+            plain = self.costs.median(1)
+            if not plain:
+                return
+            self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE * min(4.0, seconds / plain))
+            if asked or draft:
+                self._learn(draft, num_accepted, time / plain)
+
+    def _learn(self, draft: Draft, num_accepted: int, cost: float) -> None:
+        """Learn from a step in which the drafter was asked, and which cost as much as so many plain ones."""
+        forget = self.FORGET if draft else self.FORGET / 4
+        self._promised -= forget * self._promised
+        self._kept -= forget * self._kept
         if draft:
-            promised = sum(self._path_probs(draft))
-            self.discount += self.LEARNING_RATE * (num_accepted - self.discount * promised)
-            self.discount = min(1.5, max(0.1, self.discount))
-        else:
-            self._since_plain = 0
-            self.discount += self.LEARNING_RATE / 4 * (1 - self.discount)
+            self._promised += sum(self._path_probs(draft))
+            self._kept += num_accepted
+        gain = max(-1.0, 1 + num_accepted - cost)
+        self._gain = min(0.5, max(-0.1, 0.95 * self._gain + 0.05 * gain))
+        self._pause = min(self.MAX_PAUSE, 2 * self._pause + 1) if self._gain < 0 else 0
 
     def _path_probs(self, draft: Draft) -> list[float]:
-        """For each node, how likely it and all nodes before it are right."""
+        """For each node, how likely it and all nodes before it are right.
+
+        Where the nodes were sampled their own chances must not decide, or other tokens would come than the target's.
+        """
+        probs = draft.probs if draft.probs and not draft.laws else (self.UNKNOWN_PROB,) * len(draft)
         paths: list[float] = []
-        for node, parent in enumerate(draft.parents):
-            prob = draft.probs[node] if draft.probs else self.UNKNOWN_PROB
+        for prob, parent in zip(probs, draft.parents, strict=True):
+            if not 0.0 <= prob <= 1.0:  # not a number, for one
+                prob = 1.0 if prob > 1.0 else 0.0
             paths.append(prob * paths[parent] if parent >= 0 else prob)
         return paths

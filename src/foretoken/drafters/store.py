@@ -54,7 +54,7 @@ class TokenStore:
     def make_room(self, num_tokens: int) -> None:
         """Grow so that some more tokens fit, all of them if possible, or forget the older half."""
         held, num_nodes = self.num_tokens, int(self.trie.sizes[1])
-        room = max(num_tokens, held // 4)
+        room = max(num_tokens, held // 4 + 1)
         while room > held // 8:  # at least a share of what is held, or moving it would take most of the time
             # The text so far says how many nodes a token takes, where it is longer than what may come.
             nodes_per_token = 1.1 * num_nodes / held if room <= held else 2.0

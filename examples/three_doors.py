@@ -19,7 +19,7 @@ NEW_TOKENS = 60
 
 def text_in_text_out() -> foretoken.LanguageModel:
     """Door 1: a model by its name; the prompt is a string or a list of messages."""
-    lm = foretoken.load(MODEL, dtype="float32")
+    lm = foretoken.load(MODEL, dtype="float32", history=False)  # an example leaves nothing behind
 
     result = lm.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     stats = result.stats

@@ -36,6 +36,15 @@ sizes = st.integers(1, 24)
 SCORES = ToyTarget().prefill([1])
 
 
+@st.composite
+def edited_texts(draw) -> list[int]:
+    """A text that begins again, one of its last tokens changed."""
+    text = draw(st.lists(small, min_size=22, max_size=25))
+    again = text[draw(st.integers(0, 5)) : draw(st.integers(12, 20))]
+    again[-draw(st.integers(1, 3))] = draw(small)
+    return [*text, *again]
+
+
 def step_of(tokens: Sequence[int], draft: Draft | None = None, last: bool = False) -> Step:
     return Step(draft or Draft(), tuple(tokens), SCORES, "stop" if last else None)
 
@@ -85,7 +94,7 @@ def test_drafts_are_trees_in_order_of_their_paths(prompt, answers, trees, floor,
 
 
 @property_test
-@given(texts, st.lists(texts, max_size=2), st.lists(small, max_size=6), st.booleans(), sizes)
+@given(texts | edited_texts(), st.lists(texts, max_size=2), st.lists(small, max_size=6), st.booleans(), sizes)
 def test_probabilities_are_those_of_the_second_implementation(background, prompt, answers, new, mapped, max_tokens):
     memory = Memory(background if mapped else None)
     seen = memory.weights.table[:, kernels.SEEN]
@@ -245,6 +254,17 @@ def test_an_edit_is_survived():
     assert not drafter_of([*document, 600, *unedited, 501, 502, 503, 504]).propose([], 10)
     record = [500 if i % 20 == 0 else token for i, token in enumerate(document)]
     assert accepted_per_step(MixedNgram(), [*document, 600], record) > 4.5
+
+
+@pytest.mark.parametrize("edit", [[60], [60, 61], [60, 51], [60, 61, 62]])
+@pytest.mark.parametrize("length", range(2, 26))
+def test_what_stands_before_an_edit_counts_as_the_second_implementation_says(length, edit):
+    same = list(range(300, 300 + length))  # pairs that have places of their own in the table
+    prompt = [9, *same, 50, 51, 52, 53, 54, 8, *same, *edit]
+    memory = Memory()
+    draft = drafter_of(prompt, memory, floor=0.0).propose([], 1)
+    assert draft.tokens == (50 + len(edit),)
+    assert draft.probs[0] == pytest.approx(Plain(memory, [], prompt).probs()[50 + len(edit)], rel=1e-4)
 
 
 def test_references_are_drafted_from():

@@ -60,7 +60,7 @@ class Memory:
 
 
 def starting_weights(with_background: bool) -> Weights:
-    """A copy of what ``scripts/learn_weights.py`` learned from recorded answers, with a background corpus or without."""
+    """A copy of what ``scripts/learn_weights.py`` learned, with or without a background corpus."""
     name = "background" if with_background else "alone"
     with as_file(files("foretoken.drafters") / "weights.npz") as path, np.load(path) as arrays:
         return _weights(*(arrays[f"{name}_{part}"] for part in ("prob", "seen", "weight")))

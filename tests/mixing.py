@@ -29,6 +29,18 @@ def successors(text: Sequence[int], context: Sequence[int]) -> list[tuple[int, i
     return [(token, counts[token][0]) for token in reversed(counts)]
 
 
+def set_of(longest: Sequence[int]) -> int:
+    """Which weights belong to these longest contexts of the three stores."""
+    local, shared, background = longest
+    shared_step, background_step = (0, 1, 2, 3, 4, 4, 4, 5, 5)[shared], (0, 1, 2, 2, 3, 3)[background]
+    return local * 24 + shared_step * 4 + background_step
+
+
+def known(votes: Sequence[Vote]) -> list[int]:
+    """The longest context of each store among the votes for one token."""
+    return [max((slot - 8 * kind + 1 for slot, _ in votes if slot // 8 == kind), default=0) for kind in range(3)]
+
+
 class Plain:
     """The votes and the mixer of one sequence, with a memory's weights as they are now."""
 
@@ -64,9 +76,7 @@ class Plain:
         for gap in (1, 2, 3):
             for token, vote in self.after_an_edit(context, gap):
                 votes.setdefault(token, []).append(vote)
-        local, shared, background = longest
-        shared_step, background_step = (0, 1, 2, 3, 4, 4, 4, 5, 5)[shared], (0, 1, 2, 2, 3, 3)[background]
-        return votes, local * 24 + shared_step * 4 + background_step
+        return votes, set_of(longest)
 
     def after_an_edit(self, context: list[int], gap: int) -> list[tuple[int, Vote]]:
         """What came after the place that reads the same but for the last ``gap`` tokens, if any of them differs."""
@@ -88,11 +98,10 @@ class Plain:
 
     def mix(self, votes: dict[int, list[Vote]], set_: int) -> dict[int, float]:
         """The probability of each token, unscaled."""
-        weight = self.weight[set_] + self.weight[-1]
-        logits = {
-            token: weight[-1] + sum(weight[slot] * (self.table[key, LOGIT] + OFFSET) for slot, key in of_token)
-            for token, of_token in votes.items()
-        }
+        logits = {}
+        for token, of_token in votes.items():
+            weight = self.weight[set_] + self.weight[216 + set_of(known(of_token))] + self.weight[-1]
+            logits[token] = weight[-1] + sum(weight[slot] * (self.table[key, LOGIT] + OFFSET) for slot, key in of_token)
         return {token: 1 / (1 + math.exp(-min(15, max(-15, logit)))) for token, logit in logits.items()}
 
     def probs(self, ahead: Sequence[int] = ()) -> dict[int, float]:
@@ -107,14 +116,17 @@ class Plain:
         for voted, prob in self.mix(votes, set_).items():
             right = float(voted == token)
             error = (right - prob) * rate
+            own = 216 + set_of(known(votes[voted]))
             for slot, key in votes[voted]:
                 entry = self.table[key]
                 self.weight[set_, slot] += error * (entry[LOGIT] + OFFSET)
+                self.weight[own, slot] += error * (entry[LOGIT] + OFFSET)
                 self.weight[-1, slot] += 0.3 * error * (entry[LOGIT] + OFFSET)
                 entry[SEEN] += 1
                 step = max(1 / (entry[SEEN] + 1.5), 0.004)
                 entry[PROB] = min(0.999, max(0.0005, entry[PROB] + step * (right - entry[PROB])))
                 entry[LOGIT] = math.log(entry[PROB] / (1 - entry[PROB]))
             self.weight[set_, -1] += error
+            self.weight[own, -1] += error
             self.weight[-1, -1] += 0.3 * error
         self.text.append(token)

@@ -34,7 +34,8 @@ LOCAL, SHARED, BACKGROUND, SKIP = range(4)  # the kinds of votes
 SLOTS = 4 * ORDERS + 1  # a weight for each kind and order, and a bias
 STRENGTHS = 8 * 8 * 2  # of votes of one kind and order
 KEYS = 4 * ORDERS * STRENGTHS
-SETS = (ORDERS + 1) * 6 * 4 + 1  # weights for each choice of longest contexts, and those that all share
+CHOICES = (ORDERS + 1) * 6 * 4  # of the longest contexts that the stores knew
+SETS = 2 * CHOICES + 1  # weights by what the stores knew, by what speaks for the candidate, and those that all share
 
 OFFSET = np.float32(3.0)  # votes below a probability of 5 % speak against a token
 PROB, LOGIT, SEEN = range(3)  # columns of the table
@@ -104,11 +105,13 @@ class Votes(NamedTuple):
     Args:
         candidates: CANDIDATE [MAX_CANDIDATES], the tokens that were voted for; ``prob`` is the votes mixed.
         keys: int32 [MAX_CANDIDATES, SLOTS], how strong the evidence of each vote was.
+        known: int32 [MAX_CANDIDATES, 4], the longest context of each kind that voted for a candidate.
         longest: int32 [4], the longest context that each kind knew.
     """
 
     candidates: NDArray[Any]
     keys: Ints
+    known: Ints
     longest: Ints
 
 
@@ -133,7 +136,10 @@ class Growth(NamedTuple):
 def room_for_votes() -> Votes:
     """No votes yet."""
     return Votes(
-        np.zeros(MAX_CANDIDATES, CANDIDATE), np.zeros((MAX_CANDIDATES, SLOTS), np.int32), np.zeros(4, np.int32)
+        np.zeros(MAX_CANDIDATES, CANDIDATE),
+        np.zeros((MAX_CANDIDATES, SLOTS), np.int32),
+        np.zeros((MAX_CANDIDATES, 4), np.int32),
+        np.zeros(4, np.int32),
     )
 
 
@@ -355,7 +361,12 @@ def vote(votes: Votes, num: int, token: int | np.int64, key: int) -> int:
         return num
     if i == num:
         candidates[i].token, candidates[i].num_votes = token, 0
+        for kind in range(4):
+            votes.known[i, kind] = 0
         num += 1
+    slot = key // STRENGTHS
+    kind, order = slot // ORDERS, slot % ORDERS + 1
+    votes.known[i, kind] = max(votes.known[i, kind], order)
     n = candidates[i].num_votes
     if n < SLOTS:  # more come only from a background corpus that is damaged
         votes.keys[i, n], candidates[i].num_votes = key, n + 1
@@ -463,7 +474,7 @@ def collect(
 
 @compiled
 def set_of(longest: Ints) -> int:
-    """Which weights to use: they depend on the longest context that each store knew."""
+    """Which weights to use: they depend on the longest contexts of the stores."""
     shared, background = longest[SHARED], longest[BACKGROUND]
     shared_step = shared if shared < 4 else 4 if shared < 7 else 5
     background_step = background if background < 2 else 2 if background < 4 else 3
@@ -473,13 +484,14 @@ def set_of(longest: Ints) -> int:
 @compiled
 def mix(votes: Votes, num: int, weights: Weights) -> None:
     """The probability of each candidate, from its votes alone."""
-    own, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
+    here, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
     for i in range(num):
-        z = own[SLOTS - 1] + common[SLOTS - 1]
+        own = weights.weight[CHOICES + set_of(votes.known[i])]
+        z = here[SLOTS - 1] + own[SLOTS - 1] + common[SLOTS - 1]
         for n in range(votes.candidates[i].num_votes):
             key = votes.keys[i, n]
             slot = key // STRENGTHS
-            z += (own[slot] + common[slot]) * (weights.table[key, LOGIT] + OFFSET)
+            z += (here[slot] + own[slot] + common[slot]) * (weights.table[key, LOGIT] + OFFSET)
         z = min(MAX_LOGIT, max(-MAX_LOGIT, z))
         votes.candidates[i].prob = 1 / (1 + math.exp(-z))
 
@@ -487,20 +499,23 @@ def mix(votes: Votes, num: int, weights: Weights) -> None:
 @compiled
 def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> None:
     """Move the weights and the tables towards the token that came."""
-    own, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
+    here, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
     for i in range(num):
+        own = weights.weight[CHOICES + set_of(votes.known[i])]
         right = np.float32(votes.candidates[i].token == token)
         error = (right - votes.candidates[i].prob) * rate
         for n in range(votes.candidates[i].num_votes):
             key = votes.keys[i, n]
             slot, entry = key // STRENGTHS, weights.table[key]
             change = error * (entry[LOGIT] + OFFSET)
+            here[slot] += change
             own[slot] += change
             common[slot] += change * SHARED_RATE
             entry[SEEN] += 1
             step = max(1 / (entry[SEEN] + np.float32(1.5)), MIN_TABLE_RATE)
             prob = min(MAX_PROB, max(MIN_PROB, entry[PROB] + step * (right - entry[PROB])))
             entry[PROB], entry[LOGIT] = prob, math.log(prob / (1 - prob))
+        here[SLOTS - 1] += error
         own[SLOTS - 1] += error
         common[SLOTS - 1] += error * SHARED_RATE
 
@@ -660,8 +675,8 @@ def sources_of(arrays: tuple[Any, ...]) -> Sources:
         Trie(*arrays[6:12]),
         Frozen(*arrays[12:14]),
         Weights(*arrays[14:16]),
-        Votes(*arrays[16:19]),
-        Growth(*arrays[19:24]),
+        Votes(*arrays[16:20]),
+        Growth(*arrays[20:25]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -106,7 +107,7 @@ def tune(
     for sentence in report.sentences(advice):
         out.print(sentence)
     if json_file is not None:
-        options = {"costs": costs, "seed": seed} | reading_options(reading)
+        options = {"costs": costs, "seed": seed, "background": Path(background).name} | reading_options(reading)
         write_json(json_file, options, advice.as_dict() | {"skipped": missing})
     if html_file is not None:
         write_text(html_file, report.tune_page(advice, scores, costs))

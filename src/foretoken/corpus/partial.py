@@ -77,7 +77,7 @@ def begin(folder: Path, settings: dict[str, Any], force: bool) -> State:
     begun = json.loads((partial / INPUTS).read_bytes())
     if begun != settings:
         raise ForetokenError(
-            f"The folder {str(folder)!r} holds an unfinished build with {_difference(begun, settings)}: repeat the "
+            f"The folder {str(folder)!r} holds an unfinished build with {_difference(begun, settings)}: repeat "
             "what began it, or begin anew by force."
         )
     if not (partial / STATE).exists():

@@ -9,9 +9,9 @@ compression", 2005), applied to drafting. Four kinds of votes for the next token
 - an earlier place where the text read the same but for the last 1 to 3 tokens: there the text goes on after an edit.
 
 A vote's strength is looked up by its kind and order, the counts of the token and of its competitors, and whether it is
-the latest; how often such votes were right is learned. A logistic mixer, its weights chosen by the longest context that
-each store knew, turns the votes for a token into a probability, and learns from every committed token. The draft is the
-tree of the most probable paths, or the chain of most probable tokens.
+the latest; how often such votes were right is learned. A logistic mixer, its weights chosen by the longest contexts
+that the stores knew at all and for this token, turns the votes for a token into a probability, and learns from every
+committed token. The draft is the tree of the most probable paths, or the chain of most probable tokens.
 """
 
 from __future__ import annotations

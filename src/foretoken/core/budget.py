@@ -72,7 +72,7 @@ class CostCurve:
 
     Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines drawn between their medians. Beyond the most rows
     that were tried the last line goes on; from single rows alone, each further row is taken to cost as much. What was
-    not tried for long is forgotten.
+    not tried for long, or before the time of a single row changed, is forgotten.
 
     Args:
         seconds: What is known already, rows to seconds.
@@ -100,10 +100,14 @@ class CostCurve:
         if group not in self._groups:
             self._groups[group] = Median(), Median()
         rows, times = self._groups[group]
+        before = times.value
         rows.add(num_rows)
         times.add(seconds if seconds > MIN_SECONDS else MIN_SECONDS)
         self._last[group] = self._step
-        for other in [old for old, step in self._last.items() if self._step - step > self.MAX_AGE and old]:
+        # Where single rows take another time than before, so do all others.
+        changed = group == 0 and before and not 2 / 3 < times.value / before < 3 / 2
+        oldest = self._step if changed else self._step - self.MAX_AGE
+        for other in [old for old, step in self._last.items() if step < oldest and old]:
             del self._groups[other], self._last[other]
 
     @property
@@ -138,7 +142,7 @@ class CostCurve:
         for group in sorted(self._groups):
             rows, at_rows = int(self._groups[group][0].value), self._groups[group][1].value
             slope = (at_rows - time) / (rows - before)
-            line = [time + slope * i for i in range(1, rows - before + 1)]
+            line = [*(time + slope * i for i in range(1, rows - before)), at_rows]
             enough = len(self._groups[group][1]) >= self.ENOUGH
             floor = at_rows if enough or not floor else min(floor, at_rows)
             expected += line
@@ -178,7 +182,7 @@ class AdaptiveBudget:
 
     MARGIN = 1.02  # by which a draft must beat a plain step, since times are noisy
     UNKNOWN_PROB = 0.6  # of a node whose drafter says nothing
-    FORGET = 0.02  # of what drafts promised and kept, with each draft
+    FORGET = 0.02  # of what drafts promised and kept, each time that the drafter is asked
     PRIOR = 2.0  # tokens that count as promised and kept before any was
     PLAIN_STEPS = 3  # that t(1) is first learned from
     PLAIN_EVERY = 50  # steps
@@ -274,9 +278,8 @@ class AdaptiveBudget:
 
     def _learn(self, draft: Draft, num_accepted: int, cost: float) -> None:
         """Learn from a step in which the drafter was asked, and which cost as much as so many plain ones."""
-        forget = self.FORGET if draft else self.FORGET / 4
-        self._promised -= forget * self._promised
-        self._kept -= forget * self._kept
+        self._promised -= self.FORGET * self._promised
+        self._kept -= self.FORGET * self._kept
         if draft:
             self._promised += sum(self._path_probs(draft))
             self._kept += num_accepted

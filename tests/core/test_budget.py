@@ -1,0 +1,250 @@
+"""The adaptive budget against machines and drafters whose every number is known."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drafting import Oracle, RandomTrees
+from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, decode
+from foretoken.core.budget import CostCurve
+from foretoken.core.law import ListLaw
+from foretoken.engines.replay import ReplayTarget
+from foretoken.engines.toy import ToyTarget
+
+Cost = Callable[[int, int], float]  # seconds of step number s over n rows
+Chances = Callable[[random.Random, int], tuple[float, float]]  # of each token: what the drafter says, and what is so
+LONGEST = 32
+
+
+def simulate(
+    budget: Budget, cost: Cost, chances: Chances, steps: int = 2500, overhead: float = 0.0, start: int = 0
+) -> float:
+    """Tokens for each simulated second of a drafter of chains; asking it takes ``overhead``."""
+    rng, clock, tokens = random.Random(3), 0.0, 0
+    for step in range(start, start + steps):
+        said, true = chances(rng, step)
+        luck = [rng.random() < true for _ in range(LONGEST)]
+        draft, seconds = Draft(), 0.0
+        if most := budget.max_draft_tokens():
+            length = min(most, LONGEST) if said else 0
+            draft = budget.choose(Draft.chain(range(length), [said] * length))
+            seconds += overhead
+        seconds += cost(1 + len(draft), step)
+        accepted = [*luck[: len(draft)], False].index(False)
+        budget.observe(draft, accepted, seconds)
+        clock += seconds
+        tokens += 1 + accepted
+    return tokens / clock
+
+
+def linear(c: float) -> Cost:
+    return lambda rows, step: 1 + c * (rows - 1)
+
+
+def jump(rows: int, step: int) -> float:
+    """As a CPU: a second row costs much, the next ones little."""
+    return 1 if rows == 1 else 1.5 + 0.02 * (rows - 2)
+
+
+def tiles(rows: int, step: int) -> float:
+    """As a GPU: sixteen rows for the price of one."""
+    return 1 + 0.4 * ((rows - 1) // 16)
+
+
+def always(prob: float) -> Chances:
+    return lambda rng, step: (prob, prob)
+
+
+def mixed(rng: random.Random, step: int) -> tuple[float, float]:
+    prob = rng.choice([0.05, 0.3, 0.6, 0.9, 0.97])
+    return prob, prob
+
+
+def liar(rng: random.Random, step: int) -> tuple[float, float]:
+    return 0.95, 0.0
+
+
+def silent(rng: random.Random, step: int) -> tuple[float, float]:
+    return 0.0, 0.0
+
+
+COSTS = {f"linear {c}": linear(c) for c in (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)} | {"jump": jump, "tiles": tiles}
+FIXED = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 32)
+
+
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+@pytest.mark.parametrize(
+    "chances", [always(0.5), always(0.8), always(0.95), mixed], ids=["half", "good", "best", "mix"]
+)
+def test_it_is_about_as_good_as_the_best_fixed_budget(cost, chances):
+    best = max(simulate(FixedBudget(size), cost, chances, 1500) for size in FIXED)
+    assert simulate(AdaptiveBudget(), cost, chances) > 0.95 * best
+
+
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+@pytest.mark.parametrize("chances", [always(0.01), liar, silent], ids=["hopeless", "liar", "silent"])
+@pytest.mark.parametrize("overhead", [0.0, 0.05])
+def test_it_is_never_slower_than_plain_decoding_where_nothing_pays(cost, chances, overhead):
+    assert simulate(AdaptiveBudget(), cost, chances, overhead=overhead) > 0.98
+
+
+def test_a_fixed_budget_is_slower_there():
+    """The tests above must be able to fail."""
+    assert simulate(FixedBudget(7), linear(0.2), always(0.01)) < 0.5
+    assert simulate(FixedBudget(7), linear(0.2), mixed) < 0.8 * simulate(AdaptiveBudget(), linear(0.2), mixed)
+
+
+@pytest.mark.parametrize("before", [liar, silent, always(0.01)])
+def test_it_recovers_when_the_text_becomes_predictable(before):
+    budget = AdaptiveBudget()
+    simulate(budget, linear(0.05), before, 1000, overhead=0.05)
+    simulate(budget, linear(0.05), always(0.9), 1500, overhead=0.05)
+    best = max(simulate(FixedBudget(size), linear(0.05), always(0.9), 1000, 0.05) for size in FIXED)
+    assert simulate(budget, linear(0.05), always(0.9), 1000, overhead=0.05) > 0.93 * best
+
+
+@pytest.mark.parametrize("first", [linear(1.0), lambda rows, step: 5 * (1 + 0.2 * (rows - 1)), linear(0.0)])
+@pytest.mark.parametrize("then", [linear(0.02), linear(0.6), lambda rows, step: 4 * (1 + 0.02 * (rows - 1))])
+def test_it_recovers_when_the_machine_changes(first, then):
+    budget = AdaptiveBudget()
+    simulate(budget, first, always(0.8), 1000)
+    simulate(budget, then, always(0.8), 900)
+    best = max(simulate(FixedBudget(size), then, always(0.8), 1000) for size in FIXED)
+    assert simulate(budget, then, always(0.8), 1000) > 0.94 * best
+
+
+def test_slow_steps_now_and_then_do_not_mislead_it():
+    """Garbage is collected, a kernel is compiled in the first draft, somebody else's program runs for a moment."""
+
+    def hiccups(rows: int, step: int) -> float:
+        first_draft = rows > 1 and not compiled
+        compiled.append(first_draft) if first_draft else None
+        return linear(0.05)(rows, step) + (500 if first_draft else 30 if step % 97 == 50 else 0)
+
+    compiled: list[bool] = []
+    budget = AdaptiveBudget()
+    simulate(budget, hiccups, always(0.8), 1000)
+    assert len(compiled) == 1
+    best = max(simulate(FixedBudget(size), linear(0.05), always(0.8), 1000) for size in FIXED)
+    assert simulate(budget, linear(0.05), always(0.8), 1000) > 0.95 * best
+
+
+def test_a_drafter_in_vain_is_asked_less_often_only_where_asking_costs():
+    def asked(overhead: float) -> int:
+        budget, count = AdaptiveBudget(), 0
+        for _ in range(400):
+            if most := budget.max_draft_tokens():
+                count += 1
+                budget.choose(Draft.chain(range(most), [0.01] * most))
+            budget.observe(Draft(), 0, 1 + (overhead if most else 0.0))
+        return count
+
+    assert asked(0.0) > 350 and asked(0.2) < 60
+
+
+def test_promises_are_discounted_as_they_are_broken():
+    budget = AdaptiveBudget(costs={1: 1.0, 33: 1.3})
+    draft = Draft.chain(range(8), [0.9] * 8)
+    for _ in range(100):
+        budget.observe(draft, 2, 1.1)
+    assert budget.discount == pytest.approx(2 / sum(0.9**i for i in range(1, 9)), rel=0.05)
+
+
+@pytest.mark.parametrize("costs", [{1: 1.0}, {1: 1.0, 33: 1.1}, {1: 1.0, 2: 1.9, 33: 30.0}, {4: 2.0}, {}])
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_numbers_give_a_draft_that_can_be_verified(costs, data):
+    """Trees of any chances, and clocks that stand still, run back or have no number."""
+    numbers = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 2.0, math.nan, math.inf, 1e-300]), st.floats(0, 1))
+    budget = AdaptiveBudget(12, costs)
+    for _ in range(data.draw(st.integers(1, 12))):
+        size = data.draw(st.integers(0, 12))
+        parents = [data.draw(st.integers(-1, node - 1)) for node in range(size)]
+        probs = tuple(data.draw(numbers) for _ in range(size)) if data.draw(st.booleans()) else ()
+        assert budget.max_draft_tokens() in (0, 12)
+        drafted = Draft(tuple(range(size)), tuple(parents), probs)
+        chosen = budget.choose(drafted)
+        assert [drafted.path(token) for token in chosen.tokens] == [chosen.path(i) for i in range(len(chosen))]
+        seconds = data.draw(st.sampled_from([0.0, -1.0, math.nan, 1e-12, 1.0, 1e9]))
+        budget.observe(chosen, data.draw(st.integers(0, len(chosen))), seconds)
+        assert 0 <= budget.discount <= 1.5
+
+
+def test_the_most_probable_paths_are_chosen_with_their_parents():
+    draft = Draft((4, 1, 7, 8), (-1, 0, 0, -1), (0.6, 0.3, 0.5, 0.2))
+    assert AdaptiveBudget(costs={1: 0.020, 33: 0.148}).choose(draft).tokens == (4, 7)
+
+
+def test_sampled_nodes_are_not_chosen_by_their_chances():
+    """Else the guesses that are verified would be other samples than the laws that they are said to be of."""
+    laws = tuple(ListLaw([0.5, 0.5]) for _ in range(4))
+    costs = {1: 1.0, 5: 1.8}
+    sizes = {
+        len(AdaptiveBudget(costs=costs).choose(Draft((0, 1, 0, 1), (-1, 0, 1, 2), probs, laws)))
+        for probs in ((0.9,) * 4, (0.01,) * 4, (0.5, 0.1, 0.9, 0.9))
+    }
+    assert len(sizes) == 1
+    assert AdaptiveBudget(costs=costs).choose(Draft((0, 1), (-1, 0), (0.01, 0.01))) == Draft()
+
+
+def test_no_tokens_at_all_is_a_budget():
+    budget = AdaptiveBudget(0)
+    assert simulate(budget, linear(0.0), always(0.9), 100) == 1
+    with pytest.raises(ValueError, match="negative"):
+        AdaptiveBudget(-1)
+
+
+class ChainsOnly(ToyTarget):
+    supports_trees = False
+
+
+class NoDepth(ToyTarget):
+    max_draft_depth = 0
+
+
+@pytest.mark.parametrize("make", [ToyTarget, ChainsOnly, NoDepth])
+def test_the_loop_takes_it_on_any_target(make):
+    plain = [token for step in decode(make(), None, [1, 2], max_new_tokens=80) for token in step.tokens]
+    budget = AdaptiveBudget(costs={1: 1e-3, 33: 1.1e-3})
+    for drafter in (RandomTrees(5, 5), Oracle(5, [1, 2], plain, 5), None):
+        steps = list(decode(make(), drafter, [1, 2], max_new_tokens=80, budget=budget))
+        assert [token for step in steps for token in step.tokens] == plain
+        if make is NoDepth or drafter is None:
+            assert not any(step.draft for step in steps)
+    steps = list(decode(ReplayTarget(plain), Oracle(5, [1, 2], plain, 5), [1, 2], max_new_tokens=80, budget=budget))
+    assert [token for step in steps for token in step.tokens] == plain
+
+
+def test_threads_may_share_one():
+    budget, errors = AdaptiveBudget(), []
+
+    def work(seed: int) -> None:
+        try:
+            simulate(budget, linear(0.05), mixed, 1500)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert simulate(budget, linear(0.05), always(0.9)) > 3
+
+
+def test_costs_can_be_stored_and_given_to_another():
+    curve = CostCurve()
+    for step in range(40):
+        rows = (1, 2, 4, 8)[step % 4]
+        curve.add(rows, 1 + 0.1 * rows)
+    again = CostCurve(curve.as_dict())
+    assert [again.seconds(n) for n in (1, 3, 8, 20)] == pytest.approx([curve.seconds(n) for n in (1, 3, 8, 20)])
+    assert CostCurve().seconds(3) == 0 and CostCurve().num_plain == 0

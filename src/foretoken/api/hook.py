@@ -93,7 +93,7 @@ def generate(
     streamer = _streamer_of_caller()
     stats = DecodeStats() if stats is None else stats
     if drafter == "ngram":
-        known = _KNOWN_OF.setdefault(model, _Known())
+        known = _KNOWN_OF.get(model) or _KNOWN_OF.setdefault(model, _Known())
         drafter, budget = MixedNgram(known.memory, trees=target.supports_trees), budget or known.budget
     tokens: list[int] = []
     for step in decode(

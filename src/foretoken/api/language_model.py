@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
@@ -20,7 +21,7 @@ from transformers import (
 
 from foretoken.api.detokenize import Detokenizer
 from foretoken.api.loading import load_model, load_tokenizer
-from foretoken.api.memories import Memories
+from foretoken.api.memories import Memories, is_text
 from foretoken.api.request import Request, read_request
 from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter, FinishReason, Step
@@ -222,7 +223,7 @@ class LanguageModel:
         if not prompt:
             raise ForetokenError("The prompt is empty: give some text to continue.")
         if isinstance(prompt, str):
-            if any("\ud800" <= character <= "\udfff" for character in prompt):
+            if not is_text(prompt):
                 raise ForetokenError("The prompt holds bytes that are no text: give it as UTF-8.")
             ids = self.tokenizer(prompt)["input_ids"]
         else:
@@ -237,9 +238,14 @@ class LanguageModel:
         return list(ids)
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
-        if isinstance(documents, str):
-            raise ForetokenError("references is one string: give a list of documents.")
-        return [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in documents if text]
+        if isinstance(documents, str) or not isinstance(documents, Iterable):
+            raise ForetokenError(f"references is {reprlib.repr(documents)}: give a list of documents.")
+        for text in documents:
+            if not isinstance(text, str) or not is_text(text):
+                raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
+        return [
+            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in documents if text
+        ]
 
     def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
         """The steps as they come; the answer goes to the history once it is whole."""

@@ -53,6 +53,7 @@ class TransformersTarget:
         sliding = any(type(layer) is DynamicSlidingWindowLayer for layer in self.cache.layers)
         self.supports_trees = self._windows is not None and not sliding
         self._rope_switch, self._context = rope_switch(model), context_length(model)
+        self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -104,7 +105,9 @@ class TransformersTarget:
     def score(self, last_token: int, draft: Draft) -> Scores:
         if self._draft is not None:
             raise RuntimeError("keep must follow score")
-        input_ids = torch.tensor([[last_token, *draft.tokens]], device=self.model.device)
+        # A token that the model does not have, of a damaged corpus for one, is never right, whatever stands for it.
+        tokens = [token if 0 <= token < self._vocab_size else 0 for token in draft.tokens]
+        input_ids = torch.tensor([[last_token, *tokens]], device=self.model.device)
         extra = {} if draft.is_chain else self._tree_arguments(draft, self._length)
         self._set_ids(self._length, [last_token])
         self._length += 1

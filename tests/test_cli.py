@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ import foretoken.compare
 from foretoken import LanguageModel
 from foretoken.api.language_model import Stream
 from foretoken.cli import main
+from foretoken.corpus.build import build
+from foretoken.fingerprint import fingerprint
+from foretoken.history import History
 from shapes import SMALL, VOCAB
 from tokenizing import character_tokenizer
 
@@ -122,9 +126,56 @@ def test_an_interrupted_answer_keeps_its_text(run, monkeypatch):
     assert len(out) > 5 and whole.startswith(out.rstrip("\n"))
 
 
+def drafted(run, *options: object) -> dict[str, Any]:
+    status, out, _ = run("generate", "--prompt", "abc abc", "--max-new-tokens", 40, "--json", "--budget", 7, *options)
+    assert status == 0
+    return json.loads(out)
+
+
+def test_answers_are_kept_in_the_file_and_under_the_name_that_are_given(run, tmp_path):
+    def kept() -> dict[str, int]:
+        with History(tmp_path / "h.sqlite") as history:
+            return {row.namespace: row.answers for row in history.stats()}
+
+    where = ["--history", tmp_path / "h.sqlite", "--background", "none"]
+    first = drafted(run, *where)
+    assert kept() == {"default": 1}
+    drafted(run, *where, "--namespace", "mine")
+    drafted(run, "--no-history", "--background", "none", "--namespace", "mine")
+    assert kept() == {"default": 1, "mine": 1}
+    assert drafted(run, *where)["tokens"] == first["tokens"]
+
+
+def test_a_reference_file_is_drafted_from(run, tmp_path):
+    alone = drafted(run, "--no-history", "--background", "none")
+    (tmp_path / "quoted.txt").write_text("abc abc" + alone["text"])
+    (tmp_path / "empty.txt").write_text("")
+    both = ["--reference", tmp_path / "empty.txt", "--reference", tmp_path / "quoted.txt"]
+    quoting = drafted(run, "--no-history", "--background", "none", *both)
+    assert quoting["text"] == alone["text"] and quoting["stats"]["steps"] < alone["stats"]["steps"]
+
+
+def test_a_budget_is_the_most_that_a_step_drafts(run):
+    assert drafted(run, "--no-history", "--background", "none", "--budget", 0)["stats"]["drafted"] == 0
+    stats = drafted(run, "--no-history", "--background", "none", "--budget", 2)["stats"]
+    assert 0 < stats["drafted"] <= 2 * stats["steps"]
+
+
+def test_a_corpus_may_be_named(run, tmp_path, model_folder):
+    build([[1, 2, 3]], None, fingerprint(character_tokenizer()), tmp_path / "right")
+    build([[1, 2, 3]], None, "another", tmp_path / "wrong")
+    assert drafted(run, "--no-history", "--background", tmp_path / "right")["finish_reason"] == "length"
+    for folder, said in (("wrong", "built with another tokenizer"), ("none", "There is no background corpus")):
+        for command in ("generate", "compare"):
+            status, out, err = run(command, "--prompt", "abc", "--background", tmp_path / folder)
+            assert status == 2 and said in err and out == "" and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["generate", "--prompt", "a", "--no-history", "--namespace", "a\udcff"], "is no text"),
+        (["generate", "--prompt", "a", "--reference", "/nowhere/a.txt"], "could not be read: No such file"),
         (["generate"], "There is no prompt"),
         (["generate", "--prompt", ""], "The prompt is empty"),
         (["generate", "--prompt", "a" * 600], "600 tokens and the model's context holds 512"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from foretoken.cli import main
+from foretoken.corpus.build import build
 from logs import rows, write_log, write_tokenizer
 
 
@@ -101,6 +102,9 @@ def test_tune_says_what_to_use(run, log, tmp_path):
         (["replay", "nothing.jsonl"], "'nothing.jsonl' could not be read: No such file"),
         (["replay", "LOG", "--drafter", "magic"], "no drafter named 'magic'"),
         (["replay", "LOG", "--tokenizer", "EMPTY"], "no tokenizer"),
+        (["replay", "LOG", "--background", "EMPTY"], "no finished background corpus"),
+        (["replay", "LOG", "--background", "CORPUS"], "built with another tokenizer"),
+        (["tune", "LOG", "--costs", "flat", "--background", "CORPUS"], "built with another tokenizer"),
         (["replay", "BAD"], "no answer to replay: 1 lines are unusable, 1 answers have under 16 tokens"),
         (["replay", "LOG", "--json", "tokenizer.json/x"], "could not be written"),
         (["tune", "LOG", "--costs", "steep"], "'steep' could not be read: No such file"),
@@ -112,7 +116,9 @@ def test_bad_input_ends_in_one_sentence_and_status_2(run, log, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     bad = write_log(tmp_path / "bad.jsonl", [{"prompt": "only"}, {"prompt": "p", "output": "short"}])
     (tmp_path / "empty").mkdir()
-    words = [{"LOG": log, "BAD": bad, "EMPTY": tmp_path / "empty"}.get(word, word) for word in arguments]
+    build([[1, 2, 3]], None, "another", tmp_path / "corpus")
+    files = {"LOG": log, "BAD": bad, "EMPTY": tmp_path / "empty", "CORPUS": tmp_path / "corpus"}
+    words = [files.get(word, word) for word in arguments]
     status, out, err = run(*words)
     sentence = [line for line in err.splitlines() if line.startswith("foretoken: ")]
     assert status == 2 and len(sentence) == 1 and said in sentence[0] and out == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -18,9 +20,11 @@ from transformers import (
 )
 
 from drafting import Oracle, RandomTrees
-from foretoken import DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
+from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
 from foretoken.core.draft import Draft
-from foretoken.drafters import AdaptiveNgram, PromptLookup
+from foretoken.corpus.build import build
+from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
+from foretoken.drafters.background import Background
 from foretoken.engines.choice import Choice
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers import TransformersTarget
@@ -42,7 +46,26 @@ def run(target: Target, drafter: Drafter | None, prompt: Sequence[int], **option
 
 def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int) -> list[Drafter]:
     oracle = Oracle(seed, prompt, answer, vocab)
-    return [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookup(), RandomTrees(seed, vocab), oracle]
+    ngrams = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookup(), mixed(prompt, answer)]
+    return [*ngrams, RandomTrees(seed, vocab), oracle]
+
+
+def mixed(prompt: Sequence[int], answer: Sequence[int]) -> MixedNgram:
+    """The n-gram core with all that it can draft from, some of it right and some not."""
+    memory = Memory(corpus())
+    half = len(answer) // 2
+    memory.add([*prompt, *answer[:half], *answer[half + 2 :]])
+    return MixedNgram(memory, references=[answer[half:], [], [1, 2, 1, 3]])
+
+
+@cache
+def corpus() -> Background:
+    """A background corpus of small tokens, and one that no model here has."""
+    with TemporaryDirectory() as folder:
+        documents = [[i % 5, i * i % 5, i * i * i % 61, i % 3] * 2 for i in range(40)] + [[1, 2, 2**20 - 1]]
+        build(documents, None, "any", folder)
+        opened = Background.open(folder)
+        return Background(opened.meta, opened.index.copy(), opened.rows.copy())
 
 
 def penalise(tokens: Sequence[int], logits: list[float]) -> list[float]:
@@ -76,10 +99,12 @@ def test_toy_output_does_not_depend_on_the_drafter(
     }
     plain, plain_stats = run(target, None, prompt, **options)
     assert plain_stats.steps == len(plain) - 1
+    adaptive = AdaptiveBudget(budget, {1: 1.0, 33: 1.1})  # a machine on which drafts pay, whatever this one is
     for drafter in drafters(seed, prompt, plain, 5):
-        drafted, stats = run(target, drafter, prompt, **options, budget=FixedBudget(budget))
-        assert drafted == plain
-        assert stats.steps <= plain_stats.steps
+        for policy in (FixedBudget(budget), adaptive):
+            drafted, stats = run(target, drafter, prompt, **options, budget=policy)
+            assert drafted == plain
+            assert stats.steps <= plain_stats.steps
 
 
 def test_a_wrong_verifier_is_caught():
@@ -121,6 +146,8 @@ def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, 
     assert target.supports_trees
     options = {"max_new_tokens": 32, "stop_tokens": {3}}
     plain, _ = run(target, None, prompt, **options)
+    trees = MixedNgram(Memory(corpus()))
+    assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
     for drafter in drafters(seed, prompt, plain, VOCAB):
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain

@@ -23,7 +23,7 @@ from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers import TransformersTarget
 from foretoken.replay.read import MIN_OUTPUT, Trace
 
-MAX_PROMPT, MAX_OUTPUT = 512, 96  # tokens of a recorded answer's, so that a round takes seconds
+MAX_PROMPT, MAX_OUTPUT = 512, 64  # tokens of a recorded answer's, so that a round takes seconds
 LOOKUP = 10  # tokens that transformers' prompt lookup drafts
 
 

@@ -16,7 +16,9 @@ from transformers.generation.stopping_criteria import (
 )
 
 import foretoken
-from foretoken import DecodeStats, Draft, ForetokenError
+from foretoken import AdaptiveBudget, DecodeStats, Draft, ForetokenError
+from foretoken.api import hook
+from foretoken.drafters import MixedNgram
 from shapes import VOCAB, tiny_model
 from tokenizing import character_tokenizer
 
@@ -188,3 +190,14 @@ def test_a_prompt_of_any_token_is_accepted():
     model = tiny_model("llama")
     for token in range(0, VOCAB, 7):
         assert ours(model, torch.tensor([[token]]), max_new_tokens=3, do_sample=False).shape == (1, 4)
+
+
+def test_an_ngram_drafter_of_ones_own_has_an_adaptive_budget_too(monkeypatch):
+    """Fixed tokens are for drafters that say nothing of their chances."""
+    model = tiny_model("llama")
+    budgets = []
+    monkeypatch.setattr(hook, "decode", lambda *args, budget, **rest: budgets.append(budget) or iter(()))
+    for drafter in ("ngram", MixedNgram(), "anpd"):
+        ours(model, torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False, drafter=drafter)
+    assert [type(budget) for budget in budgets] == [AdaptiveBudget, AdaptiveBudget, type(None)]
+    assert budgets[0] is budgets[1]  # what this model's forwards cost is learned once

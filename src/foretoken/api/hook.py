@@ -92,9 +92,11 @@ def generate(
     )
     streamer = _streamer_of_caller()
     stats = DecodeStats() if stats is None else stats
-    if drafter == "ngram":
+    if drafter == "ngram" or isinstance(drafter, MixedNgram):
         known = _KNOWN_OF.get(model) or _KNOWN_OF.setdefault(model, _Known())
-        drafter, budget = MixedNgram(known.memory, trees=target.supports_trees), budget or known.budget
+        budget = budget or known.budget
+        if drafter == "ngram":
+            drafter = MixedNgram(known.memory, trees=target.supports_trees)
     tokens: list[int] = []
     for step in decode(
         target,

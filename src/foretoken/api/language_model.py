@@ -202,6 +202,7 @@ class LanguageModel:
             drafter = MixedNgram(
                 self.memories.of(namespace), references=self._encode_all(references), trees=target.supports_trees
             )
+        if isinstance(drafter, MixedNgram):  # its probabilities can be counted on
             budget = budget or self.budget
         steps = decode(
             target,

@@ -62,11 +62,14 @@ class MixedNgram:
         self.width = WIDTH if trees else 1
         self.floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
         self.rate = rate
-        self.begin([])
+        self._start([], ())  # references are counted once a prompt comes
 
     def begin(self, prompt: Sequence[int]) -> None:
-        self._local = TokenStore(len(prompt) + sum(map(len, self.references)) + 512)
-        for document in self.references:
+        self._start(prompt, self.references)
+
+    def _start(self, prompt: Sequence[int], references: Sequence[Sequence[int]]) -> None:
+        self._local = TokenStore(len(prompt) + sum(map(len, references)) + 512)
+        for document in references:
             self._local.extend(document)
             self._local.end_sequence()
         self._local.extend(prompt)

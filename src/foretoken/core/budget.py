@@ -161,7 +161,7 @@ class CostCurve:
 
 
 class AdaptiveBudget:
-    """Draft just what pays: never slower than plain decoding, on any text and any machine.
+    """Draft just what pays, so that drafting is not slower than plain decoding but for the little that trying costs.
 
     A step over n rows takes t(n), learned from the steps; the tokens that it is expected to commit are 1 and the sum of
     the path probabilities of the nodes. Nodes join in order of path probability as far as the expected tokens per

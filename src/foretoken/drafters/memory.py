@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -61,9 +62,14 @@ class Memory:
 
 def starting_weights(with_background: bool) -> Weights:
     """A copy of what ``scripts/learn_weights.py`` learned, with or without a background corpus."""
-    name = "background" if with_background else "alone"
+    name, arrays = "background" if with_background else "alone", _learned()
+    return _weights(*(arrays[f"{name}_{part}"] for part in ("prob", "seen", "weight")))
+
+
+@cache  # a request that remembers nothing has a memory of its own
+def _learned() -> dict[str, NDArray[Any]]:
     with as_file(files("foretoken.drafters") / "weights.npz") as path, np.load(path) as arrays:
-        return _weights(*(arrays[f"{name}_{part}"] for part in ("prob", "seen", "weight")))
+        return dict(arrays)
 
 
 def untrained_weights() -> Weights:

@@ -17,9 +17,9 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import foretoken.compare
+from commanding import call
 from foretoken import LanguageModel
 from foretoken.api.language_model import Stream
-from foretoken.cli import main
 from foretoken.corpus.build import build
 from foretoken.fingerprint import fingerprint
 from foretoken.history import History
@@ -34,12 +34,7 @@ def run(monkeypatch, capsys, model_folder):
     def run(*arguments: object, model: object = model_folder) -> tuple[int, str, str]:
         command, *rest = map(str, arguments)
         where = [str(model)] if command == "check" else ["--model", str(model)]
-        monkeypatch.setattr(sys, "argv", ["foretoken", command, *where, *rest])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(exit_.value.code or 0), captured.out, captured.err
+        return call(monkeypatch, capsys, command, *where, *rest)
 
     return run
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import sys
 
 import pytest
 
-from foretoken.cli import main
+from commanding import call
 from foretoken.corpus import tokens as tokens_module
 from foretoken.drafters.background import Background
 from foretoken.fingerprint import fingerprint
@@ -23,12 +22,7 @@ def run(monkeypatch, capsys):
     """Run ``foretoken corpus``; (exit status, standard output, standard error)."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["foretoken", "corpus", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(exit_.value.code or 0), captured.out, captured.err
+        return call(monkeypatch, capsys, "corpus", *arguments)
 
     return run
 

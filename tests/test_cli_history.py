@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from foretoken.cli import main
+from commanding import call
 from foretoken.history import History
 
 
@@ -30,12 +30,7 @@ def run(monkeypatch, capsys, path):
 
     def run(command: str, *arguments: object, history: Path | None = path) -> tuple[int, str, str]:
         where = [] if history is None else ["--history", str(history)]
-        monkeypatch.setattr(sys, "argv", ["foretoken", "history", command, *map(str, arguments), *where])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(exit_.value.code or 0), captured.out, captured.err
+        return call(monkeypatch, capsys, "history", command, *arguments, *where)
 
     return run
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from foretoken.cli import main
+from commanding import call
 from foretoken.corpus.build import build
 from logs import rows, write_log, write_tokenizer
 
@@ -29,12 +29,7 @@ def run(monkeypatch, capsys, tokenizer):
 
     def run(command: str, *arguments: object) -> tuple[int, str, str]:
         words = [command, "--tokenizer", tokenizer, "--jobs", 1, *arguments]
-        monkeypatch.setattr(sys, "argv", ["foretoken", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(exit_.value.code or 0), captured.out, captured.err
+        return call(monkeypatch, capsys, *words)
 
     return run
 

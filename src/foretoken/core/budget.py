@@ -17,11 +17,11 @@ class Budget(Protocol):
     """A policy of its own, neither the drafter's nor the loop's."""
 
     def max_draft_tokens(self) -> int:
-        """The most nodes that the next draft may have; 0 for no draft at all."""
+        """The most guesses that the next draft may have; 0 for no draft at all."""
         ...
 
     def choose(self, draft: Draft) -> Draft:
-        """The nodes of a draft that are worth a row of the forward."""
+        """The nodes of a draft that are worth a row of the forward; lookahead rows all together or not at all."""
         ...
 
     def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
@@ -43,7 +43,10 @@ class FixedBudget:
         return self.num_tokens
 
     def choose(self, draft: Draft) -> Draft:
-        return draft if len(draft) <= self.num_tokens else draft.select(range(self.num_tokens))
+        guesses = range(draft.num_guesses)
+        if len(guesses) <= self.num_tokens:
+            return draft
+        return draft.select([*guesses[: self.num_tokens], *range(draft.num_guesses, len(draft))])
 
     def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
         pass
@@ -170,13 +173,14 @@ class AdaptiveBudget:
     - Where drafts keep less than they promise, promises are discounted.
     - A size that was hardly tried may be cheaper than it seems. It is tried at a risk that a small share of the time
       pays for, at most twice as large as any before.
+    - Lookahead rows join together, where what they are expected to bring in later steps pays for them now.
     - Where the drafter's answers are not worth its own time, it is asked less often.
     - Now and then a step is plain, so that t(1) stays known.
 
     Several threads may share one; what a forward costs is then what it costs among the others.
 
     Args:
-        max_tokens: The most nodes of a draft.
+        max_tokens: The most guesses of a draft.
         costs: What is known of t(n) already.
     """
 
@@ -225,22 +229,33 @@ class AdaptiveBudget:
             self._asked = True
             if not draft or not self.costs.num_plain:
                 return Draft()
-            paths = self._path_probs(draft)
-            # A node comes after its parent: it is no more probable, and of equals the first stays first.
-            order = sorted(range(len(paths)), key=paths.__getitem__, reverse=True)
-            size = self._best_size([paths[node] for node in order])
+            values = self._values(draft)
+            # A guess comes after its parent: it is no more probable, and of equals the first stays first.
+            order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+            size = self._best_size([values[node] for node in order], self._sizes(draft, order))
         return draft if size == len(draft) else draft.select(sorted(order[:size]))
 
-    def _best_size(self, probs: list[float]) -> int:
-        """How many of the nodes, the most probable first, are worth a row."""
-        expected, least = self.costs.bounds(1 + len(probs))
-        plain, discount = expected[0], self.discount
+    def _sizes(self, draft: Draft, order: list[int]) -> list[int]:
+        """How many of the nodes, in this order, may be verified: a few more than ever, and no part of the window."""
+        most = min(len(order), 2 * self.costs.most_rows - 1)
+        if not draft.num_lookahead:
+            return list(range(1, most + 1))
+        start = order.index(draft.num_guesses)  # the first lookahead row, and the others follow it
+        end = start + draft.num_lookahead
+        sizes = [size for size in range(1, most + 1) if not start < size < end]
+        return sizes if most >= end else [*sizes, end]  # a window is tried whole
+
+    def _best_size(self, values: list[float], sizes: list[int]) -> int:
+        """How many of the nodes, the most valuable first, are worth a row."""
+        expected, least = self.costs.bounds(1 + len(values))
+        plain = expected[0]
         best_rate, best_size = self.MARGIN / plain, 0
         hope, hope_size, hope_tokens = 0.0, 0, 0.0
-        tokens = 1.0
-        for size in range(1, min(len(probs), 2 * self.costs.most_rows - 1) + 1):
-            tokens += probs[size - 1] * discount
-            time, least_time = expected[size], least[size]
+        sums = [1.0, *values]
+        for i in range(1, len(sums)):
+            sums[i] += sums[i - 1]
+        for size in sizes:
+            tokens, time, least_time = sums[size], expected[size], least[size]
             if tokens > best_rate * time:
                 best_rate, best_size = tokens / time, size
             if tokens > hope * least_time:
@@ -287,14 +302,23 @@ class AdaptiveBudget:
         self._gain = min(0.5, max(-0.1, 0.95 * self._gain + 0.05 * gain))
         self._pause = min(self.MAX_PAUSE, 2 * self._pause + 1) if self._gain < 0 else 0
 
+    def _values(self, draft: Draft) -> list[float]:
+        """For each node, the tokens that its row is expected to bring; a lookahead row, what all of them do on average.
+
+        In a step a guess brings one token if it and all before it are right.
+        """
+        num, discount = draft.num_guesses, self.discount
+        later = sum(draft.probs[num:]) / max(1, draft.num_lookahead)
+        return [path * discount for path in self._path_probs(draft)] + [later] * draft.num_lookahead
+
     def _path_probs(self, draft: Draft) -> list[float]:
-        """For each node, how likely it and all nodes before it are right.
+        """For each guess, how likely it and all before it are right.
 
         Where the nodes were sampled their own chances must not decide, or other tokens would come than the target's.
         """
         probs = draft.probs if draft.probs and not draft.laws else (self.UNKNOWN_PROB,) * len(draft)
         paths: list[float] = []
-        for prob, parent in zip(probs, draft.parents, strict=True):
+        for prob, parent in zip(probs[: draft.num_guesses], draft.parents, strict=False):
             if not 0.0 <= prob <= 1.0:  # not a number, for one
                 prob = 1.0 if prob > 1.0 else 0.0
             paths.append(prob * paths[parent] if parent >= 0 else prob)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from foretoken.core.draft import Draft
 from foretoken.core.law import Law
@@ -12,11 +12,23 @@ from foretoken.core.law import Law
 FinishReason = Literal["stop", "length"]
 
 
+class Top(NamedTuple):
+    """The tokens of the largest logits after some rows, best first, and their probabilities before any processor.
+
+    Args:
+        tokens: [rows][k].
+        probs: [rows][k], of the softmax over the vocabulary at temperature 1.
+    """
+
+    tokens: list[list[int]]
+    probs: list[list[float]]
+
+
 class Scores(Protocol):
     """The target's answer to a draft: row 0 follows the last committed token, row i + 1 follows node i.
 
     A row costs nothing until it is asked for, and the loop asks only along the accepted path, so that logits processors
-    see the very calls that plain decoding makes. Scores hold until the next ``score``.
+    see the very calls that plain decoding makes; ``top`` asks none. Scores hold until the next ``score``.
     """
 
     def choose(self, row: int) -> int:
@@ -27,13 +39,17 @@ class Scores(Protocol):
         """The distribution after ``row`` that tokens are chosen from, all processors applied."""
         ...
 
+    def top(self, rows: Sequence[int], k: int) -> Top:
+        """What the logits after some rows, also rejected ones, name as the likeliest ``k`` >= 1 tokens."""
+        ...
+
 
 class Target(Protocol):
     """A language model with a rewindable cache, one sequence at a time."""
 
     @property
     def supports_trees(self) -> bool:
-        """Whether ``score`` takes drafts with branches; a chain is made of them otherwise."""
+        """Whether ``score`` takes drafts with branches and lookahead rows; a chain is made of them otherwise."""
         ...
 
     @property
@@ -103,9 +119,16 @@ class Drafter(Protocol):
         ...
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        """Guess what follows ``context``, all committed tokens, with at most ``max_tokens`` >= 1 nodes."""
+        """Guess what follows ``context``, all committed tokens, with at most ``max_tokens`` >= 1 guesses.
+
+        Lookahead rows come on top of them.
+        """
         ...
 
     def observe(self, step: Step) -> None:
-        """Learn from the committed tokens of a step; the first one of a sequence is the prefill's."""
+        """Learn from a step: its committed tokens, its scores; the first one of a sequence is the prefill's.
+
+        ``step.draft`` is the part of the proposed draft that was scored: some guesses may be missing, and the lookahead
+        rows are all there or none is.
+        """
         ...

@@ -129,13 +129,17 @@ def _commit(
 
 def _propose(target: Target, drafter: Drafter | None, context: list[int], end: int, budget: Budget) -> Draft:
     """A draft that fits the budget, the target and the end of the answer, whose last token needs no guess."""
-    max_depth = end - len(context) - 1
-    if target.max_draft_depth is not None:
-        max_depth = min(max_depth, target.max_draft_depth)
+    max_depth, limit = end - len(context) - 1, target.max_draft_depth
+    if limit is not None:
+        max_depth = min(max_depth, limit)
     max_tokens = budget.max_draft_tokens() if max_depth > 0 else 0
     if drafter is None or max_tokens == 0:
         return Draft()
     draft = drafter.propose(context, max_tokens)
     if not target.supports_trees:
         draft = draft.main_chain()
+    elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
+        draft = (
+            draft.guesses()
+        )  # a lookahead row may stand beyond the answer's end, but not where the model has no place
     return budget.choose(draft.within(max_depth))

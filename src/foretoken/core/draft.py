@@ -13,17 +13,20 @@ from foretoken.core.law import Law
 class Draft:
     """Guessed tokens as a tree: node i follows node ``parents[i]``, and -1 is the last committed token.
 
-    A chain is a tree with one branch. A node comes after its parent, so a prefix of a draft is a draft.
+    A chain is a tree with one branch. A node comes after its parent, so a prefix of a draft is a draft. The last nodes
+    may be lookahead rows: scored in the same forward, so that the drafter sees the target's scores there, and never
+    accepted.
 
     Args:
         tokens: The guessed token of each node.
         parents: The node that each node follows; the same length as ``tokens``.
         probs: The drafter's estimate that node i is right given that its parent is, one per node; empty where the
-            drafter knows nothing.
+            drafter knows nothing. Of a lookahead row: how many tokens it is expected to bring in later steps.
         laws: The distribution that node i was drawn from, one per node, for drafts that were sampled; else empty.
+        num_lookahead: How many of the last nodes are lookahead rows.
 
     Raises:
-        ValueError: If the lengths differ or a node does not come after its parent.
+        ValueError: If the lengths differ, a node does not come after its parent, or a sampled draft looks ahead.
 
     >>> draft = Draft(tokens=(4, 7, 1), parents=(-1, -1, 0))  # 4 1 or 7
     >>> draft.children(-1), draft.depths, draft.path(2)
@@ -34,6 +37,7 @@ class Draft:
     parents: tuple[int, ...] = ()
     probs: tuple[float, ...] = ()
     laws: tuple[Law, ...] = ()
+    num_lookahead: int = 0
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents):
@@ -42,6 +46,8 @@ class Draft:
             raise ValueError("a draft needs one probability and one law per token, or none at all")
         if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
             raise ValueError("a node of a draft must come after its parent")
+        if not 0 <= self.num_lookahead <= len(self.tokens) or (self.num_lookahead and self.laws):
+            raise ValueError("the lookahead rows of a draft are some of its last nodes, and none of a sampled draft's")
 
     @classmethod
     def chain(cls, tokens: Sequence[int], probs: Sequence[float] = ()) -> Draft:
@@ -50,6 +56,11 @@ class Draft:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_guesses(self) -> int:
+        """How many of the first nodes may be accepted: all but the lookahead rows."""
+        return len(self.tokens) - self.num_lookahead
 
     @property
     def is_chain(self) -> bool:
@@ -65,8 +76,8 @@ class Draft:
         return tuple(depths)
 
     def children(self, node: int) -> list[int]:
-        """The nodes that follow ``node``."""
-        return [child for child, parent in enumerate(self.parents) if parent == node]
+        """The guesses that follow ``node``."""
+        return [child for child, parent in enumerate(self.parents[: self.num_guesses]) if parent == node]
 
     def ancestors(self, node: int) -> list[int]:
         """The nodes from the root's child down to ``node``, with ``node``; empty for the root, -1."""
@@ -81,7 +92,7 @@ class Draft:
         return [self.tokens[ancestor] for ancestor in self.ancestors(node)]
 
     def select(self, nodes: Sequence[int]) -> Draft:
-        """The draft of these nodes alone, in this order.
+        """The draft of these nodes alone, in this order, lookahead rows last.
 
         Raises:
             KeyError: If a node's parent is not among the nodes before it.
@@ -96,20 +107,29 @@ class Draft:
             tuple(parents),
             tuple(self.probs[node] for node in nodes) if self.probs else (),
             tuple(self.laws[node] for node in nodes) if self.laws else (),
+            sum(node >= self.num_guesses for node in nodes),
         )
 
     def within(self, max_depth: int) -> Draft:
-        """The draft without the nodes deeper than ``max_depth`` tokens."""
-        if not self.tokens or max(self.depths) <= max_depth:
+        """The draft without the guesses deeper than ``max_depth`` tokens; lookahead rows stay."""
+        guesses = range(self.num_guesses)
+        if all(self.depths[node] <= max_depth for node in guesses):
             return self
-        return self.select([node for node, depth in enumerate(self.depths) if depth <= max_depth])
+        shallow = [node for node in guesses if self.depths[node] <= max_depth]
+        return self.select([*shallow, *range(self.num_guesses, len(self))])
+
+    def guesses(self) -> Draft:
+        """The draft without its lookahead rows."""
+        return self.select(range(self.num_guesses)) if self.num_lookahead else self
 
     def main_chain(self) -> Draft:
         """The most probable branch, for a target that verifies only chains; the first one where nothing is known.
 
+        It has no lookahead rows.
+
         Also the first one where the nodes were sampled: to choose among samples by their chances would be another law.
         """
-        if self.is_chain:
+        if self.is_chain and not self.num_lookahead:
             return self
         nodes: list[int] = []
         while children := self.children(nodes[-1] if nodes else -1):

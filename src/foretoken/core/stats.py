@@ -37,7 +37,7 @@ class DecodeStats:
         else:
             self.steps += 1
         self.tokens += len(step.tokens)
-        self.drafted += len(step.draft)
+        self.drafted += step.draft.num_guesses
         self.accepted += step.num_accepted
 
     @property

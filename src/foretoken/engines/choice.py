@@ -94,6 +94,13 @@ def argmax(logits: Tensor) -> int:
     return int(logits.max(dim=0).indices)
 
 
+def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The tokens of the ``k`` largest ``logits`` [rows, vocab], best first, and their probabilities, each [rows, k]."""
+    logits = logits.float()
+    best, tokens = logits.topk(min(k, logits.shape[1]))
+    return tokens, (best - logits.logsumexp(-1, keepdim=True)).exp()
+
+
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
     """``core.noise.gumbel`` of many tokens: int64 [n] to float64 [n], on their device."""
     x = (tokens + 1) * _signed(GOLDEN) + _signed(position_key(seed, position))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foretoken.core.contracts import Scores, Target
+from foretoken.core.contracts import Scores, Target, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.law import Law
@@ -59,3 +59,6 @@ class ReplayScores:
 
     def law(self, row: int) -> Law:
         raise ForetokenError("A recorded answer has no probabilities: replay it with verify_match.")
+
+    def top(self, rows: Sequence[int], k: int) -> Top:
+        raise ForetokenError("A recorded answer has no logits: replay drafters that see only tokens.")

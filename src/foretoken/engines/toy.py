@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from foretoken.core.contracts import Scores
+from foretoken.core.contracts import Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.law import ListLaw
 from foretoken.core.noise import gumbel
@@ -66,25 +66,42 @@ class ToyScores:
     def __init__(self, target: ToyTarget, context: list[int], draft: Draft) -> None:
         self.target, self.context, self.draft = target, context, draft
 
-    def _logits(self, row: int) -> tuple[int, list[float]]:
-        """The position that the row's choice will take, and its processed logits."""
+    def _logits(self, row: int) -> tuple[list[int], list[float]]:
+        """The tokens up to and with a row, and its logits."""
         target = self.target
         tokens = self.context + self.draft.path(row - 1)
         before, last = [0, *tokens][-2:]
-        logits = [2 * gumbel(target.model_seed, before * target.vocab + last, token) for token in range(target.vocab)]
-        return len(tokens), target.processor(tokens, logits) if target.processor else logits
+        return tokens, [
+            2 * gumbel(target.model_seed, before * target.vocab + last, token) for token in range(target.vocab)
+        ]
+
+    def _processed(self, row: int) -> tuple[int, list[float]]:
+        """The position that the row's choice will take, and the logits to choose from."""
+        tokens, logits = self._logits(row)
+        return len(tokens), self.target.processor(tokens, logits) if self.target.processor else logits
 
     def choose(self, row: int) -> int:
-        position, logits = self._logits(row)
+        position, logits = self._processed(row)
         if self.target.temperature > 0:
             noise = [gumbel(self.target.seed, position, token) for token in range(len(logits))]
             logits = [x / self.target.temperature + g for x, g in zip(logits, noise, strict=True)]
         return max(range(len(logits)), key=logits.__getitem__)
 
     def law(self, row: int) -> ListLaw:
-        _, logits = self._logits(row)
-        best = max(logits)
+        _, logits = self._processed(row)
         if self.target.temperature == 0:
-            return ListLaw([float(token == logits.index(best)) for token in range(len(logits))])
-        weights = [math.exp((x - best) / self.target.temperature) for x in logits]
-        return ListLaw([weight / sum(weights) for weight in weights])
+            return ListLaw([float(token == logits.index(max(logits))) for token in range(len(logits))])
+        return ListLaw(_softmax([x / self.target.temperature for x in logits]))
+
+    def top(self, rows: Sequence[int], k: int) -> Top:
+        tokens, probs = [], []
+        for row in rows:
+            law = _softmax(self._logits(row)[1])
+            tokens.append(sorted(range(len(law)), key=law.__getitem__, reverse=True)[:k])
+            probs.append([law[token] for token in tokens[-1]])
+        return Top(tokens, probs)
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    weights = [math.exp(x - max(logits)) for x in logits]
+    return [weight / sum(weights) for weight in weights]

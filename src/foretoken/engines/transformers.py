@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from foretoken.core.contracts import Scores
+from foretoken.core.contracts import Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.choice import Choice, TensorLaw, argmax
+from foretoken.engines.choice import Choice, TensorLaw, argmax, top
 from foretoken.engines.tree_mask import tree_mask
 
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
@@ -188,6 +188,12 @@ class TransformersScores:
     @torch.inference_mode()
     def law(self, row: int) -> TensorLaw:
         return self.choice.law(self._row_ids(row), self.logits[row])
+
+    @torch.inference_mode()
+    def top(self, rows: Sequence[int], k: int) -> Top:
+        every = len(rows) == len(self.logits) and list(rows) == list(range(len(rows)))
+        tokens, probs = top(self.logits if every else self.logits[list(rows)], k)
+        return Top(tokens.tolist(), probs.tolist())
 
     def _row_ids(self, row: int) -> Tensor:
         """The token ids up to and with a row, [1, length]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,10 @@ def tree_mask(
         Mask [1, 1, rows, num_cached + rows], 0 where seen and the dtype's minimum elsewhere; positions [1, rows].
     """
     rows = 1 + len(draft)
-    related = torch.zeros(rows, rows, dtype=torch.bool)
-    for node in range(-1, len(draft)):
-        related[node + 1, [0, *(ancestor + 1 for ancestor in draft.ancestors(node))]] = True
-    seen = torch.cat([torch.ones(rows, num_cached, dtype=torch.bool), related], dim=1)
+    related = np.eye(rows, dtype=bool)
+    for node, parent in enumerate(draft.parents):
+        related[node + 1] |= related[parent + 1]
+    seen = torch.cat([torch.ones(rows, num_cached, dtype=torch.bool), torch.from_numpy(related)], dim=1)
     positions = torch.tensor([0, *draft.depths]) + num_cached
     if window is not None:
         seen &= positions[:, None] - torch.cat([torch.arange(num_cached), positions])[None] < window

@@ -17,6 +17,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="recorded answers: a folder with traces/ and tokenizers/")
+    parser.addoption("--models", type=Path, help="small pretrained models, a folder each: stories260K, bitllama2_3M ..")
 
 
 @pytest.fixture(scope="session", autouse=True)

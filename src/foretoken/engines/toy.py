@@ -53,6 +53,16 @@ class ToyTarget:
     def keep(self, path: Sequence[int]) -> None:
         self.cache += [self.draft.tokens[node] for node in path]
 
+    @property
+    def num_cached(self) -> int:
+        """How many tokens the cache holds."""
+        return len(self.cache)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Leave only the first ``num_tokens`` tokens in the cache."""
+        del self.cache[num_tokens:]
+        self.draft = Draft()
+
     def _forward(self, tokens: Sequence[int], draft: Draft) -> ToyScores:
         self.forwards += 1
         self.cache += tokens

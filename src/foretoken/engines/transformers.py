@@ -50,7 +50,7 @@ class TransformersTarget:
         own_cache = rewindable_cache(model)
         self.cache = own_cache if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
-        sliding = any(type(layer) is DynamicSlidingWindowLayer for layer in self.cache.layers)
+        sliding = has_sliding_layers(self.cache)
         self.supports_trees = self._windows is not None and not sliding
         self._rope_switch, self._context = rope_switch(model), context_length(model)
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -123,6 +123,23 @@ class TransformersTarget:
         self.cache.crop(len(path) - len(self._draft))  # a negative count of tokens to drop
         self._set_ids(self._length, [self._draft.tokens[node] for node in path])
         self._length += len(path)
+        self._draft = None
+
+    @property
+    def num_cached(self) -> int:
+        """How many tokens the cache holds."""
+        return self.cache.get_seq_length()
+
+    @torch.inference_mode()
+    def rewind(self, num_tokens: int) -> None:
+        """Leave only the first ``num_tokens`` tokens in the cache; what was scored and not kept goes too.
+
+        Raises:
+            ForetokenError: If the cache was given and has sliding layers, which do not keep what left their window.
+        """
+        refuse_sliding(self.cache)
+        self.cache.crop(num_tokens - self.num_cached)  # a negative count of tokens to drop
+        self._length = num_tokens
         self._draft = None
 
     def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
@@ -253,6 +270,24 @@ def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
         )
     cache.activate_past_recording()  # given sliding layers then wait for crop before they drop anything
     return cache
+
+
+def has_sliding_layers(cache: Cache) -> bool:
+    """Whether some layers keep only a window of the keys, which dropping tokens cannot move back for long."""
+    return any(type(layer) is DynamicSlidingWindowLayer for layer in cache.layers)
+
+
+def refuse_sliding(cache: Cache) -> None:
+    """Refuse a cache that cannot go back to every earlier length.
+
+    Raises:
+        ForetokenError: If it has sliding layers.
+    """
+    if has_sliding_layers(cache):
+        raise ForetokenError(
+            "The cache that was given keeps only a window of the text, so it cannot go back far enough to draft from: "
+            "pass none, or DynamicCache() without a config."
+        )
 
 
 def layer_windows(model: PreTrainedModel) -> dict[str, int | None] | None:

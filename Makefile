@@ -14,7 +14,7 @@ check: .venv/.dev
 	scripts/check
 
 bench: .venv/.demo
-	.venv/bin/python -m foretoken.bench
+	for part in methods speed never-slower overhead latency replayed; do .venv/bin/foretoken bench $$part || exit; done
 
 clean:
 	rm -rf .venv build

@@ -8,6 +8,7 @@ import pytest
 from foretoken import ForetokenError
 from foretoken.replay import report
 from foretoken.replay.costs import Costs
+from foretoken.replay.page import require_plotly
 from foretoken.replay.run import run_jobs
 from foretoken.replay.tune import tune
 
@@ -47,7 +48,7 @@ def test_figures_by_task_add_up(jobs_to_tune):
 
 
 def test_plotly_is_asked_for_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr("foretoken.replay.page.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "plotly", raising=False)
     with pytest.raises(ForetokenError, match=r"pip install 'foretoken\[report\]'"):
-        report.require_plotly()
+        require_plotly()

@@ -15,10 +15,10 @@ from rich.progress import track
 
 from foretoken.api.hook import generate
 from foretoken.api.language_model import LanguageModel, load
+from foretoken.bench.differences import first_difference, gap
 from foretoken.bench.loops import loops
 from foretoken.check import check
 from foretoken.core.stats import DecodeStats
-from foretoken.engines.transformers import TransformersTarget
 
 NEW_TOKENS = 200
 DRAFTED = 7  # tokens a step, for ANPD and for transformers' prompt lookup
@@ -122,9 +122,7 @@ def _measure_prompt(lm: LanguageModel, prompt: Mapping[str, str], dtype: str, de
             seconds[name].append(time.perf_counter() - start)
             answers[name] = output[0, ids.shape[1] :].tolist()
     plain = answers["plain"]
-    differs_at = next((i for i, (a, b) in enumerate(zip(plain, answers["anpd"], strict=False)) if a != b), None)
-    if differs_at is None and len(plain) != len(answers["anpd"]):
-        differs_at = min(len(plain), len(answers["anpd"]))
+    differs_at = first_difference(plain, answers["anpd"])
     return Row(
         prompt["id"],
         prompt["kind"],
@@ -135,18 +133,9 @@ def _measure_prompt(lm: LanguageModel, prompt: Mapping[str, str], dtype: str, de
         {name: statistics.median(seconds[name]) for name in methods},
         stats.acceptance_length,
         differs_at,
-        None if differs_at is None else _gap(lm, [*ids[0].tolist(), *plain[:differs_at]]),
+        None if differs_at is None else gap(lm.model, [*ids[0].tolist(), *plain[:differs_at]]),
         None if decoding == "sampled" else plain == answers["transformers"],
     )
-
-
-def _gap(lm: LanguageModel, tokens: Sequence[int]) -> float:
-    """By how much the best logit after ``tokens`` leads the second."""
-    target = TransformersTarget(lm.model)
-    target.prefill(tokens[:-1])
-    logits = target.model(torch.tensor([tokens[-1:]]), past_key_values=target.cache).logits
-    best, second = logits[0, -1].float().topk(2).values.tolist()
-    return float(best - second)
 
 
 def _fail_on_differences(rows: Sequence[Row], noise: Mapping[str, float]) -> None:

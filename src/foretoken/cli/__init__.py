@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from foretoken.cli import corpus, generate, history, replay, tune
+from foretoken.cli import bench, corpus, generate, history, replay, tune
 from foretoken.cli.console import err
 from foretoken.core.errors import ForetokenError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 for command in (generate.generate, generate.compare, generate.check, replay.replay, tune.tune):
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(history.app, name="history")
 

@@ -240,7 +240,7 @@ def check_outputs(json_file: Path | None, html_file: Path | None) -> None:
         ForetokenError: If a file cannot be written or a page not be made.
     """
     if html_file is not None:
-        from foretoken.replay.report import require_plotly
+        from foretoken.replay.page import require_plotly
 
         require_plotly()
     for path in (json_file, html_file):

@@ -5,36 +5,15 @@ from __future__ import annotations
 import html
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from foretoken.core.errors import ForetokenError
 from foretoken.replay.calibration import BINS, Reliability
+from foretoken.replay.page import colours, make_page, styled
 from foretoken.replay.score import Item, Score, figures, total
 from foretoken.replay.tune import Advice
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-COLOURS = ("#2a6fdb", "#e07b39", "#3a9d5d", "#8e5bb5", "#c23b4e", "#6b7280")
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 1000px; margin: 2em auto;
-  padding: 0 1em }
-h1 { font-size: 1.6em; margin-bottom: 0 } h2 { font-size: 1.15em; margin: 2em 0 0 } p { margin: .3em 0 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .9em .2em 0; text-align: right }
-th { border-bottom: 1px solid #cbd2d9; font-weight: 600 } td:first-child, th:first-child { text-align: left }
-pre { background: #f4f6f8; padding: .7em 1em; overflow-x: auto } .note { color: #616e7c }
-"""
-
-
-def require_plotly() -> None:
-    """Say at once that a page cannot be made, not after all the work.
-
-    Raises:
-        ForetokenError: If plotly is missing.
-    """
-    if find_spec("plotly") is None:
-        raise ForetokenError("A page needs plotly: pip install 'foretoken[report]'.")
 
 
 def replay_page(scores: Sequence[Score]) -> str:
@@ -51,7 +30,7 @@ def replay_page(scores: Sequence[Score]) -> str:
     ]
     answers = max(sum(len(score.items) for score in group) for group in _grouped(scores).values())
     files = len({score.job.label for score in scores})
-    return _page("Drafters on recorded answers", f"<p>{answers} answers of {files} files.</p>", sections)
+    return make_page("Drafters on recorded answers", f"<p>{answers} answers of {files} files.</p>", sections)
 
 
 def tune_page(advice: Advice, scores: Sequence[Score], costs: str) -> str:
@@ -72,7 +51,7 @@ def tune_page(advice: Advice, scores: Sequence[Score], costs: str) -> str:
     if chosen:
         sections.insert(1, ("Tokens for each step with the best drafter, by task", "", _by_task(tree_runs or chosen)))
     lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(advice))
-    return _page("Settings for these logs", lead, sections)
+    return make_page("Settings for these logs", lead, sections)
 
 
 def sentences(advice: Advice) -> list[str]:
@@ -145,10 +124,6 @@ def _flat(config: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in config.items() if key != "method")
 
 
-def _colour(names: Iterable[str]) -> dict[str, str]:
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
-
-
 def _by_task(scores: Sequence[Score]) -> go.Figure:
     """A dot for each drafter on each task, at one budget: many tasks stay readable where bars would not."""
     import plotly.graph_objects as go
@@ -160,7 +135,7 @@ def _by_task(scores: Sequence[Score]) -> go.Figure:
         of_task[row["task"]].append(row["tokens_per_step"])
     order = sorted(of_task, key=lambda task: max(of_task[task]))
     figure = go.Figure()
-    for drafter, colour in _colour(row["drafter"] for row in rows).items():
+    for drafter, colour in colours(row["drafter"] for row in rows).items():
         mine = {row["task"]: row for row in rows if row["drafter"] == drafter}
         shown = [task for task in order if task in mine]
         figure.add_scatter(
@@ -176,7 +151,7 @@ def _by_task(scores: Sequence[Score]) -> go.Figure:
     # From 1, which is plain decoding.
     most = max(row["tokens_per_step"] for row in rows)
     figure.update_xaxes(title=f"tokens per step, budget {budget}", range=[1 - 0.02 * (most - 1), 1 + 1.05 * (most - 1)])
-    return _styled(figure, height=130 + 24 * len(order))
+    return styled(figure, height=130 + 24 * len(order))
 
 
 def _by_budget(scores: Sequence[Score]) -> go.Figure:
@@ -186,7 +161,7 @@ def _by_budget(scores: Sequence[Score]) -> go.Figure:
     for (drafter, budget, _), group in _grouped(scores).items():
         points[drafter].append((budget, figures(group)))
     figure = go.Figure()
-    for drafter, colour in _colour(points).items():
+    for drafter, colour in colours(points).items():
         found = sorted(points[drafter], key=lambda point: point[0])
         figure.add_scatter(
             x=[numbers["drafted_per_step"] for _, numbers in found],
@@ -202,7 +177,7 @@ def _by_budget(scores: Sequence[Score]) -> go.Figure:
         )
     figure.update_xaxes(title="drafted tokens per step", rangemode="tozero")
     figure.update_yaxes(title="tokens per step")
-    return _styled(figure, height=430)
+    return styled(figure, height=430)
 
 
 def _speeds(advice: Advice) -> go.Figure:
@@ -220,7 +195,7 @@ def _speeds(advice: Advice) -> go.Figure:
             lines[name].append((outcome.setting.budget, outcome.speed, outcome.low, outcome.high))
     figure = go.Figure()
     shift = 0.16  # whiskers of several drafters at one budget stand side by side
-    for i, (name, colour) in enumerate(_colour(lines).items()):
+    for i, (name, colour) in enumerate(colours(lines).items()):
         found = sorted(lines[name])
         figure.add_scatter(
             x=[budget + shift * (i - (len(lines) - 1) / 2) for budget, *_ in found],
@@ -244,7 +219,7 @@ def _speeds(advice: Advice) -> go.Figure:
     figure.add_hline(y=1, line={"color": "#9aa5b1", "dash": "dot"})
     figure.update_xaxes(title="budget, drafted tokens at most", tickvals=budgets)
     figure.update_yaxes(title="speed, plain = 1")
-    return _styled(figure, height=460)
+    return styled(figure, height=460)
 
 
 def _calibration_section(scores: Sequence[Score]) -> tuple[str, str, go.Figure | None]:
@@ -267,7 +242,7 @@ def _reliability(found: dict[str, Reliability]) -> go.Figure:
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": "#9aa5b1", "dash": "dot"}, hoverinfo="skip", showlegend=False
     )
-    for drafter, colour in _colour(found).items():
+    for drafter, colour in colours(found).items():
         bins = found[drafter].as_dict()["bins"]
         most = max(row["nodes"] for row in bins)
         figure.add_scatter(
@@ -282,37 +257,4 @@ def _reliability(found: dict[str, Reliability]) -> go.Figure:
         )
     figure.update_xaxes(title="chance given, if its parent is right", range=[-0.03, 1.03])
     figure.update_yaxes(title="share that was right", range=[-0.03, 1.03])
-    return _styled(figure, height=520, width=680)
-
-
-def _styled(figure: go.Figure, height: int, width: int | None = None) -> go.Figure:
-    figure.update_layout(
-        template="simple_white",
-        height=height,
-        width=width,
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"},
-        margin={"l": 60, "r": 30, "t": 50, "b": 60},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "xanchor": "left"},
-        showlegend=True,
-    )
-    figure.update_xaxes(showgrid=True, gridcolor="#e4e7eb")
-    figure.update_yaxes(showgrid=True, gridcolor="#e4e7eb")
-    return figure
-
-
-def _page(title: str, lead: str, sections: Sequence[tuple[str, str, go.Figure | None]]) -> str:
-    """One file with plotly in it, so that it opens without a network."""
-    parts = []
-    loaded = False
-    for heading, said, figure in sections:
-        parts.append(f"<h2>{html.escape(heading)}</h2>" + (f'<p class="note">{said}</p>' if said else ""))
-        if figure is not None:
-            config = {"displayModeBar": False, "responsive": True}
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=not loaded, config=config))
-            loaded = True
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{lead}\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return styled(figure, height=520, width=680)

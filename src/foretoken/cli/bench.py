@@ -1,0 +1,251 @@
+"""``foretoken bench``: the measurements behind the figures, a command for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foretoken.cli.console import err, out
+from foretoken.cli.generate import BackgroundName, Device, Model, read_text
+from foretoken.cli.replay import HtmlFile, background_folder, check_outputs, write_text
+from foretoken.core.errors import ForetokenError
+
+if TYPE_CHECKING:
+    from foretoken.bench.subject import Subject
+
+app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
+
+Rounds = Annotated[int, typer.Option(help="How often each answer is given; medians count.")]
+Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32 and bfloat16.")]
+OutFile = Annotated[Path, typer.Option("--out", help="Where the numbers are written.")]
+DataFolders = Annotated[
+    list[Path] | None, typer.Option("--data", help="A folder of recorded answers, *.jsonl.gz; may be given again.")
+]
+TokenizerFile = Annotated[
+    str | None, typer.Option("--tokenizer", help="The tokenizer.json to read them with, plain or .gz.")
+]
+
+
+@app.command()
+def methods(
+    model: Model = "tiny",
+    draft_model: Annotated[
+        str | None, typer.Option(help="A smaller model of the same tokens, for what needs it.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="One of them; may be given again; else all.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt"; the 30 of the package else.')
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The first prompts of each kind; else all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32.")] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="0 for greedy, above 0 samples; may be given again; 0 and 0.8.")
+    ] = None,
+    rounds: Rounds = 3,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 200,
+    background: BackgroundName = "general",
+    device: Device = None,
+    out_file: OutFile = Path("build/methods.json"),
+    html_file: HtmlFile = None,
+) -> None:
+    """Every drafter and combination against plain decoding, in turns on the same prompts.
+
+    Texts are compared always; a difference in float32 ends the run with status 1, in half precision it is counted.
+    Answers that loop are counted apart. Speed is that of the tokens after the prefill; rows of a step are the last
+    token, guesses and lookahead rows.
+    """
+    from rich.progress import track
+
+    from foretoken.bench import speed as speed_part
+    from foretoken.bench.methods import choose_methods
+    from foretoken.bench.turns import SEED, Conditions, Row, headline, measure, parse_prompts, summarise
+
+    chosen = choose_methods(method or [], draft_model is not None)
+    conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
+    workload = speed_part.workload() if prompts is None else read_text(prompts)
+    taken = parse_prompts(workload, limit)
+    check_outputs(out_file, html_file)
+    found: dict[str, Any] = _provenance(workload, SEED)
+    found["provenance"] |= {
+        "model": Path(model).name,
+        "draft_model": draft_model and Path(draft_model).name,
+        "background": Path(background).name,
+        "rounds": rounds,
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+    }
+    found["methods"] = [one.as_dict() for one in chosen]
+    rows: list[Row] = []
+    for name in dtype or ["float32"]:
+        subject = _subject(model, draft_model, name, device, background)
+        for some in conditions:
+            said = f"{name}, {some.decoding}: {len(chosen)} methods in turns"
+            for more in track(measure(subject, taken, chosen, some), said, len(taken), console=err):
+                rows += more
+                # Written prompt by prompt, so that a run that is stopped keeps what it measured.
+                _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
+    summary = summarise(rows)
+    out.print(markdown(headline(summary)))
+    if html_file is not None:
+        from foretoken.bench.methods_page import methods_page
+
+        write_text(html_file, methods_page(summary, Path(model).name))
+    err.print(f"written to {out_file}", style="dim")
+
+
+@app.command()
+def speed(
+    rounds: Rounds = 3,
+    dtype: Dtypes = None,
+    device: Device = None,
+    out_file: OutFile = Path("build/speed.json"),
+) -> None:
+    """Time plain decoding, ANPD and transformers' own generate and lookup, with the prefill, on the bundled model."""
+    from foretoken.bench import speed as part
+
+    check_outputs(out_file, None)
+    _quiet()
+    found = part.measure("tiny", dtype or ["float32", "bfloat16"], _checked(rounds), device)
+    _finish(out_file, found, found["summary"])
+
+
+@app.command()
+def never_slower(
+    rounds: Rounds = 3,
+    dtype: Dtypes = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option("--texts", help="A file of recorded answers, such as translations.")
+    ] = None,
+    out_file: OutFile = Path("build/never-slower.json"),
+) -> None:
+    """Time the default drafter on text that gives it little to work with."""
+    from foretoken.bench import never_slower as part
+    from foretoken.bench.recorded import read_texts
+
+    check_outputs(out_file, None)
+    _quiet()
+    rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), read_texts(texts or []))
+    summary = part.summarise(rows)
+    _finish(out_file, {"rows": rows, "summary": summary}, summary)
+
+
+@app.command()
+def overhead(out_file: OutFile = Path("build/overhead.json")) -> None:
+    """Time what a step costs beside the forward."""
+    from foretoken.bench import overhead as part
+
+    check_outputs(out_file, None)
+    rows = part.measure()
+    _finish(out_file, {"rows": rows}, rows)
+
+
+@app.command()
+def latency(out_file: OutFile = Path("build/latency.json")) -> None:
+    """Time what the n-gram core itself costs."""
+    from foretoken.bench import latency as part
+    from foretoken.bench.recorded import background_for
+
+    check_outputs(out_file, None)
+    rows = part.measure(background_for("tiny"))
+    _finish(out_file, {"rows": rows}, rows)
+
+
+@app.command()
+def replayed(
+    rounds: Rounds = 3,
+    data: DataFolders = None,
+    tokenizer: TokenizerFile = None,
+    per_set: Annotated[int, typer.Option(min=1, help="Answers of each file.")] = 2,
+    out_file: OutFile = Path("build/replayed.json"),
+) -> None:
+    """Time recorded answers over a random model of 0.5B parameters; the bundled model's where none are given."""
+    from foretoken.bench import replayed as part
+    from foretoken.bench.recorded import background_for, read_sets
+
+    if bool(data) != bool(tokenizer):
+        raise ForetokenError("Recorded answers need both --data and --tokenizer: give both or none.")
+    check_outputs(out_file, None)
+    _quiet()
+    sets = read_sets(data, tokenizer, per_set) if data and tokenizer else {}
+    found = part.measure(_checked(rounds), sets, background_for(tokenizer) if tokenizer else None)
+    _finish(out_file, found, found["rows"], [{key: value for key, value in found.items() if key != "rows"}])
+
+
+@app.command()
+def traces(
+    data: Annotated[list[Path], typer.Option("--data", help="A folder of recorded answers, *.jsonl.gz.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="The tokenizer.json to read them with, plain or .gz.")],
+    limit: Annotated[int, typer.Option(min=1, help="Answers of each file.")] = 24,
+    out_file: OutFile = Path("build/traces.json"),
+) -> None:
+    """Count what each drafter would have had accepted in recorded answers, without a model."""
+    from foretoken.bench import traces as part
+
+    check_outputs(out_file, None)
+    found = part.measure(data, tokenizer, limit)
+    _finish(out_file, found, found["summary"], found["rows"])
+
+
+def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
+    """The model in a dtype, its corpus, and the draft model in the same dtype."""
+    from foretoken.bench.subject import Subject, is_small, load_measured
+    from foretoken.drafters.background import Background
+
+    _quiet()
+    with err.status(f"loading {model}"):
+        loaded, encode = load_measured(model, dtype, device)
+        draft = load_measured(draft_model, dtype, device)[0] if draft_model else None
+    corpus = None if is_small(model) else background_folder(background, model)  # no tokenizer.json, no corpus
+    return Subject(loaded, encode, Background.open(corpus) if corpus else None, draft)
+
+
+def _quiet() -> None:
+    """No progress bars and advice of the library's."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _checked(rounds: int) -> int:
+    if rounds < 1:
+        raise ForetokenError(f"rounds is {rounds}: each answer needs at least 1.")
+    return rounds
+
+
+def _finish(path: Path, found: dict[str, Any], *tables: Sequence[dict[str, Any]]) -> None:
+    """Print the tables and write the numbers."""
+    from foretoken.bench import speed as speed_part
+
+    for rows in tables:
+        out.print(markdown(rows))
+    _write(path, _provenance(speed_part.workload(), speed_part.SEED) | found)
+    err.print(f"written to {path}", style="dim")
+
+
+def _provenance(workload: str, seed: int) -> dict[str, Any]:
+    from foretoken.bench.provenance import provenance
+
+    return {"provenance": provenance(workload, seed)}
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of rows that share their keys, or most of them."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -70,8 +70,8 @@ def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(subject, t
 def test_a_drafter_meets_each_prompt_once(subject):
     met = []
 
-    def make(subject, target):
-        drafter = METHODS["anpd"].make(subject, target)
+    def make(given):
+        drafter = METHODS["anpd"].make(given)
         prompts = []
         met.append(prompts)
         begin = drafter.begin
@@ -110,7 +110,7 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
         def observe(self, step):
             pass
 
-    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", make=lambda subject, target: Wrong())]
+    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", make=lambda given: Wrong())]
     right = [row.differs_at for (_, row) in measure(subject, [PROMPT], methods, SHORT)]
     monkeypatch.setattr(turns, "decode", partial(decode, verify=accept_the_first_guess))
     with pytest.raises(SystemExit, match=r"abc.*float32.*method wrong, after 1 tokens"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from foretoken.bench.subject import Subject
 from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
@@ -12,9 +12,18 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
 from foretoken.drafters.early_exit import EarlyExit
+from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.model import DraftModel
 from foretoken.engines.exit import ExitTarget
 from foretoken.engines.transformers import TransformersTarget, context_length
+
+
+class Given(NamedTuple):
+    """What a drafter may be made of: the subject, the target that will answer, and the budget that it will have."""
+
+    subject: Subject
+    target: TransformersTarget
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -23,9 +32,9 @@ class Method:
 
     Args:
         name: What ``--method`` calls it.
-        make: Makes a drafter that has seen nothing yet, of the subject, the target that will answer and ``settings``.
+        make: Makes a drafter that has seen nothing yet, of what is given and ``settings``.
         drafted: The most guesses of a step; None for just what pays.
-        settings: What the drafter is given.
+        settings: What the drafter is told besides.
         needs_draft_model: Whether it can do nothing without one.
     """
 
@@ -44,32 +53,39 @@ class Method:
         return {"name": self.name, "drafted": self.drafted, "settings": dict(self.settings)}
 
 
-def _ngram(subject: Subject, target: TransformersTarget) -> MixedNgram:
-    return MixedNgram(Memory(subject.background), trees=target.supports_trees)
+def _ngram(given: Given) -> MixedNgram:
+    return MixedNgram(Memory(given.subject.background), trees=given.target.supports_trees)
 
 
-def _draft_model(subject: Subject, target: TransformersTarget, **settings: Any) -> DraftModel:
-    assert subject.draft_model is not None, "choose_methods sees to it"
-    smaller = TransformersTarget(subject.draft_model, target.choice, max_length=context_length(subject.draft_model))
-    return DraftModel(smaller, **settings)
+def _lookahead(given: Given, **settings: Any) -> Lookahead:
+    costs = given.budget.costs.seconds if isinstance(given.budget, AdaptiveBudget) else None
+    return Lookahead(seconds=costs, **settings)
 
 
-def _early_exit(subject: Subject, target: TransformersTarget, share: float, **settings: Any) -> EarlyExit:
-    num_layers = subject.model.config.get_text_config(decoder=True).num_hidden_layers
-    return EarlyExit(ExitTarget(target, max(1, int(share * num_layers))), **settings)
+def _draft_model(given: Given, **settings: Any) -> DraftModel:
+    model = given.subject.draft_model
+    assert model is not None, "choose_methods sees to it"
+    return DraftModel(TransformersTarget(model, given.target.choice, max_length=context_length(model)), **settings)
 
 
-PLAIN = Method("plain", lambda subject, target: None, 0)
+def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExit:
+    num_layers = given.subject.model.config.get_text_config(decoder=True).num_hidden_layers
+    return EarlyExit(ExitTarget(given.target, max(1, int(share * num_layers))), **settings)
+
+
+PLAIN = Method("plain", lambda given: None, 0)
 
 # With a fixed budget that suits it and, where its probabilities can be counted on, with just what pays.
 METHODS = {
     method.name: method
     for method in (
         PLAIN,
-        Method("anpd", lambda subject, target: AdaptiveNgram(), 7),
-        Method("prompt-lookup", lambda subject, target: PromptLookup(), 7),
+        Method("anpd", lambda given: AdaptiveNgram(), 7),
+        Method("prompt-lookup", lambda given: PromptLookup(), 7),
         Method("ngram", _ngram, 10),
         Method("ngram-adaptive", _ngram, None),
+        Method("lookahead", _lookahead, 20, {"window": 5, "ngram": 5, "guesses": 5}),
+        Method("lookahead-adaptive", _lookahead, None),
         Method("draft-model", _draft_model, 4, {"floor": 0.0}, needs_draft_model=True),
         Method("draft-model-adaptive", _draft_model, None, needs_draft_model=True),
         Method("early-exit", _early_exit, 4, {"share": 1 / 3, "floor": 0.0}),

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogits
 
 from foretoken.bench.differences import first_difference, gap
 from foretoken.bench.loops import loops
-from foretoken.bench.methods import Method
+from foretoken.bench.methods import Given, Method
 from foretoken.bench.subject import Subject
 from foretoken.core.budget import Budget, FixedBudget
 from foretoken.core.contracts import Drafter, Step
@@ -178,15 +178,18 @@ def measure(
     for ids in encoded:
         check_request(len(ids), conditions.max_new_tokens, context_length(subject.model))
     for method in methods:  # what is compiled at first use is compiled now
-        _Player(subject, method, replace(conditions, max_new_tokens=WARM_UP)).answer(encoded[0], FixedBudget(WARM_UP))
-    budgets = {method.name: method.budget() for method in methods}
-    rounds = [[_Player(subject, method, conditions) for method in methods] for _ in range(conditions.rounds)]
+        _Player(subject, method, FixedBudget(WARM_UP), replace(conditions, max_new_tokens=WARM_UP)).answer(encoded[0])
+    budgets = [method.budget() for method in methods]
+    rounds = [
+        [_Player(subject, method, budget, conditions) for method, budget in zip(methods, budgets, strict=True)]
+        for _ in range(conditions.rounds)
+    ]
     for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
         runs: dict[str, list[_Run]] = {method.name: [] for method in methods}
         for number, players in enumerate(rounds):
             first = (index + number) % len(players)  # nobody is always the first
             for player in (*players[first:], *players[:first]):
-                runs[player.name].append(player.answer(ids, budgets[player.name]))
+                runs[player.name].append(player.answer(ids))
         if runs["plain"][0].stats.steps:
             yield [_row(subject, prompt, ids, name, own, runs["plain"], conditions) for name, own in runs.items()]
         else:
@@ -237,13 +240,13 @@ class _Timed:
 class _Player:
     """A method in one round: its target and its drafter, which keeps what it learned from prompt to prompt."""
 
-    def __init__(self, subject: Subject, method: Method, conditions: Conditions) -> None:
-        self.name, self.conditions = method.name, conditions
+    def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
+        self.name, self.budget, self.conditions = method.name, budget, conditions
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
-        drafter = method.make(subject, self.target, **method.settings)
+        drafter = method.make(Given(subject, self.target, budget), **method.settings)
         self.drafter = None if drafter is None else _Timed(drafter)
 
-    def answer(self, ids: list[int], budget: Budget) -> _Run:
+    def answer(self, ids: list[int]) -> _Run:
         """Answer a prompt."""
         tokens: list[int] = []
         stats, drafted_rows = DecodeStats(), 0
@@ -253,7 +256,7 @@ class _Player:
             ids,
             max_new_tokens=self.conditions.max_new_tokens,
             stop_tokens=_stop_tokens(self.target.model),
-            budget=budget,
+            budget=self.budget,
         ):
             stats.add(step)
             tokens += step.tokens

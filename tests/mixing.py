@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from foretoken.drafters.kernels import BACKGROUND, LOCAL, LOGIT, OFFSET, PROB, SEEN, SHARED, SKIP
+from foretoken.drafters.kernels import BACKGROUND, LOCAL, LOGIT, OFFSET, PROB, RECYCLED, SEEN, SHARED, SKIP
 from foretoken.drafters.memory import Memory
 
 Vote = tuple[int, int]  # of a slot, and how strong
@@ -30,15 +30,15 @@ def successors(text: Sequence[int], context: Sequence[int]) -> list[tuple[int, i
 
 
 def set_of(longest: Sequence[int]) -> int:
-    """Which weights belong to these longest contexts of the three stores."""
-    local, shared, background = longest
+    """Which weights belong to these longest contexts of the three stores and of what was named."""
+    local, shared, background, named = longest
     shared_step, background_step = (0, 1, 2, 3, 4, 4, 4, 5, 5)[shared], (0, 1, 2, 2, 3, 3)[background]
-    return local * 24 + shared_step * 4 + background_step
+    return (local * 24 + shared_step * 4 + background_step) * 3 + min(2, named)
 
 
 def known(votes: Sequence[Vote]) -> list[int]:
     """The longest context of each store among the votes for one token."""
-    return [max((slot - 8 * kind + 1 for slot, _ in votes if slot // 8 == kind), default=0) for kind in range(3)]
+    return [max((slot - 8 * kind + 1 for slot, _ in votes if slot // 8 == kind), default=0) for kind in (0, 1, 2, 4)]
 
 
 class Plain:
@@ -49,6 +49,13 @@ class Plain:
         self.shared = [token for answer in earlier for token in [*answer, -1]]
         self.text = list(text)
         self.background: Callable[[Sequence[int]], list[list[tuple[int, int, int]]]] = lambda context: []
+        self.named: dict[tuple[int, ...], tuple[list[tuple[int, float]], bool]] = {}
+
+    def name(self, ahead: Sequence[int], successors: list[tuple[int, float]], committed: bool) -> None:
+        """The target named these after the text and some tokens, which were committed or only guessed."""
+        context = (*self.text, *ahead)
+        for order in range(1, 1 + min(4, len(context))):
+            self.named[context[-order:]] = (successors, committed)
 
     def votes(self, ahead: Sequence[int] = ()) -> tuple[dict[int, list[Vote]], int]:
         """The votes for each token after the text and some guessed tokens; and which weights to use.
@@ -57,7 +64,7 @@ class Plain:
         """
         context = [*self.text, *ahead]
         votes: dict[int, list[Vote]] = {}
-        longest = [0, 0, 0]
+        longest = [0, 0, 0, 0]
         for kind, text in ((LOCAL, self.text), (SHARED, self.shared)):
             for order in range(min(8, len(context)), 0, -1):
                 found = successors(text, context[-order:])
@@ -66,6 +73,14 @@ class Plain:
                     vote = strength(kind, order, few(count), few(total - count), i == 0)
                     votes.setdefault(token, []).append(vote)
                 longest[kind] = max(longest[kind], order if found else 0)
+            if kind == LOCAL:
+                for order in range(1, 1 + min(4, len(context))):
+                    named, committed = self.named.get(tuple(context[-order:]), ([], False))
+                    for rank, (token, prob) in enumerate(named):
+                        if prob >= 0.008:
+                            step = sum(prob > most for most in (0.02, 0.06, 0.15, 0.35, 0.6, 0.85, 0.97))
+                            votes.setdefault(token, []).append(strength(RECYCLED, order, step, rank, committed))
+                    longest[3] = order if named else longest[3]
         for order, rows in enumerate(self.background(context), start=1):
             if not rows:
                 break
@@ -100,7 +115,7 @@ class Plain:
         """The probability of each token, unscaled."""
         logits = {}
         for token, of_token in votes.items():
-            weight = self.weight[set_] + self.weight[216 + set_of(known(of_token))] + self.weight[-1]
+            weight = self.weight[set_] + self.weight[648 + set_of(known(of_token))] + self.weight[-1]
             logits[token] = weight[-1] + sum(weight[slot] * (self.table[key, LOGIT] + OFFSET) for slot, key in of_token)
         return {token: 1 / (1 + math.exp(-min(15, max(-15, logit)))) for token, logit in logits.items()}
 
@@ -116,7 +131,7 @@ class Plain:
         for voted, prob in self.mix(votes, set_).items():
             right = float(voted == token)
             error = (right - prob) * rate
-            own = 216 + set_of(known(votes[voted]))
+            own = 648 + set_of(known(votes[voted]))
             for slot, key in votes[voted]:
                 entry = self.table[key]
                 self.weight[set_, slot] += error * (entry[LOGIT] + OFFSET)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from foretoken import DecodeStats, Draft, FixedBudget, Step, decode
+from foretoken.core.contracts import Top
 from foretoken.corpus import build
 from foretoken.drafters import kernels
-from foretoken.drafters.background import Background
+from foretoken.drafters.background import Background, context_hashes
 from foretoken.drafters.kernels import BACKGROUND, WIDTH, WINDOW
-from foretoken.drafters.memory import Memory, untrained_weights
+from foretoken.drafters.memory import NAMED_CONTEXTS, Memory, untrained_weights
 from foretoken.drafters.mixed import MixedNgram
 from foretoken.drafters.store import LEAST_BYTES
 from foretoken.engines.replay import ReplayTarget
@@ -123,6 +124,55 @@ def test_probabilities_are_those_of_the_second_implementation(background, prompt
         passed_over = [prob for token, prob in probs.items() if (tuple(path), token) not in drafted]
         if len(draft.children(node)) < WIDTH:
             assert all(prob * (path_prob(draft, node) if node >= 0 else 1) <= least * 1.001 for prob in passed_over)
+
+
+class Named:
+    """Scores that name given successors: of row i, tokens and probabilities, the likeliest first."""
+
+    def __init__(self, rows: Sequence[Sequence[tuple[int, float]]]) -> None:
+        self.rows = rows
+
+    def top(self, rows: Sequence[int], k: int) -> Top:
+        chosen = [self.rows[row][:k] for row in rows]
+        return Top([[token for token, _ in row] for row in chosen], [[prob for _, prob in row] for row in chosen])
+
+
+@st.composite
+def named_rows(draw, num: int) -> list[list[tuple[int, float]]]:
+    """What a target over four tokens might name after each of ``num`` rows."""
+    orders = st.permutations(range(4))
+    probs = st.lists(st.sampled_from([0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 0.9, 0.99]), min_size=4, max_size=4)
+    return [list(zip(draw(orders), sorted(draw(probs), reverse=True), strict=True)) for _ in range(num)]
+
+
+@property_test
+@given(st.data(), texts.filter(len), st.lists(small, min_size=1, max_size=4), st.integers(0, 3))
+def test_what_the_target_named_votes_as_the_second_implementation_says(data, prompt, new, num_wrong):
+    memory = Memory()
+    memory.weights.weight[:] += np.random.default_rng(0).normal(0, 0.05, memory.weights.weight.shape)
+    drafter, plain = drafter_of(prompt, memory, floor=0.001, rate=0.02, recycle=True), Plain(memory, [], prompt)
+    right = len(new) - 1
+    # The right tokens in a chain, wrong ones anywhere beside and below them, the last of them lookahead rows.
+    tokens = [*new[:-1], *(data.draw(st.integers(4, 6)) for _ in range(num_wrong))]
+    parents = [*range(-1, right - 1), *(data.draw(st.integers(-1, right + i - 1)) for i in range(num_wrong))]
+    draft = Draft(tuple(tokens), tuple(parents), num_lookahead=num_wrong)
+    rows = data.draw(named_rows(1 + len(draft)))
+    drafter.observe(Step(draft, tuple(new), Named(rows)))
+    paths = [(), *(draft.path(node) for node in range(len(draft)))]
+    for row in [*range(right + 1, len(rows)), *range(right + 1)]:
+        plain.name(paths[row], rows[row], row <= right)
+    named, plain.named = plain.named, {}  # nothing of it was known when these tokens were learned from
+    for token in new:
+        plain.commit(token, 0.02)
+    plain.named = named
+    np.testing.assert_allclose(memory.weights.weight, plain.weight, atol=1e-4)
+    places = {context_hashes(context, 4)[-1] >> 40 & (NAMED_CONTEXTS - 1) for context in named}
+    assume(len(places) == len(named))  # the second implementation does not know that one may take another's place
+    probs = plain.probs()
+    draft = drafter.propose([], 24)
+    for child in draft.children(-1):
+        assert draft.probs[child] == pytest.approx(probs[draft.tokens[child]], rel=1e-3, abs=1e-6)
+    assert draft.children(-1) or max(probs.values(), default=0) < 0.0011
 
 
 def assert_pairs_have_places_of_their_own(drafter: MixedNgram) -> None:

@@ -28,23 +28,29 @@ WINDOW = 32  # last tokens of a context that are looked at
 SEPARATOR = -1  # between sequences of one store
 MAX_CANDIDATES = 32
 MAX_SUCCESSORS = 6  # of one context, the most recent first
-WIDTH = 4  # children of one draft node
+WIDTH = 8  # children of one draft node
 
-LOCAL, SHARED, BACKGROUND, SKIP = range(4)  # the kinds of votes
-SLOTS = 4 * ORDERS + 1  # a weight for each kind and order, and a bias
+NAMED_ORDERS = 4  # the longest context whose successors the target named are kept
+NAMED = 8  # successors of one context, the likeliest first
+
+LOCAL, SHARED, BACKGROUND, SKIP, RECYCLED = range(5)  # the kinds of votes
+KINDS = 5
+SLOTS = KINDS * ORDERS + 1  # a weight for each kind and order, and a bias
 STRENGTHS = 8 * 8 * 2  # of votes of one kind and order
-KEYS = 4 * ORDERS * STRENGTHS
-CHOICES = (ORDERS + 1) * 6 * 4  # of the longest contexts that the stores knew
+KEYS = KINDS * ORDERS * STRENGTHS
+CHOICES = (ORDERS + 1) * 6 * 4 * 3  # of the longest contexts that the stores knew
 SETS = 2 * CHOICES + 1  # weights by what the stores knew, by what speaks for the candidate, and those that all share
 
 OFFSET = np.float32(3.0)  # votes below a probability of 5 % speak against a token
 PROB, LOGIT, SEEN = range(3)  # columns of the table
+MIN_NAMED = np.float32(0.008)  # what the target thinks less likely gets no vote
 MIN_PROB, MAX_PROB = np.float32(0.0005), np.float32(0.999)
 MAX_LOGIT = np.float32(15.0)
 SHARED_RATE = np.float32(0.3)  # at which the shared weights learn, as a part of the others' rate
 MIN_TABLE_RATE = np.float32(0.004)  # what a table entry learns from a token after many
 
 NODE = np.dtype([(name, np.int32) for name in ("parent", "token", "count", "next", "prev", "first", "end", "total")])
+SUCCESSOR = np.dtype([("token", np.int32), ("prob", np.float32)])
 CANDIDATE = np.dtype([("token", np.int32), ("num_votes", np.int32), ("prob", np.float32)])
 GUESS = np.dtype([("path", np.float32), ("prob", np.float32), ("token", np.int32), ("parent", np.int32)])
 
@@ -86,6 +92,22 @@ class Frozen(NamedTuple):
     rows: NDArray[np.uint32]
 
 
+class Recycled(NamedTuple):
+    """What the target's logits named after contexts of 1 to NAMED_ORDERS tokens, the latest naming of each.
+
+    Token recycling (Luo et al., arXiv 2408.08696) for longer contexts too. A context lies where its hash says, in the
+    place of another one that may have been there.
+
+    Args:
+        checks: uint32 [power of two], the low bits of the context's hash, the lowest set where it was committed text;
+            0 for none.
+        successors: SUCCESSOR [the same, NAMED], the likeliest first; probability 0 where there is no further one.
+    """
+
+    checks: NDArray[np.uint32]
+    successors: NDArray[Any]
+
+
 class Weights(NamedTuple):
     """What the mixer has learned.
 
@@ -105,8 +127,8 @@ class Votes(NamedTuple):
     Args:
         candidates: CANDIDATE [MAX_CANDIDATES], the tokens that were voted for; ``prob`` is the votes mixed.
         keys: int32 [MAX_CANDIDATES, SLOTS], how strong the evidence of each vote was.
-        known: int32 [MAX_CANDIDATES, 4], the longest context of each kind that voted for a candidate.
-        longest: int32 [4], the longest context that each kind knew.
+        known: int32 [MAX_CANDIDATES, KINDS], the longest context of each kind that voted for a candidate.
+        longest: int32 [KINDS], the longest context that each kind knew.
     """
 
     candidates: NDArray[Any]
@@ -138,9 +160,14 @@ def room_for_votes() -> Votes:
     return Votes(
         np.zeros(MAX_CANDIDATES, CANDIDATE),
         np.zeros((MAX_CANDIDATES, SLOTS), np.int32),
-        np.zeros((MAX_CANDIDATES, 4), np.int32),
-        np.zeros(4, np.int32),
+        np.zeros((MAX_CANDIDATES, KINDS), np.int32),
+        np.zeros(KINDS, np.int32),
     )
+
+
+def room_for_recycled(num_contexts: int) -> Recycled:
+    """Nothing named yet, in room for a power of two of contexts."""
+    return Recycled(np.zeros(num_contexts, np.uint32), np.zeros((num_contexts, NAMED), SUCCESSOR))
 
 
 def room_for_growth(max_tokens: int) -> Growth:
@@ -153,6 +180,9 @@ def room_for_growth(max_tokens: int) -> Growth:
         np.zeros((2, max_tokens), np.int32),
         np.zeros(max_tokens, np.float32),
     )
+
+
+NOTHING_RECYCLED = room_for_recycled(1)  # where a drafter does not recycle
 
 
 def compiled(function: F) -> F:
@@ -361,7 +391,7 @@ def vote(votes: Votes, num: int, token: int | np.int64, key: int) -> int:
         return num
     if i == num:
         candidates[i].token, candidates[i].num_votes = token, 0
-        for kind in range(4):
+        for kind in range(KINDS):
             votes.known[i, kind] = 0
         num += 1
     slot = key // STRENGTHS
@@ -458,15 +488,79 @@ def skip_votes(trie: Trie, window: Ints, votes: Votes, num: int) -> int:
     return num
 
 
+@compiled
+def step_of_prob(prob: float) -> int:
+    """A probability in 8 steps."""
+    step = 0
+    for most in (0.02, 0.06, 0.15, 0.35, 0.6, 0.85, 0.97):
+        step += prob > most
+    return step
+
+
+@compiled
+def slot_of(recycled: Recycled, h: np.uint64) -> int:
+    """Where the context of a hash lies."""
+    return int(h >> np.uint64(40) & np.uint64(recycled.checks.size - 1))
+
+
+@compiled
+def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> int:
+    """What the target named after the last tokens, whenever it scored them last."""
+    votes.longest[RECYCLED] = 0
+    h = np.uint64(0)
+    for order in range(1, NAMED_ORDERS + 1):
+        token = window[WINDOW - order]
+        if token < 0 or recycled.checks.size == 1:
+            break
+        h = extend_hash(h, np.uint64(token))
+        slot = slot_of(recycled, h)
+        check = recycled.checks[slot]
+        if check | np.uint32(1) != np.uint32(h & np.uint64(0xFFFFFFFF)) | np.uint32(1):
+            continue
+        votes.longest[RECYCLED] = order
+        for rank in range(NAMED):
+            successor = recycled.successors[slot, rank]
+            if successor.prob < MIN_NAMED:
+                break
+            key = key_of(RECYCLED, order, step_of_prob(successor.prob), rank, int(check & np.uint32(1)))
+            num = vote(votes, num, successor.token, key)
+    return num
+
+
+@compiled
+def name(recycled: Recycled, window: Ints, tokens: Ints, probs: Floats, kept: int) -> None:
+    """Keep what the target named after contexts that end with a window; ``tokens`` and ``probs`` are [NAMED]."""
+    h = np.uint64(0)
+    for order in range(1, NAMED_ORDERS + 1):
+        token = window[WINDOW - order]
+        if token < 0:
+            break
+        h = extend_hash(h, np.uint64(token))
+        slot = slot_of(recycled, h)
+        recycled.checks[slot] = np.uint32(h & np.uint64(0xFFFFFFFE)) | np.uint32(kept)
+        for rank in range(NAMED):
+            successor = recycled.successors[slot, rank]
+            named = rank < tokens.size
+            successor.token, successor.prob = tokens[rank] if named else 0, probs[rank] if named else 0
+
+
 # --- Mixing -----------------------------------------------------------------------------------------------------------
 
 
 @compiled
 def collect(
-    local: Trie, local_contexts: Ints, shared: Trie, shared_contexts: Ints, frozen: Frozen, window: Ints, votes: Votes
+    local: Trie,
+    local_contexts: Ints,
+    shared: Trie,
+    shared_contexts: Ints,
+    frozen: Frozen,
+    recycled: Recycled,
+    window: Ints,
+    votes: Votes,
 ) -> int:
     """All votes for the token after this context; the number of candidates."""
     num = trie_votes(local, LOCAL, local_contexts, votes, 0)
+    num = recycled_votes(recycled, window, votes, num)
     num = trie_votes(shared, SHARED, shared_contexts, votes, num)
     num = frozen_votes(frozen, window, votes, num)
     return skip_votes(local, window, votes, num)
@@ -478,7 +572,8 @@ def set_of(longest: Ints) -> int:
     shared, background = longest[SHARED], longest[BACKGROUND]
     shared_step = shared if shared < 4 else 4 if shared < 7 else 5
     background_step = background if background < 2 else 2 if background < 4 else 3
-    return int((longest[LOCAL] * 6 + shared_step) * 4 + background_step)
+    recycled_step = min(2, longest[RECYCLED])
+    return int(((longest[LOCAL] * 6 + shared_step) * 4 + background_step) * 3 + recycled_step)
 
 
 @compiled
@@ -540,6 +635,7 @@ def commit(
     local: Trie,
     shared: Trie,
     frozen: Frozen,
+    recycled: Recycled,
     weights: Weights,
     votes: Votes,
     contexts: Ints,
@@ -553,6 +649,7 @@ def commit(
         local: The statistics of this sequence.
         shared: Those of earlier answers.
         frozen: The background corpus.
+        recycled: What the target named.
         weights: What the mixer has learned.
         votes: Room to work in.
         contexts: int32 [ORDERS + 1], room to work in.
@@ -562,7 +659,7 @@ def commit(
     """
     follow(shared, window, contexts)
     for i in range(new.size):
-        num = collect(local, local.active, shared, contexts, frozen, window, votes)
+        num = collect(local, local.active, shared, contexts, frozen, recycled, window, votes)
         if extend(local, new[i : i + 1]) == 0:
             return i
         mix(votes, num, weights)
@@ -604,6 +701,7 @@ def grow(
     local: Trie,
     shared: Trie,
     frozen: Frozen,
+    recycled: Recycled,
     weights: Weights,
     votes: Votes,
     growth: Growth,
@@ -618,6 +716,7 @@ def grow(
         local: The statistics of this sequence.
         shared: Those of earlier answers.
         frozen: The background corpus.
+        recycled: What the target named.
         weights: What the mixer has learned.
         votes: Room to work in.
         growth: Room for at least ``max_tokens`` nodes.
@@ -632,7 +731,7 @@ def grow(
     follow(shared, window, contexts[0, SHARED])
     size, row, path = 0, 0, 1.0
     for node in range(max_tokens):
-        num = collect(local, contexts[row, LOCAL], shared, contexts[row, SHARED], frozen, windows[row], votes)
+        num = collect(local, contexts[row, LOCAL], shared, contexts[row, SHARED], frozen, recycled, windows[row], votes)
         mix(votes, num, weights)
         size = open_children(votes, num, row - 1, path, width, floor, guesses, size)
         if size == 0:
@@ -662,6 +761,7 @@ class Sources(NamedTuple):
     local: Trie
     shared: Trie
     frozen: Frozen
+    recycled: Recycled
     weights: Weights
     votes: Votes
     growth: Growth
@@ -674,9 +774,10 @@ def sources_of(arrays: tuple[Any, ...]) -> Sources:
         Trie(*arrays[:6]),
         Trie(*arrays[6:12]),
         Frozen(*arrays[12:14]),
-        Weights(*arrays[14:16]),
-        Votes(*arrays[16:20]),
-        Growth(*arrays[20:25]),
+        Recycled(*arrays[14:16]),
+        Weights(*arrays[16:18]),
+        Votes(*arrays[18:22]),
+        Growth(*arrays[22:27]),
     )
 
 
@@ -684,7 +785,7 @@ def sources_of(arrays: tuple[Any, ...]) -> Sources:
 def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any) -> int:
     """``grow`` from arrays."""
     s = sources_of(arrays)
-    return grow(s.local, s.shared, s.frozen, s.weights, s.votes, s.growth, window, max_tokens, width, floor)
+    return grow(s.local, s.shared, s.frozen, s.recycled, s.weights, s.votes, s.growth, window, max_tokens, width, floor)
 
 
 @compiled
@@ -692,4 +793,42 @@ def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
     """``commit`` from arrays."""
     s = sources_of(arrays)
     contexts = s.growth.contexts[0, SHARED]
-    return commit(s.local, s.shared, s.frozen, s.weights, s.votes, contexts, window, new, rate)
+    return commit(s.local, s.shared, s.frozen, s.recycled, s.weights, s.votes, contexts, window, new, rate)
+
+
+@compiled
+def recycle(
+    window: Ints,
+    tokens: Ints,
+    parents: Ints,
+    accepted: Ints,
+    named: Ints,
+    probs: Floats,
+    windows: Ints,
+    checks: NDArray[np.uint32],
+    successors: NDArray[Any],
+) -> None:
+    """Keep what the target named after every row of a forward, rejected ones too.
+
+    Args:
+        window: int32 [WINDOW], the last tokens up to row 0.
+        tokens: int32 [n], of the draft's nodes.
+        parents: int32 [n].
+        accepted: int32 [n], 1 for the nodes that became text.
+        named: int32 [n + 1, k], the likeliest tokens after each row.
+        probs: float32 [n + 1, k].
+        windows: int32 [n + 1 or more, WINDOW], room to work in.
+        checks: Of ``Recycled``.
+        successors: Of ``Recycled``.
+    """
+    recycled = Recycled(checks, successors)
+    copy(window, windows[0])
+    for node in range(tokens.size):
+        slide(windows[parents[node] + 1], tokens[node], windows[node + 1])
+        if not accepted[node]:
+            name(recycled, windows[node + 1], named[node + 1], probs[node + 1], 0)
+    # Last what was committed, so that it is not overwritten by what was only guessed.
+    name(recycled, windows[0], named[0], probs[0], 1)
+    for node in range(tokens.size):
+        if accepted[node]:
+            name(recycled, windows[node + 1], named[node + 1], probs[node + 1], 1)

@@ -17,6 +17,7 @@ from foretoken.drafters.kernels import Frozen, Ints, Weights
 from foretoken.drafters.store import TokenStore
 
 ANSWERS_MAX_BYTES = 128 * 2**20
+NAMED_CONTEXTS = 2**16  # of which the memory keeps what the target named
 
 
 class Memory:
@@ -41,6 +42,7 @@ class Memory:
         self.answers = TokenStore(max_bytes=max_bytes)
         self.weights = weights or starting_weights(background is not None)
         self.frozen = _frozen(background)
+        self.recycled = kernels.NOTHING_RECYCLED
         self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
 
     def add(self, answer: Sequence[int] | Ints) -> None:
@@ -48,6 +50,12 @@ class Memory:
         with self.lock:
             self.answers.extend(answer)
             self.answers.end_sequence()
+
+    def recycle(self) -> None:
+        """Keep what the target's logits name from now on, where that is not done yet."""
+        with self.lock:
+            if self.recycled is kernels.NOTHING_RECYCLED:
+                self.recycled = kernels.room_for_recycled(NAMED_CONTEXTS)
 
     def make_room(self, max_tokens: int) -> None:
         """Let drafts have up to ``max_tokens`` nodes."""
@@ -78,10 +86,12 @@ def untrained_weights() -> Weights:
     order = np.arange(1, kernels.ORDERS + 1)[:, None, None, None]
     count, other, latest = counts[:, None, None], counts[:, None], np.array([0, 1])
     prob = (count + 0.3 * latest + 0.1) / (count + other + 1.2) * (0.35 + 0.06 * order)
-    prob = np.broadcast_to(np.clip(prob, 0.005, 0.98), (4, kernels.ORDERS, 8, 8, 2)).ravel()
+    prob = np.broadcast_to(np.clip(prob, 0.005, 0.98), (kernels.KINDS, kernels.ORDERS, 8, 8, 2)).copy()
+    named = np.array([0.01, 0.04, 0.1, 0.24, 0.47, 0.72, 0.9, 0.98])  # what the target said of a token last time
+    prob[kernels.RECYCLED] = (named[:, None, None] * (0.5 + 0.1 * order)).clip(0.005, 0.98)
     weight = np.zeros((kernels.SETS, kernels.SLOTS))
     weight[-1], weight[-1, -1] = 0.18, -3.2
-    return _weights(prob, np.zeros(kernels.KEYS), weight)
+    return _weights(prob.ravel(), np.zeros(kernels.KEYS), weight)
 
 
 def _weights(prob: NDArray[Any], seen: NDArray[Any], weight: NDArray[Any]) -> Weights:

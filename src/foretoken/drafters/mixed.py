@@ -1,12 +1,14 @@
 """The n-gram core: every context of every store votes for what followed it, and a learned mixer weighs the votes.
 
 Context mixing, as in the best compressors (Mahoney, "Adaptive weighing of context models for lossless data
-compression", 2005), applied to drafting. Four kinds of votes for the next token:
+compression", 2005), applied to drafting. Five kinds of votes for the next token:
 
 - each context of 1 to 8 tokens of this sequence, prompt and answer, for its successors;
 - the same of earlier answers, shared by all sequences of a namespace;
 - contexts of 1 to 5 tokens of a background corpus;
-- an earlier place where the text read the same but for the last 1 to 3 tokens: there the text goes on after an edit.
+- an earlier place where the text read the same but for the last 1 to 3 tokens: there the text goes on after an edit;
+- where it recycles, the tokens that the target's logits named the last time that it scored a row after the same context
+  of 1 to 4 tokens, rejected and lookahead rows too: token recycling (arXiv 2408.08696) as evidence among the rest.
 
 A vote's strength is looked up by its kind and order, the counts of the token and of its competitors, and whether it is
 the latest; how often such votes were right is learned. A logistic mixer, its weights chosen by the longest contexts
@@ -24,7 +26,7 @@ import numpy as np
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
 from foretoken.drafters import kernels
-from foretoken.drafters.kernels import WIDTH, WINDOW
+from foretoken.drafters.kernels import NAMED, WIDTH, WINDOW, Ints
 from foretoken.drafters.memory import Memory
 from foretoken.drafters.store import TokenStore
 
@@ -41,6 +43,7 @@ class MixedNgram:
         floor: The least probability of a path that is worth a node; by default 0.0285 in a tree and 0.009 in a chain,
             about what one more row of a forward costs.
         rate: How fast the mixer's weights learn.
+        recycle: Whether to draft from what the target's logits name, too; needs a target that has logits.
 
     >>> drafter = MixedNgram()
     >>> drafter.begin([1, 2, 3, 4, 1, 2, 3])
@@ -56,8 +59,12 @@ class MixedNgram:
         trees: bool = True,
         floor: float | None = None,
         rate: float = 0.01,
+        recycle: bool = False,
     ) -> None:
         self.memory = memory or Memory()
+        self.recycle = recycle
+        if recycle:
+            self.memory.recycle()
         self.references = references
         self.width = WIDTH if trees else 1
         self.floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
@@ -77,9 +84,10 @@ class MixedNgram:
         last = prompt[-WINDOW:]
         self._window[WINDOW - len(last) :] = last
         self._answer: list[int] = []
+        self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        memory = self.memory
+        memory, self._asked = self.memory, True
         with memory.lock:
             memory.make_room(max_tokens)
             num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
@@ -88,7 +96,7 @@ class MixedNgram:
 
     def observe(self, step: Step) -> None:
         new = np.array(step.tokens, np.int32)
-        memory = self.memory
+        memory, before = self.memory, self._window.copy()
         while True:
             with memory.lock:
                 done = kernels.observe(self._window, new, self.rate, *self._arrays())
@@ -96,11 +104,29 @@ class MixedNgram:
             if new.size == 0:
                 break
             self._local.make_room(new.size)
+        if self.recycle and self._asked:
+            self._recycle(before, step)
+        self._asked = False
         self._answer.extend(step.tokens)
         if step.finish_reason is not None:
             memory.add(self._answer)
 
+    def _recycle(self, before: Ints, step: Step) -> None:
+        """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""
+        draft, memory = step.draft, self.memory
+        accepted, node = np.zeros(len(draft), np.int32), -1
+        for token in step.tokens[: step.num_accepted]:
+            node = next(child for child in draft.children(node) if draft.tokens[child] == token)
+            accepted[node] = 1
+        top = step.scores.top(range(1 + len(draft)), NAMED)
+        rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
+        named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))
+        with memory.lock:
+            memory.make_room(1 + len(draft))
+            kernels.recycle(before, *rows, *named, memory.growth.windows, *memory.recycled)
+
     def _arrays(self) -> tuple[Any, ...]:
         memory = self.memory
-        stores = (*self._local.trie, *memory.answers.trie, *memory.frozen)
+        recycled = memory.recycled if self.recycle else kernels.NOTHING_RECYCLED
+        stores = (*self._local.trie, *memory.answers.trie, *memory.frozen, *recycled)
         return (*stores, *memory.weights, *memory.votes, *memory.growth)

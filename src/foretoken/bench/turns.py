@@ -120,6 +120,16 @@ class Row:
             "drafter_ms": 1000 * self.drafter_seconds / self.steps,
         }
 
+    @property
+    def difference(self) -> str | None:
+        """Where the text is not plain decoding's, in words."""
+        if self.differs_at is None:
+            return None
+        return (
+            f"{self.prompt} ({self.dtype}, {self.decoding}), method {self.method}: another token after "
+            f"{self.differs_at} that agree, where the best logits are {self.gap:.2g} apart."
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | self.per_step | {"identical": self.differs_at is None}
@@ -138,7 +148,7 @@ def parse_prompts(text: str, limit: int | None = None) -> list[dict[str, str]]:
     if limit is not None and limit < 1:
         raise ForetokenError(f"limit is {limit}: take at least 1 prompt of each kind.")
     prompts: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -284,19 +294,13 @@ def _row(
     Raises:
         SystemExit: If a text is not the plain one in float32.
     """
-    dtype, text = subject.dtype, plain[0].tokens
+    text = plain[0].tokens
     positions = [at for run in runs if (at := first_difference(text, run.tokens)) is not None]
     differs_at = min(positions, default=None)
-    lead = None if differs_at is None else gap(subject.model, [*ids, *text[:differs_at]])
-    if differs_at is not None and dtype == "float32":
-        raise SystemExit(
-            f"Drafting changed a text: prompt {prompt['id']} ({dtype}, {conditions.decoding}), method {method}, "
-            f"after {differs_at} tokens that agree, the best logits {lead:.2g} apart."
-        )
-    return Row(
+    row = Row(
         prompt=prompt["id"],
         kind=prompt["kind"],
-        dtype=dtype,
+        dtype=subject.dtype,
         decoding=conditions.decoding,
         method=method,
         looped=loops(text),
@@ -310,8 +314,11 @@ def _row(
         prefill_seconds=statistics.median(run.stats.prefill_seconds for run in runs),
         speed=statistics.median(p.token_seconds / run.token_seconds for p, run in zip(plain, runs, strict=True)),
         differs_at=differs_at,
-        gap=lead,
+        gap=None if differs_at is None else gap(subject.model, [*ids, *text[:differs_at]]),
     )
+    if row.difference is not None and row.dtype == "float32":
+        raise SystemExit(f"Drafting changed a text. {row.difference}")
+    return row
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -92,6 +92,8 @@ def methods(
                 _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
     summary = summarise(rows)
     out.print(markdown(headline(summary)))
+    for difference in filter(None, (row.difference for row in rows)):
+        err.print(difference)
     if html_file is not None:
         from foretoken.bench.methods_page import methods_page
 

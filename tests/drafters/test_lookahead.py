@@ -331,6 +331,23 @@ def test_the_window_rides_where_it_pays(temperature, row):
         assert num_tokens > 0.95 * budget.clock
 
 
+def test_a_window_that_was_given_up_is_tried_again(monkeypatch):
+    def rides(forget: float) -> list[float]:
+        """The share of the steps in which it rides, over a text that cannot be guessed and one that can."""
+        monkeypatch.setattr(module, "FORGET", forget)
+        budget, drafter, shares = Timed(lambda rows: 1 + 0.01 * (rows - 1)), Lookahead(5, 4, 5, text=False), []
+        for temperature in (50.0, 0.3):
+            budget.steps = budget.rides = 0
+            target = ToyTarget(23, temperature=temperature, model_seed=4)
+            list(decode(target, drafter, [1, 2], max_new_tokens=1500, budget=budget))
+            shares.append(budget.rides / budget.steps)
+        return shares
+
+    hopeless, hopeful = rides(module.FORGET)
+    assert hopeless < 0.2 and hopeful > 0.3
+    assert rides(0.0)[1] < 0.1, "where nothing is forgotten, it stays given up"
+
+
 def test_a_window_that_always_rides_is_slow_there():
     """The test above must be able to fail."""
     stats = foretoken.DecodeStats()

@@ -22,6 +22,7 @@ MAX_KEYS = 4096  # tokens that a pool knows n-grams of
 PRIOR = 4  # guesses of a kind that count as tried before any was
 PRIOR_GAIN = 0.025  # tokens that a column is taken to bring in a step; so measured where SHAPES was
 PRIOR_STEPS = 8  # steps that count as ridden before any was
+FORGET = 0.005  # of what the window brought, each step, so that one that was given up is tried again
 
 
 class Shape(NamedTuple):
@@ -176,7 +177,9 @@ class Lookahead:
         self.window, self.ngram, self.guesses, self.text = window, ngram, guesses, text
         self.seconds = seconds or (lambda rows: 1.0)
         self._tried: dict[tuple[bool, int, bool], tuple[int, int]] = {}  # Guess.kind -> how many, how many right
-        self._rode = self._brought = 0  # steps that had the window in them, accepted tokens that it alone knew
+        self._rode = self._brought = (
+            0.0  # of late: steps that had the window in them, accepted tokens that it alone knew
+        )
         self.begin(())
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -203,6 +206,8 @@ class Lookahead:
         return self._with_window(guesses)
 
     def observe(self, step: Step) -> None:
+        self._rode -= FORGET * self._rode
+        self._brought -= FORGET * self._brought
         self._learn(step)
         if step.draft.num_lookahead:
             self._rode += 1

@@ -14,6 +14,7 @@ from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
 from foretoken.drafters.early_exit import EarlyExit
 from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.model import DraftModel
+from foretoken.drafters.recycle import Recycle
 from foretoken.engines.exit import ExitTarget
 from foretoken.engines.transformers import TransformersTarget, context_length
 
@@ -53,8 +54,8 @@ class Method:
         return {"name": self.name, "drafted": self.drafted, "settings": dict(self.settings)}
 
 
-def _ngram(given: Given) -> MixedNgram:
-    return MixedNgram(Memory(given.subject.background), trees=given.target.supports_trees)
+def _ngram(given: Given, **settings: Any) -> MixedNgram:
+    return MixedNgram(Memory(given.subject.background), trees=given.target.supports_trees, **settings)
 
 
 def _lookahead(given: Given, **settings: Any) -> Lookahead:
@@ -84,6 +85,10 @@ METHODS = {
         Method("prompt-lookup", lambda given: PromptLookup(), 7),
         Method("ngram", _ngram, 10),
         Method("ngram-adaptive", _ngram, None),
+        Method("recycle", lambda given: Recycle(), 16),
+        Method("recycle-adaptive", lambda given: Recycle(), None),
+        Method("ngram-recycle", _ngram, 10, {"recycle": True}),
+        Method("ngram-recycle-adaptive", _ngram, None, {"recycle": True}),
         Method("lookahead", _lookahead, 20, {"window": 5, "ngram": 5, "guesses": 5}),
         Method("lookahead-adaptive", _lookahead, None),
         Method("draft-model", _draft_model, 4, {"floor": 0.0}, needs_draft_model=True),

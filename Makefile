@@ -14,7 +14,7 @@ check: .venv/.dev
 	scripts/check
 
 bench: .venv/.demo
-	for part in methods speed never-slower overhead latency replayed; do .venv/bin/foretoken bench $$part || exit; done
+	for part in speed never-slower overhead latency replayed methods; do .venv/bin/foretoken bench $$part || exit; done
 
 clean:
 	rm -rf .venv build

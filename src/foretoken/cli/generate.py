@@ -17,7 +17,7 @@ from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DRAFTERS
 
 if TYPE_CHECKING:
-    from foretoken.api.language_model import LanguageModel, Options, Prompt
+    from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
     from foretoken.check import Report
     from foretoken.compare import Comparison
 
@@ -78,6 +78,9 @@ def generate(
     as_json: AsJson = False,
     dtype: Dtype = "auto",
     device: Device = None,
+    lookahead_parallel: Annotated[
+        bool, typer.Option("--lookahead-parallel", help="Draft by lookahead, shared by the processes of torchrun.")
+    ] = False,
 ) -> None:
     """Answer a prompt, written to the terminal as it comes; a summary goes to standard error."""
     prompts = read_prompts(stdin, prompt, file)
@@ -96,24 +99,12 @@ def generate(
         references=read_references(reference),
         namespace=namespace,
     )
+    asked = as_prompt(prompts[0], chat)
+    if lookahead_parallel:
+        generate_together(asked, options, model, dtype, device, drafter, show_drafts, as_json)
+        return
     lm = quiet_load(model, dtype, device, drafter, background, False if no_history else history or True)
-    stream = lm.stream(as_prompt(prompts[0], chat), **options)
-    interrupted = False
-    try:
-        for chunk in stream:
-            if not as_json:
-                write(chunk.text, accepted=show_drafts and chunk.accepted)
-    except KeyboardInterrupt:
-        interrupted = True
-    result = stream.result
-    if as_json:
-        answer = {"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason}
-        print_json(answer | {"stats": result.stats.as_dict()})
-    else:
-        write("\n")
-        err.print(f"{result.finish_reason or 'interrupted'}: {summary(result.stats)}", style="dim")
-    if interrupted:
-        raise typer.Exit(130)
+    write_answer(lm.stream(asked, **options), show_drafts, as_json)
 
 
 def compare(
@@ -272,6 +263,76 @@ def quiet_load(
             background=None if background == "none" else background,
             history=history,
         )
+
+
+def generate_together(
+    prompt: Prompt,
+    options: Options,
+    model: str,
+    dtype: str,
+    device: str | None,
+    drafter: str,
+    show_drafts: bool,
+    as_json: bool,
+) -> None:
+    """Answer a prompt with all the processes that torchrun started; the first of them writes the answer.
+
+    Nothing is drafted from a memory, and no answer is kept: what another thread fills differs between processes.
+
+    Raises:
+        ForetokenError: If there is no group of such processes or it is too large, or another drafter was asked for.
+    """
+    from foretoken.api.detokenize import Detokenizer
+    from foretoken.api.language_model import Stream
+    from foretoken.core.decode import decode
+    from foretoken.drafters.lookahead import Lookahead
+    from foretoken.engines.parallel import ParallelTarget, process_group
+    from foretoken.engines.transformers import TransformersTarget
+
+    if drafter not in ("ngram", "lookahead"):
+        raise ForetokenError(f"--lookahead-parallel drafts by lookahead, not by {drafter!r}: leave out --drafter.")
+    lookahead = Lookahead()
+    window, ngram, guesses = lookahead.shape
+    with process_group(device, max_ranks=window + guesses) as ranks:
+        lm = quiet_load(model, dtype, str(ranks.device), None, "none")
+        budget = options.pop("budget", FixedBudget(guesses * (ngram - 1)))
+        given: dict[str, Any] = {k: v for k, v in options.items() if k not in ("references", "namespace")}
+        request = lm._prepare(prompt, **given)
+        steps = decode(
+            ParallelTarget(TransformersTarget(lm.model, request.choice, max_length=lm.max_length)),
+            lookahead,
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            stop_tokens=request.stop_tokens,
+            stop=request.stop,
+            budget=budget,
+        )
+        stream = Stream(steps, Detokenizer(lm.tokenizer, request.prompt))
+        if ranks.rank == 0:
+            write_answer(stream, show_drafts, as_json)
+        else:
+            for _ in stream:
+                pass
+
+
+def write_answer(stream: Stream, show_drafts: bool, as_json: bool) -> None:
+    """Print an answer as it comes and a summary, or all of it as JSON."""
+    interrupted = False
+    try:
+        for chunk in stream:
+            if not as_json:
+                write(chunk.text, accepted=show_drafts and chunk.accepted)
+    except KeyboardInterrupt:
+        interrupted = True
+    result = stream.result
+    if as_json:
+        answer = {"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason}
+        print_json(answer | {"stats": result.stats.as_dict()})
+    else:
+        write("\n")
+        err.print(f"{result.finish_reason or 'interrupted'}: {summary(result.stats)}", style="dim")
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def show_answer(lm: LanguageModel, named: tuple[str, str], prompt: Prompt, options: Options) -> None:

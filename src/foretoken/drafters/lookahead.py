@@ -312,8 +312,8 @@ class Lookahead:
 
         The window goes on by one position a step, however many tokens were accepted: its guesses need not stand where
         they will be needed. To drop as many columns as tokens were accepted, and to begin as many anew, gave 2.71
-        instead of 2.79 tokens a step where SHAPES was measured (15, 5, 15); without the text's n-grams, over ten of those
-        answers, 2.38 instead of 2.56.
+        instead of 2.79 tokens a step where SHAPES was measured (15, 5, 15); without the text's n-grams, over ten of
+        those answers, 2.38 instead of 2.56.
         """
         width = len(self.columns)
         tips = list(range(len(step.draft) + 1 - width, len(step.draft) + 1))

@@ -180,7 +180,10 @@ def test_a_corpus_may_be_named(run, tmp_path, model_folder):
         (["generate", "--prompt", "a", "--temperature", -1], "temperature is -1"),
         (["generate", "--prompt", "a", "--top-p", 0], "top_p is 0"),
         (["generate", "--prompt", "a", "--top-p", 1.5], "top_p is 1.5"),
-        (["generate", "--prompt", "a", "--drafter", "magic"], "choose one of ngram, anpd, prompt-lookup, none"),
+        (
+            ["generate", "--prompt", "a", "--drafter", "magic"],
+            "choose one of mixed, ngram, anpd, prompt-lookup, recycle",
+        ),
         (["generate", "--prompt", "a", "--dtype", "int3"], "no dtype 'int3'"),
         (["generate", "--prompt", "a", "--chat"], "no chat template"),
         (["generate", "--prompt", "a", "--device", "abacus"], "abacus"),

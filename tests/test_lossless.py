@@ -25,6 +25,8 @@ from foretoken.core.draft import Draft
 from foretoken.corpus.build import build
 from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
 from foretoken.drafters.background import Background
+from foretoken.drafters.lookahead import Lookahead
+from foretoken.drafters.recycle import Recycle
 from foretoken.engines.choice import Choice
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers import TransformersTarget
@@ -47,15 +49,16 @@ def run(target: Target, drafter: Drafter | None, prompt: Sequence[int], **option
 def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int) -> list[Drafter]:
     oracle = Oracle(seed, prompt, answer, vocab)
     ngrams = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookup(), mixed(prompt, answer)]
-    return [*ngrams, RandomTrees(seed, vocab), oracle]
+    shown = [Recycle(), Lookahead(3, 3, 3), mixed(prompt, answer, recycle=True)]
+    return [*ngrams, *shown, RandomTrees(seed, vocab), oracle]
 
 
-def mixed(prompt: Sequence[int], answer: Sequence[int]) -> MixedNgram:
+def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> MixedNgram:
     """The n-gram core with all that it can draft from, some of it right and some not."""
     memory = Memory(corpus())
     half = len(answer) // 2
     memory.add([*prompt, *answer[:half], *answer[half + 2 :]])
-    return MixedNgram(memory, references=[answer[half:], [], [1, 2, 1, 3]])
+    return MixedNgram(memory, references=[answer[half:], [], [1, 2, 1, 3]], recycle=recycle)
 
 
 @cache

@@ -18,7 +18,7 @@ OPTIONS = [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}]
 
 @pytest.fixture(scope="module")
 def lm() -> foretoken.LanguageModel:
-    return foretoken.load("tiny", dtype="float32", device="cpu")
+    return foretoken.load("tiny", dtype="float32", device="cpu", draft_model="tiny")
 
 
 def test_it_is_small_and_loads_as_any_other():

@@ -18,7 +18,7 @@ from transformers.generation.stopping_criteria import (
 import foretoken
 from foretoken import AdaptiveBudget, DecodeStats, Draft, ForetokenError
 from foretoken.api import hook
-from foretoken.drafters import MixedNgram
+from foretoken.drafters import DRAFTERS, MixedNgram
 from shapes import VOCAB, tiny_model
 from tokenizing import character_tokenizer
 
@@ -103,15 +103,14 @@ def test_drafts_do_not_reach_beyond_a_position_table():
 
 def test_torchs_seed_decides_a_sample_whatever_drafts():
     model = tiny_model("llama")
+    options = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "max_new_tokens": 40}
     said = []
-    for drafter in ("anpd", "none", "prompt-lookup", None):
+    for drafter in (*DRAFTERS, "none", None):
         torch.manual_seed(11)
-        said.append(
-            ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40, drafter=drafter).tolist()
-        )
-    assert said[0] == said[1] == said[2] == said[3]
+        said.append(ours(model, drafter=drafter, draft_model=tiny_model("qwen2"), **options).tolist())
+    assert all(text == said[0] for text in said)
     torch.manual_seed(12)
-    assert ours(model, do_sample=True, temperature=0.9, top_p=0.95, max_new_tokens=40).tolist() != said[0]
+    assert ours(model, **options).tolist() != said[0]
 
 
 def test_statistics_are_filled_in():

@@ -16,7 +16,7 @@ from tokenizing import character_tokenizer
 
 @pytest.fixture
 def lm() -> LanguageModel:
-    return LanguageModel(tiny_model("llama"), character_tokenizer())
+    return LanguageModel(tiny_model("llama"), character_tokenizer(), draft_model=tiny_model("qwen2"))
 
 
 OPTIONS = [
@@ -122,7 +122,7 @@ def test_messages_go_through_the_chat_template(lm):
         ({"min_p": 2.0}, "min_p is 2.0"),
         ({"top_k": -1}, "top_k is -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"drafter": "magic"}, "no drafter named 'magic': choose one of ngram, anpd, prompt-lookup, none"),
+        ({"drafter": "magic"}, "no drafter named 'magic': choose one of mixed, ngram, anpd"),
         ({"stop": ""}, "stop string is empty"),
     ],
 )

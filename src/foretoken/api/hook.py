@@ -14,13 +14,15 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from foretoken.api.draft_model import check_same_tokens
+from foretoken.api.drafting import Situation
 from foretoken.api.request import read_request
 from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Memory, MixedNgram, make_drafter
+from foretoken.drafters import Memory
 from foretoken.engines.transformers import TransformersTarget, rewindable_cache
 
 # What generate() prepares and our own loop sees to.
@@ -47,12 +49,14 @@ def generate(
     drafter: str | Drafter | None = "ngram",
     budget: Budget | None = None,
     stats: DecodeStats | None = None,
+    draft_model: PreTrainedModel | None = None,
+    exit_layer: int | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
 
     Not called by hand: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls
-    it. ``drafter``, ``budget`` and ``stats`` may be given to ``model.generate`` beside it. Under sampling the seed is
+    it. ``drafter`` and what follows it may be given to ``model.generate`` beside it. Under sampling the seed is
     drawn from torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own
     sampling, which draws its numbers differently, gives for that seed.
 
@@ -63,8 +67,11 @@ def generate(
         stopping_criteria: As prepared by transformers.
         generation_config: As prepared by transformers.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
-        budget: How many tokens to draft; where None just what pays, with "ngram", and seven with another drafter.
+        budget: How many tokens to draft; where None just what pays, and seven with "anpd", "prompt-lookup" and a
+            drafter of your own.
         stats: Filled with what the decode cost, for whoever wants to know.
+        draft_model: A smaller model of the same tokens, for the drafter "draft-model".
+        exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
         **model_kwargs: As prepared by transformers.
 
     Returns:
@@ -92,15 +99,15 @@ def generate(
     )
     streamer = _streamer_of_caller()
     stats = DecodeStats() if stats is None else stats
-    if drafter == "ngram" or isinstance(drafter, MixedNgram):
-        known = _KNOWN_OF.get(model) or _KNOWN_OF.setdefault(model, _Known())
-        budget = budget or known.budget
-        if drafter == "ngram":
-            drafter = MixedNgram(known.memory, trees=target.supports_trees)
+    if draft_model is not None:
+        check_same_tokens(draft_model, model)
+    known = _KNOWN_OF.get(model) or _KNOWN_OF.setdefault(model, _Known())
+    situation = Situation(target, lambda: known.memory, known.budget, (), draft_model, exit_layer)
+    drafter, budget = situation.drafting(drafter, budget)
     tokens: list[int] = []
     for step in decode(
         target,
-        make_drafter(drafter),
+        drafter,
         request.prompt,
         max_new_tokens=request.max_new_tokens,
         stop_tokens=request.stop_tokens,

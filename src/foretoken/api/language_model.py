@@ -6,6 +6,7 @@ import copy
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
 
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from foretoken.api.detokenize import Detokenizer
+from foretoken.api.draft_model import check_same_tokens, load_draft_model
+from foretoken.api.drafting import Situation
 from foretoken.api.loading import load_model, load_tokenizer
 from foretoken.api.memories import Memories, is_text
 from foretoken.api.request import Request, read_request
@@ -28,7 +31,7 @@ from foretoken.core.contracts import Drafter, FinishReason, Step
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import MixedNgram, make_drafter
+from foretoken.drafters import Memory, check_name
 from foretoken.engines.transformers import TransformersTarget, context_length
 from foretoken.history import History
 
@@ -52,8 +55,9 @@ class Options(TypedDict, total=False):
         stop: Strings that end the answer, which keeps them.
         seed: Decides the text under sampling; drawn from torch's generator where left out.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
-        budget: How many tokens to draft; just what pays where left out, with "ngram", and seven with another drafter.
-        references: Documents that the answer may quote or edit; "ngram" drafts from them.
+        budget: How many tokens to draft; where left out just what pays, and seven with "anpd", "prompt-lookup" and a
+            drafter of your own.
+        references: Documents that the answer may quote or edit; "mixed" and "ngram" draft from them.
         namespace: Whose earlier answers to draft from, and where to remember this one; None to remember nothing.
         generation_config: Used instead of the model's own.
     """
@@ -137,6 +141,8 @@ class LanguageModel:
         model: A causal language model whose cache can rewind.
         tokenizer: Its tokenizer.
         drafter: The drafter used where a call names none.
+        draft_model: A smaller model of the same tokens, for the drafter "draft-model".
+        exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: Keeps answers between runs; None forgets them with this object.
@@ -152,15 +158,20 @@ class LanguageModel:
         tokenizer: PreTrainedTokenizerBase,
         drafter: str | Drafter | None = "ngram",
         *,
+        draft_model: PreTrainedModel | None = None,
+        exit_layer: int | None = None,
         background: str | Path | None = "general",
         history: History | None = None,
     ) -> None:
         self.model, self.tokenizer, self.drafter = model.eval(), tokenizer, drafter
+        self.draft_model, self.exit_layer = draft_model, exit_layer
         self.max_length = context_length(model)
-        TransformersTarget(model)  # refuses what cannot rewind, before any prompt
-        make_drafter(drafter)
-        self.memories = Memories(tokenizer, background, history)
         self.budget = AdaptiveBudget()  # what forwards cost is learned once, for all answers
+        target = TransformersTarget(model)  # refuses what cannot rewind, before any prompt
+        if draft_model is not None:
+            check_same_tokens(draft_model, model)
+        self._situation(target, Memory).drafting(drafter)
+        self.memories = Memories(tokenizer, background, history)
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
@@ -198,15 +209,11 @@ class LanguageModel:
         request = self._prepare(prompt, **options)
         check_request(len(request.prompt), request.max_new_tokens, self.max_length)
         target = TransformersTarget(self.model, request.choice, max_length=self.max_length)
-        if drafter == "ngram":
-            drafter = MixedNgram(
-                self.memories.of(namespace), references=self._encode_all(references), trees=target.supports_trees
-            )
-        if isinstance(drafter, MixedNgram):  # its probabilities can be counted on
-            budget = budget or self.budget
+        memory = partial(self.memories.of, namespace)
+        drafter, budget = self._situation(target, memory, self._encode_all(references)).drafting(drafter, budget)
         steps = decode(
             target,
-            make_drafter(drafter),
+            drafter,
             request.prompt,
             max_new_tokens=request.max_new_tokens,
             stop_tokens=request.stop_tokens,
@@ -237,6 +244,11 @@ class LanguageModel:
             )
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return list(ids)
+
+    def _situation(
+        self, target: TransformersTarget, memory: Callable[[], Memory], references: Sequence[Sequence[int]] = ()
+    ) -> Situation:
+        return Situation(target, memory, self.budget, references, self.draft_model, self.exit_layer)
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
         if isinstance(documents, str) or not isinstance(documents, Iterable):
@@ -309,6 +321,8 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
     drafter: str | Drafter | None = "ngram",
+    draft_model: str | None = None,
+    exit_layer: int | None = None,
     background: str | Path | None = "general",
     history: bool | str | Path = True,
 ) -> LanguageModel:
@@ -319,6 +333,8 @@ def load(
         dtype: "float32", "bfloat16", "float16", or "auto" for what the weights are stored in.
         device: Where it runs, such as "cpu" or "cuda"; a GPU where None and there is one.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+        draft_model: A smaller model of the same tokenizer, named as ``model``, for the drafter "draft-model".
+        exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
@@ -326,12 +342,20 @@ def load(
 
     Raises:
         ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
-            corpus is not for it.
+            corpus or the draft model is not for it.
     """
-    make_drafter(drafter)
+    if isinstance(drafter, str):
+        check_name(drafter)
     kept = None if history is False else History(None if history is True else Path(history))
+    loaded, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
     return LanguageModel(
-        load_model(model, dtype, device), load_tokenizer(model), drafter, background=background, history=kept
+        loaded,
+        tokenizer,
+        drafter,
+        draft_model=load_draft_model(draft_model, loaded, tokenizer, dtype) if draft_model is not None else None,
+        exit_layer=exit_layer,
+        background=background,
+        history=kept,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foretoken.corpus.general import general_folder
-from foretoken.drafters import DRAFTERS
+from foretoken.drafters import TEXT_DRAFTERS
 from foretoken.fingerprint import fingerprint
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.plan import make_jobs
@@ -29,7 +29,7 @@ def measure(folders: Sequence[Path], tokenizer: str, limit: int) -> dict[str, An
     files = sorted(path for folder in folders for path in folder.glob("*.jsonl.gz"))
     loaded = load_tokenizer(tokenizer)
     corpus = str(general_folder(batch_encoder(loaded), fingerprint(loaded)))
-    jobs = make_jobs(files, list(DRAFTERS), [BUDGET], True, Reading(tokenizer, limit))
+    jobs = make_jobs(files, list(TEXT_DRAFTERS), [BUDGET], True, Reading(tokenizer, limit))
     core = [job for job in jobs if job.drafter == "ngram"]
     for trees, background in ((False, None), (True, corpus), (False, corpus)):
         jobs += [replace(job, drafter=_name(trees, background), trees=trees, background=background) for job in core]

@@ -35,6 +35,12 @@ Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Abo
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")]
 Seed = Annotated[int | None, typer.Option(help="Decides the text under sampling.")]
 DrafterName = Annotated[str, typer.Option("--drafter", help=f"One of {', '.join([*DRAFTERS, 'none'])}.")]
+DraftModelName = Annotated[
+    str | None, typer.Option("--draft-model", help='A smaller model of the same tokenizer, for "draft-model".')
+]
+ExitLayer = Annotated[
+    int | None, typer.Option("--exit-layer", help='After how many layers "early-exit" leaves; else a third of them.')
+]
 BudgetSize = Annotated[
     int | None, typer.Option("--budget", min=0, max=1024, help="Tokens to draft for each step; else just what pays.")
 ]
@@ -66,6 +72,8 @@ def generate(
     stop: Stop = None,
     seed: Seed = None,
     drafter: DrafterName = "ngram",
+    draft_model: DraftModelName = None,
+    exit_layer: ExitLayer = None,
     budget: BudgetSize = None,
     reference: References = None,
     background: BackgroundName = "general",
@@ -103,7 +111,8 @@ def generate(
     if lookahead_parallel:
         generate_together(asked, options, model, dtype, device, drafter, show_drafts, as_json)
         return
-    lm = quiet_load(model, dtype, device, drafter, background, False if no_history else history or True)
+    kept = False if no_history else history or True
+    lm = quiet_load(model, dtype, device, drafter, background, kept, draft_model, exit_layer)
     write_answer(lm.stream(asked, **options), show_drafts, as_json)
 
 
@@ -122,6 +131,8 @@ def compare(
     stop: Stop = None,
     seed: Seed = 0,
     drafter: DrafterName = "ngram",
+    draft_model: DraftModelName = None,
+    exit_layer: ExitLayer = None,
     budget: BudgetSize = None,
     reference: References = None,
     background: BackgroundName = "general",
@@ -147,7 +158,7 @@ def compare(
         budget=None if budget is None else FixedBudget(budget),
         references=read_references(reference),
     )
-    lm = quiet_load(model, dtype, device, drafter, background)
+    lm = quiet_load(model, dtype, device, drafter, background, False, draft_model, exit_layer)
     lm.memories.wait()
     rows = []
     for name, text in prompts:
@@ -248,6 +259,8 @@ def quiet_load(
     drafter: str | None,
     background: str,
     history: bool | Path = False,
+    draft_model: str | None = None,
+    exit_layer: int | None = None,
 ) -> LanguageModel:
     """Load a model without the library's progress bars and advice."""
     from transformers.utils import logging
@@ -260,6 +273,8 @@ def quiet_load(
             dtype=dtype,
             device=device,
             drafter=drafter,
+            draft_model=draft_model,
+            exit_layer=exit_layer,
             background=None if background == "none" else background,
             history=history,
         )

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from foretoken.cli.console import err, out
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import DRAFTERS
+from foretoken.drafters import TEXT_DRAFTERS
 
 if TYPE_CHECKING:
     from foretoken.replay.read import Reading
@@ -27,7 +27,8 @@ TokenizerName = Annotated[
     str, typer.Option("--tokenizer", help='A tokenizer.json, plain or .gz, a model folder, a hub name, or "tiny".')
 ]
 DrafterNames = Annotated[
-    list[str] | None, typer.Option("--drafter", help=f"Of {', '.join(DRAFTERS)}; may be given again; all where none.")
+    list[str] | None,
+    typer.Option("--drafter", help=f"Of {', '.join(TEXT_DRAFTERS)}; may be given again; all where none."),
 ]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="The first answers of each file of 16 tokens or more; else all.")

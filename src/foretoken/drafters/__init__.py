@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters.early_exit import EarlyExit
+from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.memory import Memory
 from foretoken.drafters.mixed import MixedNgram
+from foretoken.drafters.model import DraftModel
 from foretoken.drafters.ngram import AdaptiveNgram
 from foretoken.drafters.prompt_lookup import PromptLookup
+from foretoken.drafters.recycle import Recycle
 
-__all__ = ["DRAFTERS", "AdaptiveNgram", "Memory", "MixedNgram", "PromptLookup", "make_drafter"]
+__all__ = [
+    "DRAFTERS",
+    "TEXT_DRAFTERS",
+    "AdaptiveNgram",
+    "DraftModel",
+    "EarlyExit",
+    "Lookahead",
+    "Memory",
+    "MixedNgram",
+    "PromptLookup",
+    "Recycle",
+    "check_name",
+    "make_drafter",
+]
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {
+# These see tokens only, so that recorded answers judge them too.
+TEXT_DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "ngram": MixedNgram,
     "anpd": AdaptiveNgram,
     "prompt-lookup": PromptLookup,
 }
+# All names; the others see what the target's logits say, or run a model themselves.
+DRAFTERS = ("mixed", *TEXT_DRAFTERS, "recycle", "lookahead", "draft-model", "early-exit")
 
 
-def make_drafter(drafter: str | Drafter | None) -> Drafter | None:
-    """The drafter of this name, a drafter as it is, or None for "none".
+def make_drafter(name: str) -> Drafter | None:
+    """The drafter of this name, one that sees tokens only, or None for "none".
 
     Raises:
-        ForetokenError: If no drafter has this name.
+        ForetokenError: If no such drafter has this name.
     """
-    if not isinstance(drafter, str):
-        return drafter
-    if drafter == "none":
-        return None
-    if drafter not in DRAFTERS:
-        known = ", ".join([*DRAFTERS, "none"])
-        raise ForetokenError(f"There is no drafter named {drafter!r}: choose one of {known}.")
-    return DRAFTERS[drafter]()
+    check_name(name, list(TEXT_DRAFTERS))
+    return TEXT_DRAFTERS[name]() if name != "none" else None
+
+
+def check_name(name: str, known: Sequence[str] = DRAFTERS) -> None:
+    """Refuse a drafter's name that is not known.
+
+    Raises:
+        ForetokenError: If it is none of them, nor "none".
+    """
+    if name == "none" or name in known:
+        return
+    choice = f"choose one of {', '.join([*known, 'none'])}."
+    if name in DRAFTERS:
+        raise ForetokenError(f"The drafter {name!r} needs a model that runs, and there is none here: {choice}")
+    raise ForetokenError(f"There is no drafter named {name!r}: {choice}")

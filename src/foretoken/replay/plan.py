@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import DRAFTERS, make_drafter
+from foretoken.drafters import TEXT_DRAFTERS, make_drafter
 from foretoken.replay.read import Reading
 from foretoken.replay.score import Job
 
@@ -38,14 +38,14 @@ def make_jobs(
             path.open("rb").close()
         except OSError as error:
             raise ForetokenError(f"The file {str(path)!r} could not be read: {error.strerror}.") from error
-    names = list(dict.fromkeys(drafters or DRAFTERS))
+    names = list(dict.fromkeys(drafters or TEXT_DRAFTERS))
     for name in names:
         make_drafter(name)
     paths = list(dict.fromkeys(files))
     times = Counter(path.name for path in paths)
     labels = {path: path.name if times[path.name] == 1 else str(path) for path in paths}
     return [
-        Job(str(path), labels[path], name, DRAFTERS.get(name), size, trees, reading, background)
+        Job(str(path), labels[path], name, TEXT_DRAFTERS.get(name), size, trees, reading, background)
         for path in paths
         for name in names
         for size in dict.fromkeys(budgets)

@@ -1,0 +1,79 @@
+"""Drafters by name, each with what it needs, and a sentence where it lacks it."""
+
+from __future__ import annotations
+
+import pytest
+
+from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
+from foretoken.api.drafting import Situation
+from foretoken.drafters import DRAFTERS, Lookahead, Memory, MixedNgram, Recycle
+from foretoken.engines.transformers import TransformersTarget
+from shapes import tiny_model
+from tokenizing import character_tokenizer
+
+
+def situation(shape: str = "llama", **given) -> Situation:
+    return Situation(TransformersTarget(tiny_model(shape)), Memory, AdaptiveBudget(), **given)
+
+
+def test_what_pays_is_the_budget_of_all_that_know_their_chances():
+    here = situation(draft_model=tiny_model("qwen2"))
+    for name in DRAFTERS:
+        drafter, budget = here.drafting(name)
+        assert drafter is not None
+        assert (budget is here.budget) == (name not in ("anpd", "prompt-lookup"))
+    assert here.drafting("none") == (None, here.budget)
+    assert here.drafting(None) == (None, None)
+    mine, fixed = Recycle(), FixedBudget(3)
+    assert here.drafting(mine) == (mine, None), "nobody knows what a drafter of one's own says of its chances"
+    assert here.drafting("mixed", fixed)[1] is fixed
+
+
+def test_only_mixed_recycles_and_only_mixed_and_ngram_share_the_memory():
+    memory = Memory()
+    here = Situation(TransformersTarget(tiny_model("llama")), lambda: memory, AdaptiveBudget(), [[1, 2, 3]])
+    for name in ("mixed", "ngram"):
+        drafter, _ = here.drafting(name)
+        assert isinstance(drafter, MixedNgram) and drafter.memory is memory and drafter.references == [[1, 2, 3]]
+        assert drafter.recycle == (name == "mixed")
+
+
+def test_a_window_is_as_large_as_its_rows_are_cheap():
+    windows = []
+    for seconds_of_33_rows in (1.0, 20.0):
+        here = Situation(
+            TransformersTarget(tiny_model("llama")), Memory, AdaptiveBudget(costs={1: 1.0, 33: seconds_of_33_rows})
+        )
+        drafter, _ = here.drafting("lookahead")
+        assert isinstance(drafter, Lookahead)
+        windows.append(drafter.shape.window)
+    assert windows[0] == 15 and windows[1] == 0
+
+
+class NoTrees(TransformersTarget):
+    """As a model whose attention takes no mask of ours."""
+
+    supports_trees = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+
+
+def test_without_trees_lookahead_is_refused_and_the_others_draft_chains():
+    here = Situation(NoTrees(tiny_model("llama")), Memory, AdaptiveBudget(), draft_model=tiny_model("qwen2"))
+    with pytest.raises(ForetokenError, match="another drafter, such as mixed"):
+        here.drafting("lookahead")
+    for name in DRAFTERS:
+        if name != "lookahead":
+            assert here.drafting(name)[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"drafter": "draft-model"}, "name one with draft_model"),
+        ({"drafter": "early-exit", "exit_layer": 0}, "choose from 1 to 1"),
+        ({"drafter": "early-exit", "exit_layer": 2}, "choose from 1 to 1"),
+        ({"draft_model": tiny_model("gpt2"), "drafter": "magic"}, "no drafter named 'magic'"),
+    ],
+)
+def test_what_a_drafter_lacks_is_said_when_the_model_is_loaded(options, sentence):
+    with pytest.raises(ForetokenError, match=sentence):
+        LanguageModel(tiny_model("llama"), character_tokenizer(), **options)

@@ -1,11 +1,16 @@
 """Learn what the mixer of the n-gram core starts from, out of recorded answers.
 
-    python scripts/learn_weights.py TRACES --tokenizer T --background STORE --out src/foretoken/drafters/weights.npz
+    python scripts/learn_weights.py TRACES --tokenizer T --background STORE --out src/foretoken/drafters/weights.npz \
+        [--model FOLDER ...]
 
 TRACES is a folder of *.jsonl.gz; the first 24 answers of each file are left out, so that drafting can be measured on
 them. Each run of 24 answers of a file begins with no earlier answers, as replay does. What is learned by every
 committed token while drafting is learned here by every token, at a rate that falls from 0.02 to 0.002; once with the
 background corpus and once without.
+
+A recorded answer has no logits. What the successors that a target named are worth is learned after that, while the
+bundled model continues prompts and answers of the same traces, and while small models (``foretoken.bench.
+small_models``), where some are given, answer nothing but their first token. What was learned from the traces stays.
 """
 
 from __future__ import annotations
@@ -13,18 +18,28 @@ from __future__ import annotations
 import argparse
 import random
 from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-from foretoken.core.contracts import Step
+import foretoken
+from foretoken import FixedBudget, decode
+from foretoken.bench.small_models import load_small
+from foretoken.core.contracts import Step, Top
 from foretoken.core.draft import Draft
 from foretoken.core.law import Law
+from foretoken.corpus.general import general_background
 from foretoken.drafters import kernels
 from foretoken.drafters.background import Background
 from foretoken.drafters.kernels import Weights
 from foretoken.drafters.memory import Memory, untrained_weights
 from foretoken.drafters.mixed import MixedNgram
+from foretoken.engines.choice import Choice
+from foretoken.engines.transformers import TransformersTarget
+from foretoken.fingerprint import fingerprint
 from foretoken.replay.read import Reading, Trace, read_traces
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
@@ -32,6 +47,15 @@ RUN = 24  # answers that share a history
 MAX_RUNS = 120  # of a file
 FIRST_RATE, LAST_RATE = 0.02, 0.002
 SEED = 0
+CONTINUED = 160  # texts of the traces that the bundled model continues
+OF_SMALL_MODELS = 40  # answers of each
+NEW_TOKENS, MAX_PROMPT = 160, 400
+ALONE = 4  # answers that share a memory
+DRAFTED, FLOOR = FixedBudget(24), 0.01
+TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)
+
+
+Asked = tuple[TransformersTarget, list[int]]  # who is to continue what
 
 
 class NoScores:
@@ -41,6 +65,9 @@ class NoScores:
         raise NotImplementedError
 
     def law(self, row: int) -> Law:
+        raise NotImplementedError
+
+    def top(self, rows: Sequence[int], k: int) -> Top:
         raise NotImplementedError
 
 
@@ -72,16 +99,73 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
     return weights
 
 
+def learn_what_is_named(weights: Weights, asked: list[Asked], background: Background | None) -> None:
+    """Learn what successors that targets named are worth; what is known of all other votes stays as it is."""
+    here = weights.weight[: kernels.CHOICES].reshape(-1, 3, kernels.SLOTS)
+    own = weights.weight[kernels.CHOICES : -1].reshape(-1, 3, kernels.SLOTS)
+    for sets in (here, own):
+        sets[:, 1:] = sets[:, :1]  # where something was named the other votes mean about the same
+    common, table = weights.weight[-1].copy(), weights.table.copy()
+    memory = Memory(background, weights=weights)
+    for i, (target, prompt) in enumerate(asked):
+        if i % ALONE == 0:
+            memory = Memory(background, weights=weights)
+        rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(asked))
+        drafter = MixedNgram(memory, floor=FLOOR, rate=rate, recycle=True)
+        for _ in decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED):
+            pass
+    # The weights that all share have moved: where something was named, that goes into the others.
+    here[:, 1:] += weights.weight[-1] - common
+    weights.weight[-1] = common
+    others = np.arange(kernels.KEYS) // (kernels.ORDERS * kernels.STRENGTHS) != kernels.RECYCLED
+    weights.table[others] = table[others]
+
+
+def questions(runs: list[list[Trace]], tokenizer: str, models: list[Path]) -> Iterator[Asked]:
+    """Targets and the prompts that they are to continue."""
+    chance = random.Random(SEED)
+    lm = foretoken.load("tiny", dtype="float32", device="cpu", background=None, history=False)
+    decoder = load_tokenizer(tokenizer)
+    traces = [trace for run in runs for trace in run]
+    for i in range(CONTINUED):
+        trace = chance.choice(traces)
+        text = decoder.decode([*trace.prompt[-MAX_PROMPT:], *trace.record[: chance.choice([0, 50])]])
+        prompt = lm.encode(text)[-MAX_PROMPT:]
+        if prompt:
+            yield TransformersTarget(lm.model, choice_at(TEMPERATURES[i % len(TEMPERATURES)], i)), prompt
+    for folder in models:
+        model, _ = load_small(folder)
+        for i in range(OF_SMALL_MODELS):
+            yield TransformersTarget(model, choice_at(chance.uniform(0.3, 1.0), i)), [1]
+
+
+def choice_at(temperature: float, seed: int) -> Choice:
+    if temperature == 0:
+        return Choice()
+    return Choice(LogitsProcessorList([TemperatureLogitsWarper(temperature)]), seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("traces", type=Path)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--background", type=Path, required=True)
+    parser.add_argument("--model", type=Path, action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
 
     runs = runs_of(arguments.traces, arguments.tokenizer)
     learned = {"alone": learn(runs, None), "background": learn(runs, Background.open(arguments.background))}
+    asked = list(questions(runs, arguments.tokenizer, arguments.model))
+    random.Random(SEED).shuffle(asked)
+    learn_what_is_named(learned["alone"], asked, None)
+    # The corpus of the traces' tokenizer says nothing in the bundled model's tokens: it has its own.
+    tiny = load_tokenizer("tiny")
+    general = general_background(batch_encoder(tiny), fingerprint(tiny))
+    learn_what_is_named(
+        learned["background"], [one for one in asked if one[0].model.config.vocab_size == 4096], general
+    )
     arrays = {}
     for name, weights in learned.items():
         arrays[f"{name}_prob"] = weights.table[:, kernels.PROB]

@@ -206,7 +206,7 @@ class LanguageModel:
         references = options.pop("references", ())
         namespace = options.pop("namespace", DEFAULT_NAMESPACE)
         budget = options.pop("budget", None)
-        request = self._prepare(prompt, **options)
+        request = self.prepare(prompt, **options)
         check_request(len(request.prompt), request.max_new_tokens, self.max_length)
         target = TransformersTarget(self.model, request.choice, max_length=self.max_length)
         memory = partial(self.memories.of, namespace)
@@ -275,7 +275,7 @@ class LanguageModel:
             pass
         return stream.result
 
-    def _prepare(
+    def prepare(
         self,
         prompt: Prompt,
         *,

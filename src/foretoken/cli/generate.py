@@ -312,7 +312,7 @@ def generate_together(
         lm = quiet_load(model, dtype, str(ranks.device), None, "none")
         budget = options.pop("budget", FixedBudget(guesses * (ngram - 1)))
         given: dict[str, Any] = {k: v for k, v in options.items() if k not in ("references", "namespace")}
-        request = lm._prepare(prompt, **given)
+        request = lm.prepare(prompt, **given)
         steps = decode(
             ParallelTarget(TransformersTarget(lm.model, request.choice, max_length=lm.max_length)),
             lookahead,

@@ -98,7 +98,10 @@ class BitLinear(nn.Module):
 
 
 def load_small(path: Path) -> tuple[LlamaForCausalLM, PieceTokenizer]:
-    """A small model and its tokenizer.
+    """A small model, float32, and its tokenizer.
+
+    Where texts are compared, make a model of bit linear layers float64: to round to 8 bits makes much of a last bit,
+    and that depends on how many rows a forward has.
 
     Args:
         path: Weights, ``*.bin`` or ``*.npz``, or a folder with one such file. The tokenizer, ``tok<vocab>.bin`` or

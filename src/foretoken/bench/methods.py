@@ -74,6 +74,8 @@ def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExit:
     return EarlyExit(ExitTarget(given.target, max(1, int(share * num_layers))), **settings)
 
 
+WIDE, WIDE_FLOOR = 60, 0.003  # where rows cost next to nothing; so many candidates lookahead's 15, 5, 15 has
+
 PLAIN = Method("plain", lambda given: None, 0)
 
 # With a fixed budget that suits it and, where its probabilities can be counted on, with just what pays.
@@ -84,12 +86,14 @@ METHODS = {
         Method("anpd", lambda given: AdaptiveNgram(), 7),
         Method("prompt-lookup", lambda given: PromptLookup(), 7),
         Method("ngram", _ngram, 10),
+        Method("ngram-wide", _ngram, WIDE, {"floor": WIDE_FLOOR}),
         Method("ngram-adaptive", _ngram, None),
-        Method("recycle", lambda given: Recycle(), 16),
+        Method("recycle", lambda given, **settings: Recycle(**settings), WIDE, {"floor": WIDE_FLOOR}),
         Method("recycle-adaptive", lambda given: Recycle(), None),
-        Method("ngram-recycle", _ngram, 10, {"recycle": True}),
-        Method("ngram-recycle-adaptive", _ngram, None, {"recycle": True}),
-        Method("lookahead", _lookahead, 20, {"window": 5, "ngram": 5, "guesses": 5}),
+        Method("mixed", _ngram, 10, {"recycle": True}),
+        Method("mixed-wide", _ngram, WIDE, {"recycle": True, "floor": WIDE_FLOOR}),
+        Method("mixed-adaptive", _ngram, None, {"recycle": True}),
+        Method("lookahead", _lookahead, WIDE, {"window": 15, "ngram": 5, "guesses": 15}),
         Method("lookahead-adaptive", _lookahead, None),
         Method("draft-model", _draft_model, 4, {"floor": 0.0}, needs_draft_model=True),
         Method("draft-model-adaptive", _draft_model, None, needs_draft_model=True),

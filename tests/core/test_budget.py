@@ -31,14 +31,14 @@ def simulate(
     for step in range(start, start + steps):
         said, true = chances(rng, step)
         luck = [rng.random() < true for _ in range(LONGEST)]
-        draft, seconds = Draft(), 0.0
+        draft, drafting = Draft(), 0.0
         if most := budget.max_draft_tokens():
             length = min(most, LONGEST) if said else 0
             draft = budget.choose(Draft.chain(range(length), [said] * length))
-            seconds += overhead
-        seconds += cost(1 + len(draft), step)
+            drafting = overhead
+        seconds = drafting + cost(1 + len(draft), step)
         accepted = [*luck[: len(draft)], False].index(False)
-        budget.observe(draft, accepted, seconds)
+        budget.observe(draft, accepted, seconds, drafting)
         clock += seconds
         tokens += 1 + accepted
     return tokens / clock
@@ -143,17 +143,32 @@ def test_a_drafter_in_vain_is_asked_less_often_only_where_asking_costs():
             if most := budget.max_draft_tokens():
                 count += 1
                 budget.choose(Draft.chain(range(most), [0.01] * most))
-            budget.observe(Draft(), 0, 1 + (overhead if most else 0.0))
+            drafting = overhead if most else 0.0
+            budget.observe(Draft(), 0, 1 + drafting, drafting)
         return count
 
     assert asked(0.0) > 350 and asked(0.2) < 60
+
+
+def test_what_a_draft_has_cost_already_speaks_for_verifying_more_of_it():
+    """A draft model's time is spent before the budget chooses; rows that would not pay without it then do."""
+    draft = Draft.chain(range(4), [0.5] * 4)
+
+    def verified(drafting: float) -> int:
+        budget = AdaptiveBudget(costs={1: 1.0, 33: 9.0})
+        for _ in range(5):
+            size = len(budget.choose(draft))
+            budget.observe(draft, 2, 2.0 + drafting, drafting)
+        return size
+
+    assert verified(0.0) < verified(8.0) == 4
 
 
 def test_promises_are_discounted_as_they_are_broken():
     budget = AdaptiveBudget(costs={1: 1.0, 33: 1.3})
     draft = Draft.chain(range(8), [0.9] * 8)
     for _ in range(100):
-        budget.observe(draft, 2, 1.1)
+        budget.observe(draft, 2, 1.1, 0.0)
     assert budget.discount == pytest.approx(2 / sum(0.9**i for i in range(1, 9)), rel=0.05)
 
 
@@ -172,8 +187,8 @@ def test_any_numbers_give_a_draft_that_can_be_verified(costs, data):
         drafted = Draft(tuple(range(size)), tuple(parents), probs)
         chosen = budget.choose(drafted)
         assert [drafted.path(token) for token in chosen.tokens] == [chosen.path(i) for i in range(len(chosen))]
-        seconds = data.draw(st.sampled_from([0.0, -1.0, math.nan, 1e-12, 1.0, 1e9]))
-        budget.observe(chosen, data.draw(st.integers(0, len(chosen))), seconds)
+        clock = st.sampled_from([0.0, -1.0, math.nan, 1e-12, 1.0, 1e9])
+        budget.observe(chosen, data.draw(st.integers(0, len(chosen))), data.draw(clock), data.draw(clock))
         assert 0 <= budget.discount <= 1.5
 
 

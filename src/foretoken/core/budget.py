@@ -24,8 +24,15 @@ class Budget(Protocol):
         """The nodes of a draft that are worth a row of the forward; lookahead rows all together or not at all."""
         ...
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
-        """Learn from a step: what was verified, how much of it was right, how long the step took in all."""
+    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+        """Learn from a step.
+
+        Args:
+            draft: What was verified.
+            num_accepted: How much of it was right.
+            seconds: How long the step took in all.
+            draft_seconds: How much of that the drafter took to propose.
+        """
         ...
 
 
@@ -48,7 +55,7 @@ class FixedBudget:
             return draft
         return draft.select([*guesses[: self.num_tokens], *range(draft.num_guesses, len(draft))])
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
+    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
         pass
 
 
@@ -166,9 +173,9 @@ class CostCurve:
 class AdaptiveBudget:
     """Draft just what pays, so that drafting is not slower than plain decoding but for the little that trying costs.
 
-    A step over n rows takes t(n), learned from the steps; the tokens that it is expected to commit are 1 and the sum of
-    the path probabilities of the nodes. Nodes join in order of path probability as far as the expected tokens per
-    second rise, which may be not at all.
+    A step over n rows takes t(n), learned from the steps, and the time of the draft, which is spent by then; the tokens
+    that it is expected to commit are 1 and the sum of the path probabilities of the nodes. Nodes join in order of path
+    probability as far as the expected tokens per second rise, which may be not at all.
 
     - Where drafts keep less than they promise, promises are discounted.
     - A size that was hardly tried may be cheaper than it seems. It is tried at a risk that a small share of the time
@@ -204,7 +211,7 @@ class AdaptiveBudget:
         self._credit = self.CREDIT
         self._since_plain = 0  # steps
         self._asked = False  # whether the drafter was, in this step
-        self._in_vain = Median()  # seconds of steps in which it was and nothing paid
+        self._drafting = Median()  # seconds that the drafter takes to propose
         self._gain = 0.05  # what asking saves of late, in plain steps
         self._pause = self._paused = 0  # steps between two questions, and how many of them have passed
 
@@ -247,7 +254,9 @@ class AdaptiveBudget:
 
     def _best_size(self, values: list[float], sizes: list[int]) -> int:
         """How many of the nodes, the most valuable first, are worth a row."""
-        expected, least = self.costs.bounds(1 + len(values))
+        expected, least = (
+            [time + self._drafting.value for time in line] for line in self.costs.bounds(1 + len(values))
+        )
         plain = expected[0]
         best_rate, best_size = self.MARGIN / plain, 0
         hope, hope_size, hope_tokens = 0.0, 0, 0.0
@@ -269,27 +278,24 @@ class AdaptiveBudget:
                 return hope_size
         return best_size
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
+    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
         with self._lock:
             asked, self._asked = self._asked, False
-            rows = 1 + len(draft)
-            if asked and not draft:
-                self._in_vain.add(seconds)
-                time = self._in_vain.value
-            else:
-                before = self.costs.median(rows)
-                self.costs.add(rows, seconds)
-                time = self.costs.median(rows)
-                if before and abs(seconds - before) > before / 3:
-                    self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
-            if not asked and not draft:
+            rows, forward = 1 + len(draft), seconds - draft_seconds
+            before = self.costs.median(rows)
+            self.costs.add(rows, forward)
+            if before and abs(forward - before) > before / 3:
+                self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
+            if not draft:
                 self._since_plain = 0
             plain = self.costs.median(1)
             if not plain:
                 return
             self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE * min(4.0, seconds / plain))
+            if asked:
+                self._drafting.add(draft_seconds if draft_seconds > 0 else 0.0)  # whatever the clock says
             if asked or draft:
-                self._learn(draft, num_accepted, time / plain)
+                self._learn(draft, num_accepted, (self.costs.median(rows) + self._drafting.value) / plain)
 
     def _learn(self, draft: Draft, num_accepted: int, cost: float) -> None:
         """Learn from a step in which the drafter was asked, and which cost as much as so many plain ones."""

@@ -89,7 +89,7 @@ def _steps(
 ) -> Iterator[Step]:
     if drafter is not None:
         drafter.begin(context)
-    draft, scores = Draft(), target.prefill(context)
+    draft, draft_seconds, scores = Draft(), 0.0, target.prefill(context)
     started: float | None = None  # the prefill is no step
     while True:
         verdict = verify(draft, scores)
@@ -101,12 +101,12 @@ def _steps(
         if drafter is not None:
             drafter.observe(step)
         if started is not None:
-            budget.observe(draft, step.num_accepted, time.perf_counter() - started)
+            budget.observe(draft, step.num_accepted, time.perf_counter() - started, draft_seconds)
         yield step
         if finish_reason is not None:
             return
         started = time.perf_counter()
-        draft = _propose(target, drafter, context, end, budget)
+        draft, draft_seconds = _propose(target, drafter, context, end, budget)
         scores = target.score(context[-1], draft)
 
 
@@ -127,19 +127,23 @@ def _commit(
     return len(tokens), None
 
 
-def _propose(target: Target, drafter: Drafter | None, context: list[int], end: int, budget: Budget) -> Draft:
-    """A draft that fits the budget, the target and the end of the answer, whose last token needs no guess."""
-    max_depth, limit = end - len(context) - 1, target.max_draft_depth
+def _propose(
+    target: Target, drafter: Drafter | None, context: list[int], end: int, budget: Budget
+) -> tuple[Draft, float]:
+    """A draft that fits the budget, the target and the end of the answer; and the seconds that the drafter took."""
+    max_depth, limit = end - len(context) - 1, target.max_draft_depth  # the answer's last token needs no guess
     if limit is not None:
         max_depth = min(max_depth, limit)
     max_tokens = budget.max_draft_tokens() if max_depth > 0 else 0
     if drafter is None or max_tokens == 0:
-        return Draft()
+        return Draft(), 0.0
+    started = time.perf_counter()
     draft = drafter.propose(context, max_tokens)
+    seconds = time.perf_counter() - started
     if not target.supports_trees:
         draft = draft.main_chain()
     elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
         draft = (
             draft.guesses()
-        )  # a lookahead row may stand beyond the answer's end, but not where the model has no place
-    return budget.choose(draft.within(max_depth))
+        )  # lookahead rows may stand beyond the answer's end, but not where the model has no place
+    return budget.choose(draft.within(max_depth)), seconds

@@ -47,7 +47,7 @@ RUN = 24  # answers that share a history
 MAX_RUNS = 120  # of a file
 FIRST_RATE, LAST_RATE = 0.02, 0.002
 SEED = 0
-CONTINUED = 160  # texts of the traces that the bundled model continues
+CONTINUED = 240  # texts of the traces that the bundled model continues
 OF_SMALL_MODELS = 40  # answers of each
 NEW_TOKENS, MAX_PROMPT = 160, 400
 ALONE = 4  # answers that share a memory
@@ -101,8 +101,8 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
 
 def learn_what_is_named(weights: Weights, asked: list[Asked], background: Background | None) -> None:
     """Learn what successors that targets named are worth; what is known of all other votes stays as it is."""
-    here = weights.weight[: kernels.CHOICES].reshape(-1, 3, kernels.SLOTS)
-    own = weights.weight[kernels.CHOICES : -1].reshape(-1, 3, kernels.SLOTS)
+    here = weights.weight[: kernels.CHOICES].reshape(-1, 4, kernels.SLOTS)
+    own = weights.weight[kernels.CHOICES : -1].reshape(-1, 4, kernels.SLOTS)
     for sets in (here, own):
         sets[:, 1:] = sets[:, :1]  # where something was named the other votes mean about the same
     common, table = weights.weight[-1].copy(), weights.table.copy()

@@ -33,12 +33,13 @@ def set_of(longest: Sequence[int]) -> int:
     """Which weights belong to these longest contexts of the three stores and of what was named."""
     local, shared, background, named = longest
     shared_step, background_step = (0, 1, 2, 3, 4, 4, 4, 5, 5)[shared], (0, 1, 2, 2, 3, 3)[background]
-    return (local * 24 + shared_step * 4 + background_step) * 3 + min(2, named)
+    return (local * 24 + shared_step * 4 + background_step) * 4 + (3 if named > 8 else min(2, named))
 
 
-def known(votes: Sequence[Vote]) -> list[int]:
-    """The longest context of each store among the votes for one token."""
-    return [max((slot - 8 * kind + 1 for slot, _ in votes if slot // 8 == kind), default=0) for kind in (0, 1, 2, 4)]
+def known(votes: Sequence[Vote], set_: int) -> list[int]:
+    """The longest context of each store among the votes for one token; 9 where the target named others only."""
+    orders = [max((slot - 8 * kind + 1 for slot, _ in votes if slot // 8 == kind), default=0) for kind in (0, 1, 2, 4)]
+    return [*orders[:3], orders[3] or (9 if set_ % 4 else 0)]
 
 
 class Plain:
@@ -115,7 +116,7 @@ class Plain:
         """The probability of each token, unscaled."""
         logits = {}
         for token, of_token in votes.items():
-            weight = self.weight[set_] + self.weight[648 + set_of(known(of_token))] + self.weight[-1]
+            weight = self.weight[set_] + self.weight[864 + set_of(known(of_token, set_))] + self.weight[-1]
             logits[token] = weight[-1] + sum(weight[slot] * (self.table[key, LOGIT] + OFFSET) for slot, key in of_token)
         return {token: 1 / (1 + math.exp(-min(15, max(-15, logit)))) for token, logit in logits.items()}
 
@@ -131,7 +132,7 @@ class Plain:
         for voted, prob in self.mix(votes, set_).items():
             right = float(voted == token)
             error = (right - prob) * rate
-            own = 648 + set_of(known(votes[voted]))
+            own = 864 + set_of(known(votes[voted], set_))
             for slot, key in votes[voted]:
                 entry = self.table[key]
                 self.weight[set_, slot] += error * (entry[LOGIT] + OFFSET)

@@ -40,14 +40,26 @@ def test_only_mixed_recycles_and_only_mixed_and_ngram_share_the_memory():
 
 def test_a_window_is_as_large_as_its_rows_are_cheap():
     windows = []
-    for seconds_of_33_rows in (1.0, 20.0):
+    for seconds_of_72_rows in (1.0, 20.0):
         here = Situation(
-            TransformersTarget(tiny_model("llama")), Memory, AdaptiveBudget(costs={1: 1.0, 33: seconds_of_33_rows})
+            TransformersTarget(tiny_model("llama")), Memory, AdaptiveBudget(costs={1: 1.0, 72: seconds_of_72_rows})
         )
         drafter, _ = here.drafting("lookahead")
         assert isinstance(drafter, Lookahead)
         windows.append(drafter.shape.window)
     assert windows[0] == 15 and windows[1] == 0
+
+
+def test_what_rows_cost_is_measured_once_before_a_window_is_chosen():
+    here = situation()
+    assert here.budget.costs.most_rows == 0
+    here.drafting("mixed")
+    assert here.budget.costs.most_rows == 0, "others learn it as they go"
+    here.drafting("lookahead")
+    assert sorted(here.budget.costs.as_dict()) == [1, 8, 32, 72]
+    before = here.budget.costs.as_dict()
+    here.drafting("lookahead")
+    assert here.budget.costs.as_dict() == before
 
 
 class NoTrees(TransformersTarget):

@@ -287,7 +287,7 @@ class Dropping:
         self.rides = not self.rides
         return draft if self.rides else draft.guesses()
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
+    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
         pass
 
 
@@ -309,12 +309,12 @@ class Timed(AdaptiveBudget):
         super().__init__()
         self.cost, self.clock, self.steps, self.rides = cost, 0.0, 0, 0
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float) -> None:
+    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
         seconds = self.cost(1 + len(draft))
         self.clock += seconds
         self.steps += 1
         self.rides += draft.num_lookahead > 0
-        super().observe(draft, num_accepted, seconds)
+        super().observe(draft, num_accepted, seconds, draft_seconds)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 5.0], ids=["predictable", "random"])
@@ -433,3 +433,11 @@ def test_what_is_left_out_is_chosen_by_cost():
     assert given == (2, drafter.shape.ngram, drafter.shape.guesses)
     assert SHAPES[largest].tokens == max(measured.tokens for measured in SHAPES.values())
     assert {Shape(15, 5, 15), Shape(3, 3, 3)} <= set(SHAPES)
+
+
+def test_where_rows_are_free_a_budget_that_knows_nothing_comes_to_the_window(monkeypatch):
+    """The largest window costs more than may be risked at first; smaller drafts show that rows cost nothing."""
+    monkeypatch.setattr("foretoken.core.decode.time.perf_counter", lambda: 0.0)
+    steps = decode(ToyTarget(vocab=40), Lookahead(), [1, 2, 3] * 4, max_new_tokens=400, budget=AdaptiveBudget())
+    rides = [step.draft.num_lookahead for step in steps]
+    assert rides[0] == 0 and max(rides) == Shape(15, 5, 15).num_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from transformers import PreTrainedModel
 
 from foretoken.api.draft_model import draft_target
 from foretoken.core.budget import AdaptiveBudget, Budget
-from foretoken.core.contracts import Drafter
+from foretoken.core.contracts import Drafter, Target
+from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import (
     TEXT_DRAFTERS,
@@ -24,6 +26,7 @@ from foretoken.drafters import (
 from foretoken.engines.exit import ExitTarget
 from foretoken.engines.transformers import TransformersTarget
 
+MEASURED_ROWS, MEASURED_TIMES = (1, 8, 32, 72), 4  # the largest window and its guesses are 72 on average
 EXIT_SHARE = 1 / 3  # of the layers, before an early exit whose place is not given
 AS_PUBLISHED = ("anpd", "prompt-lookup")  # which know nothing of their chances, and draft a fixed number of tokens
 
@@ -79,6 +82,8 @@ class Situation:
                 f"{type(self.target.model).__name__} takes no draft trees here, and lookahead decoding needs them: "
                 "load it with the attention implementation sdpa or eager, or use another drafter, such as mixed."
             )
+        if self.budget.costs.most_rows < MEASURED_ROWS[-1]:
+            measure_rows(TransformersTarget(self.target.model), self.budget)
         return Lookahead(seconds=self.budget.costs.seconds)
 
     def _draft_model(self) -> DraftModel:
@@ -90,6 +95,20 @@ class Situation:
         num_layers = self.target.model.config.get_text_config(decoder=True).num_hidden_layers
         third = max(1, int(EXIT_SHARE * num_layers))
         return EarlyExit(ExitTarget(self.target, third if self.exit_layer is None else self.exit_layer))
+
+
+def measure_rows(target: Target, budget: AdaptiveBudget) -> None:
+    """Learn what forwards over several rows cost before the first answer, in a second or so.
+
+    Lookahead decoding chooses its window by that, where other drafters learn it as they go.
+    """
+    target.prefill([0])
+    for _ in range(MEASURED_TIMES):
+        for rows in MEASURED_ROWS:
+            started = time.perf_counter()
+            target.score(0, Draft((0,) * (rows - 1), (-1,) * (rows - 1))).choose(0)
+            target.keep(())
+            budget.costs.add(rows, time.perf_counter() - started)
 
 
 MADE: dict[str, Callable[[Situation], Drafter]] = {

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from foretoken.core.draft import Draft
@@ -250,29 +251,27 @@ class AdaptiveBudget:
         start = order.index(draft.num_guesses)  # the first lookahead row, and the others follow it
         end = start + draft.num_lookahead
         sizes = [size for size in range(1, most + 1) if not start < size < end]
-        return sizes if most >= end else [*sizes, end]  # a window is tried whole
+        # A window is tried whole, however large, once it seems cheap enough for that.
+        affordable = self.costs.seconds(1 + end) <= (1 + self._credit) * self.costs.seconds(1)
+        return [*sizes, end] if most < end and affordable else sizes
 
     def _best_size(self, values: list[float], sizes: list[int]) -> int:
         """How many of the nodes, the most valuable first, are worth a row."""
-        expected, least = (
-            [time + self._drafting.value for time in line] for line in self.costs.bounds(1 + len(values))
-        )
+        drafting = self._drafting.value
+        expected, least = ([time + drafting for time in line] for line in self.costs.bounds(1 + len(values)))
         plain = expected[0]
+        tokens = list(accumulate(values, initial=1.0))
         best_rate, best_size = self.MARGIN / plain, 0
-        hope, hope_size, hope_tokens = 0.0, 0, 0.0
-        sums = [1.0, *values]
-        for i in range(1, len(sums)):
-            sums[i] += sums[i - 1]
+        hope, hope_size = 0.0, 0
         for size in sizes:
-            tokens, time, least_time = sums[size], expected[size], least[size]
-            if tokens > best_rate * time:
-                best_rate, best_size = tokens / time, size
-            if tokens > hope * least_time:
-                hope, hope_size, hope_tokens = tokens / least_time, size, tokens
+            if tokens[size] > best_rate * expected[size]:
+                best_rate, best_size = tokens[size] / expected[size], size
+            if tokens[size] > hope * least[size]:
+                hope, hope_size = tokens[size] / least[size], size
         if hope > self.MARGIN * best_rate:
             # No forward costs more than one for each row, so that where it seems to, it was something else.
             most = min(expected[hope_size] / plain, 1.0 + hope_size)
-            price = most - hope_tokens / (best_rate * plain)
+            price = most - tokens[hope_size] / (best_rate * plain)
             if price <= self._credit:
                 self._credit -= max(0.0, price)
                 return hope_size

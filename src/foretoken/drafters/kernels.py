@@ -38,7 +38,8 @@ KINDS = 5
 SLOTS = KINDS * ORDERS + 1  # a weight for each kind and order, and a bias
 STRENGTHS = 8 * 8 * 2  # of votes of one kind and order
 KEYS = KINDS * ORDERS * STRENGTHS
-CHOICES = (ORDERS + 1) * 6 * 4 * 3  # of the longest contexts that the stores knew
+UNNAMED = ORDERS + 1  # stands for the longest context that named a token, where the target named others only
+CHOICES = (ORDERS + 1) * 6 * 4 * 4  # of the longest contexts that the stores knew
 SETS = 2 * CHOICES + 1  # weights by what the stores knew, by what speaks for the candidate, and those that all share
 
 OFFSET = np.float32(3.0)  # votes below a probability of 5 % speak against a token
@@ -127,7 +128,8 @@ class Votes(NamedTuple):
     Args:
         candidates: CANDIDATE [MAX_CANDIDATES], the tokens that were voted for; ``prob`` is the votes mixed.
         keys: int32 [MAX_CANDIDATES, SLOTS], how strong the evidence of each vote was.
-        known: int32 [MAX_CANDIDATES, KINDS], the longest context of each kind that voted for a candidate.
+        known: int32 [MAX_CANDIDATES, KINDS], the longest context of each kind that voted for a candidate; UNNAMED where
+            the target named others only.
         longest: int32 [KINDS], the longest context that each kind knew.
     """
 
@@ -563,7 +565,12 @@ def collect(
     num = recycled_votes(recycled, window, votes, num)
     num = trie_votes(shared, SHARED, shared_contexts, votes, num)
     num = frozen_votes(frozen, window, votes, num)
-    return skip_votes(local, window, votes, num)
+    num = skip_votes(local, window, votes, num)
+    if votes.longest[RECYCLED]:
+        for i in range(num):
+            if votes.known[i, RECYCLED] == 0:
+                votes.known[i, RECYCLED] = UNNAMED
+    return num
 
 
 @compiled
@@ -572,8 +579,8 @@ def set_of(longest: Ints) -> int:
     shared, background = longest[SHARED], longest[BACKGROUND]
     shared_step = shared if shared < 4 else 4 if shared < 7 else 5
     background_step = background if background < 2 else 2 if background < 4 else 3
-    recycled_step = min(2, longest[RECYCLED])
-    return int(((longest[LOCAL] * 6 + shared_step) * 4 + background_step) * 3 + recycled_step)
+    recycled_step = 3 if longest[RECYCLED] == UNNAMED else min(2, longest[RECYCLED])
+    return int(((longest[LOCAL] * 6 + shared_step) * 4 + background_step) * 4 + recycled_step)
 
 
 @compiled

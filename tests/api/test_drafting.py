@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from transformers import AutoModelForCausalLM, LlamaConfig
+
 from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
 from foretoken.api.drafting import Situation
 from foretoken.drafters import DRAFTERS, Lookahead, Memory, MixedNgram, Recycle
 from foretoken.engines.transformers import TransformersTarget
-from shapes import tiny_model
+from shapes import LLAMA, VOCAB, tiny_model
 from tokenizing import character_tokenizer
 
 
@@ -75,6 +77,13 @@ def test_without_trees_lookahead_is_refused_and_the_others_draft_chains():
     for name in DRAFTERS:
         if name != "lookahead":
             assert here.drafting(name)[0] is not None
+
+
+def test_a_draft_model_of_one_family_may_have_another_padding():
+    larger = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA | {"vocab_size": VOCAB + 64}))
+    lm = LanguageModel(larger, character_tokenizer(), "draft-model", draft_model=tiny_model("llama"))
+    plain = lm.generate("abc", drafter="none", max_new_tokens=20)
+    assert lm.generate("abc", max_new_tokens=20).tokens == plain.tokens
 
 
 @pytest.mark.parametrize(

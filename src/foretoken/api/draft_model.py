@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretoken.api.loading import load_model, load_tokenizer
@@ -65,7 +68,14 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
         draft_model: The smaller model.
         choice: The larger model's. It is copied deeply: a draft asks processors about tokens that never come to be.
     """
-    return TransformersTarget(draft_model, copy.deepcopy(choice), max_length=context_length(draft_model))
+    return DraftTarget(draft_model, copy.deepcopy(choice), max_length=context_length(draft_model))
+
+
+class DraftTarget(TransformersTarget):
+    """Reads tokens that the larger model's longer padding holds, should it ever say one, as token 0."""
+
+    def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
+        return super()._forward(torch.where(input_ids < self._vocab_size, input_ids, 0), **extra)
 
 
 def _vocab_size(model: PreTrainedModel) -> int:

@@ -77,11 +77,7 @@ class Situation:
         return TEXT_DRAFTERS[name]() if name != "none" else None
 
     def _lookahead(self) -> Lookahead:
-        if not self.target.supports_trees:
-            raise ForetokenError(
-                f"{type(self.target.model).__name__} takes no draft trees here, and lookahead decoding needs them: "
-                "load it with the attention implementation sdpa or eager, or use another drafter, such as mixed."
-            )
+        require_trees(self.target)
         if self.budget.costs.most_rows < MEASURED_ROWS[-1]:
             measure_rows(TransformersTarget(self.target.model), self.budget)
         return Lookahead(seconds=self.budget.costs.seconds)
@@ -95,6 +91,19 @@ class Situation:
         num_layers = self.target.model.config.get_text_config(decoder=True).num_hidden_layers
         third = max(1, int(EXIT_SHARE * num_layers))
         return EarlyExit(ExitTarget(self.target, third if self.exit_layer is None else self.exit_layer))
+
+
+def require_trees(target: TransformersTarget) -> None:
+    """Refuse a model that lookahead decoding cannot draft for.
+
+    Raises:
+        ForetokenError: If it scores chains only.
+    """
+    if not target.supports_trees:
+        raise ForetokenError(
+            f"{type(target.model).__name__} takes no draft trees here, and lookahead decoding needs them: "
+            "load it with the attention implementation sdpa or eager, or use another drafter, such as mixed."
+        )
 
 
 def measure_rows(target: Target, budget: AdaptiveBudget) -> None:

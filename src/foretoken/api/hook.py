@@ -22,7 +22,7 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Memory
+from foretoken.drafters import DEFAULT_DRAFTER, Memory
 from foretoken.engines.transformers import TransformersTarget, rewindable_cache
 
 # What generate() prepares and our own loop sees to.
@@ -46,7 +46,7 @@ def generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    drafter: str | Drafter | None = "ngram",
+    drafter: str | Drafter | None = DEFAULT_DRAFTER,
     budget: Budget | None = None,
     stats: DecodeStats | None = None,
     draft_model: PreTrainedModel | None = None,

@@ -31,7 +31,7 @@ from foretoken.core.contracts import Drafter, FinishReason, Step
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Memory, check_name
+from foretoken.drafters import DEFAULT_DRAFTER, Memory, check_name
 from foretoken.engines.transformers import TransformersTarget, context_length
 from foretoken.history import History
 
@@ -156,7 +156,7 @@ class LanguageModel:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        drafter: str | Drafter | None = "ngram",
+        drafter: str | Drafter | None = DEFAULT_DRAFTER,
         *,
         draft_model: PreTrainedModel | None = None,
         exit_layer: int | None = None,
@@ -169,7 +169,7 @@ class LanguageModel:
         self.budget = AdaptiveBudget()  # what forwards cost is learned once, for all answers
         target = TransformersTarget(model)  # refuses what cannot rewind, before any prompt
         if draft_model is not None:
-            check_same_tokens(draft_model, model)
+            check_same_tokens(draft_model, model, tokenizer, tokenizer)  # sizes alone may differ within a family
         self._situation(target, Memory).drafting(drafter)
         self.memories = Memories(tokenizer, background, history)
 
@@ -320,7 +320,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str | None = None,
-    drafter: str | Drafter | None = "ngram",
+    drafter: str | Drafter | None = DEFAULT_DRAFTER,
     draft_model: str | None = None,
     exit_layer: int | None = None,
     background: str | Path | None = "general",

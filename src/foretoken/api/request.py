@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import LongTensor, Tensor
+from torch import FloatTensor, LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
@@ -103,11 +103,22 @@ def _asks(config: GenerationConfig, name: str) -> bool:
     return bool(getattr(config, name, False))
 
 
+@dataclass(frozen=True)
+class _Padded:
+    """Processors that are shown the padding that the model is not: they were made for lengths that count it.
+
+    A class and no closure, so that a deep copy has processors of its own.
+    """
+
+    processors: LogitsProcessorList
+    padding: Tensor
+
+    def __call__(self, ids: Tensor, scores: FloatTensor) -> Tensor:
+        return self.processors(cast(LongTensor, torch.cat([self.padding, ids], dim=1)), scores)
+
+
 def _processors(processors: LogitsProcessorList, padding: Tensor) -> Processors:
-    """The processors, shown the padding that the model is not: they were made for lengths that count it."""
-    if padding.shape[1] == 0:
-        return processors
-    return lambda ids, scores: processors(cast(LongTensor, torch.cat([padding, ids], dim=1)), scores)
+    return _Padded(processors, padding) if padding.shape[1] else processors
 
 
 def _asked_with_ids(criteria: StoppingCriteriaList, padding: Tensor) -> Callable[[Sequence[int]], bool]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from foretoken.api.draft_model import draft_target
 from foretoken.bench.subject import Subject
 from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
 from foretoken.core.contracts import Drafter
@@ -16,7 +17,7 @@ from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.model import DraftModel
 from foretoken.drafters.recycle import Recycle
 from foretoken.engines.exit import ExitTarget
-from foretoken.engines.transformers import TransformersTarget, context_length
+from foretoken.engines.transformers import TransformersTarget
 
 
 class Given(NamedTuple):
@@ -66,7 +67,7 @@ def _lookahead(given: Given, **settings: Any) -> Lookahead:
 def _draft_model(given: Given, **settings: Any) -> DraftModel:
     model = given.subject.draft_model
     assert model is not None, "choose_methods sees to it"
-    return DraftModel(TransformersTarget(model, given.target.choice, max_length=context_length(model)), **settings)
+    return DraftModel(draft_target(model, given.target.choice), **settings)
 
 
 def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExit:

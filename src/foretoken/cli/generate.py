@@ -14,7 +14,7 @@ import foretoken
 from foretoken.cli.console import err, out, print_json, write
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import DRAFTERS
+from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS
 
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
@@ -34,9 +34,12 @@ MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share o
 Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1 repeats less.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the answer; may be given again.")]
 Seed = Annotated[int | None, typer.Option(help="Decides the text under sampling.")]
-DrafterName = Annotated[str, typer.Option("--drafter", help=f"One of {', '.join([*DRAFTERS, 'none'])}.")]
+DrafterName = Annotated[
+    str | None,
+    typer.Option("--drafter", help=f"One of {', '.join([*DRAFTERS, 'none'])}; {DEFAULT_DRAFTER} where none is named."),
+]
 DraftModelName = Annotated[
-    str | None, typer.Option("--draft-model", help='A smaller model of the same tokenizer, for "draft-model".')
+    str | None, typer.Option("--draft-model", help="A smaller model of the same tokenizer, which then drafts.")
 ]
 ExitLayer = Annotated[
     int | None, typer.Option("--exit-layer", help='After how many layers "early-exit" leaves; else a third of them.')
@@ -71,7 +74,7 @@ def generate(
     repetition_penalty: Penalty = None,
     stop: Stop = None,
     seed: Seed = None,
-    drafter: DrafterName = "ngram",
+    drafter: DrafterName = None,
     draft_model: DraftModelName = None,
     exit_layer: ExitLayer = None,
     budget: BudgetSize = None,
@@ -109,8 +112,10 @@ def generate(
     )
     asked = as_prompt(prompts[0], chat)
     if lookahead_parallel:
-        generate_together(asked, options, model, dtype, device, drafter, show_drafts, as_json)
+        refuse_together(drafter, draft_model=draft_model, exit_layer=exit_layer, reference=reference, history=history)
+        generate_together(asked, options, model, dtype, device, show_drafts, as_json)
         return
+    drafter = drafter or default_drafter(draft_model)
     kept = False if no_history else history or True
     lm = quiet_load(model, dtype, device, drafter, background, kept, draft_model, exit_layer)
     write_answer(lm.stream(asked, **options), show_drafts, as_json)
@@ -130,7 +135,7 @@ def compare(
     repetition_penalty: Penalty = None,
     stop: Stop = None,
     seed: Seed = 0,
-    drafter: DrafterName = "ngram",
+    drafter: DrafterName = None,
     draft_model: DraftModelName = None,
     exit_layer: ExitLayer = None,
     budget: BudgetSize = None,
@@ -158,6 +163,7 @@ def compare(
         budget=None if budget is None else FixedBudget(budget),
         references=read_references(reference),
     )
+    drafter = drafter or default_drafter(draft_model)
     lm = quiet_load(model, dtype, device, drafter, background, False, draft_model, exit_layer)
     lm.memories.wait()
     rows = []
@@ -280,13 +286,32 @@ def quiet_load(
         )
 
 
+def default_drafter(draft_model: str | None) -> str:
+    """What drafts where no drafter is named."""
+    return DEFAULT_DRAFTER if draft_model is None else "draft-model"
+
+
+def refuse_together(drafter: str | None, **others: object) -> None:
+    """Refuse what processes that draft together by lookahead cannot take.
+
+    Raises:
+        ForetokenError: If another drafter was named, or something that lookahead does not draft from.
+    """
+    if drafter not in (None, "lookahead"):
+        raise ForetokenError(f"--lookahead-parallel drafts by lookahead, not by {drafter!r}: leave out --drafter.")
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ForetokenError(
+            f"--lookahead-parallel drafts from the text and its window only: leave out --{given[0].replace('_', '-')}."
+        )
+
+
 def generate_together(
     prompt: Prompt,
     options: Options,
     model: str,
     dtype: str,
     device: str | None,
-    drafter: str,
     show_drafts: bool,
     as_json: bool,
 ) -> None:
@@ -295,17 +320,16 @@ def generate_together(
     Nothing is drafted from a memory, and no answer is kept: what another thread fills differs between processes.
 
     Raises:
-        ForetokenError: If there is no group of such processes or it is too large, or another drafter was asked for.
+        ForetokenError: If there is no group of such processes, it is too large, or the model takes no draft trees.
     """
     from foretoken.api.detokenize import Detokenizer
+    from foretoken.api.drafting import require_trees
     from foretoken.api.language_model import Stream
     from foretoken.core.decode import decode
     from foretoken.drafters.lookahead import Lookahead
     from foretoken.engines.parallel import ParallelTarget, process_group
     from foretoken.engines.transformers import TransformersTarget
 
-    if drafter not in ("ngram", "lookahead"):
-        raise ForetokenError(f"--lookahead-parallel drafts by lookahead, not by {drafter!r}: leave out --drafter.")
     lookahead = Lookahead()
     window, ngram, guesses = lookahead.shape
     with process_group(device, max_ranks=window + guesses) as ranks:
@@ -313,8 +337,10 @@ def generate_together(
         budget = options.pop("budget", FixedBudget(guesses * (ngram - 1)))
         given: dict[str, Any] = {k: v for k, v in options.items() if k not in ("references", "namespace")}
         request = lm.prepare(prompt, **given)
+        target = TransformersTarget(lm.model, request.choice, max_length=lm.max_length)
+        require_trees(target)
         steps = decode(
-            ParallelTarget(TransformersTarget(lm.model, request.choice, max_length=lm.max_length)),
+            ParallelTarget(target),
             lookahead,
             request.prompt,
             max_new_tokens=request.max_new_tokens,

@@ -16,6 +16,7 @@ from foretoken.drafters.prompt_lookup import PromptLookup
 from foretoken.drafters.recycle import Recycle
 
 __all__ = [
+    "DEFAULT_DRAFTER",
     "DRAFTERS",
     "TEXT_DRAFTERS",
     "AdaptiveNgram",
@@ -37,6 +38,7 @@ TEXT_DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "prompt-lookup": PromptLookup,
 }
 # All names; the others see what the target's logits say, or run a model themselves.
+DEFAULT_DRAFTER = "ngram"
 DRAFTERS = ("mixed", *TEXT_DRAFTERS, "recycle", "lookahead", "draft-model", "early-exit")
 
 

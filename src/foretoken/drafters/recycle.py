@@ -20,9 +20,9 @@ class Recycle:
     """Drafts the tree of the most probable paths through an adjacency table of tokens (Luo et al., arXiv 2408.08696).
 
     The table keeps, for each token, the ``k`` likeliest successors that the target named the last time it scored a row
-    with this token, rejected rows and lookahead rows too. It outlives an answer, so that later ones begin warm. The
-    paper fills a fixed tree breadth first; here the nodes join in order of the probability of their paths, where a
-    successor's own is what the target gave it, corrected by how often such successors were right.
+    with this token, rejected rows and lookahead rows too. It lives as long as this object, so that the next answer
+    begins warm. The paper fills a fixed tree breadth first; here the nodes join in order of the probability of their
+    paths, where a successor's own is what the target gave it, corrected by how often such successors were right.
 
     Args:
         k: Successors kept of each token.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
@@ -76,7 +75,8 @@ def test_without_trees_lookahead_is_refused_and_the_others_draft_chains():
         here.drafting("lookahead")
     for name in DRAFTERS:
         if name != "lookahead":
-            assert here.drafting(name)[0] is not None
+            drafter = here.drafting(name)[0]
+            assert drafter is not None and not getattr(drafter, "trees", False)
 
 
 def test_a_draft_model_of_one_family_may_have_another_padding():

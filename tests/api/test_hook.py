@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 import torch
 import transformers as tf
-from transformers import DynamicCache, TextIteratorStreamer
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -16,7 +16,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 import foretoken
-from foretoken import AdaptiveBudget, DecodeStats, Draft, ForetokenError
+from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError
 from foretoken.api import hook
 from foretoken.drafters import DRAFTERS, MixedNgram
 from shapes import VOCAB, tiny_model
@@ -111,6 +111,39 @@ def test_torchs_seed_decides_a_sample_whatever_drafts():
     assert all(text == said[0] for text in said)
     torch.manual_seed(12)
     assert ours(model, **options).tolist() != said[0]
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_draft_model_asks_processors_of_its_own(sample):
+    """One that counts its calls, behind padding; the count of drafts that come to nothing would change the text."""
+
+    class CountsItsCalls(LogitsProcessor):
+        calls = 0
+
+        def __call__(self, input_ids, scores):
+            self.calls += 1
+            return scores + 3 * torch.sin(self.calls * torch.arange(scores.shape[1]))
+
+    model, prompt = tiny_model("llama"), torch.cat([torch.zeros(1, 3, dtype=torch.long), PROMPT], dim=1)
+    said, calls = [], []
+    for drafter in ("none", "draft-model"):
+        torch.manual_seed(3)
+        processor, stats = CountsItsCalls(), DecodeStats()
+        output = model.generate(
+            prompt,
+            attention_mask=(torch.arange(9) >= 3).long()[None],
+            logits_processor=LogitsProcessorList([processor]),
+            max_new_tokens=30,
+            do_sample=sample,
+            custom_generate=foretoken.generate,
+            drafter=drafter,
+            draft_model=tiny_model("qwen2"),
+            budget=FixedBudget(4),
+            stats=stats,
+        )
+        said.append(output.tolist())
+        calls.append(processor.calls)
+    assert said[0] == said[1] and stats.drafted > 30 and calls == [30, 30]
 
 
 def test_statistics_are_filled_in():

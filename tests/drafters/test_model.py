@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from foretoken import AdaptiveBudget, DecodeStats, Draft, Drafter, FixedBudget, Step, Target, decode
+from foretoken.core.noise import gumbel
 from foretoken.drafters import model as module
 from foretoken.drafters.model import Calibration, DraftModel
 from foretoken.engines.choice import Choice
@@ -39,6 +41,11 @@ def penalise(tokens: Sequence[int], logits: list[float]) -> list[float]:
     return [x - 0.4 * tokens.count(token) for token, x in enumerate(logits)]
 
 
+def blur(tokens: Sequence[int], logits: list[float]) -> list[float]:
+    """Makes of a model one that knows something else, too, at every position."""
+    return [x + gumbel(7, len(tokens), token) for token, x in enumerate(logits)]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     prompt=prompts,
@@ -50,15 +57,16 @@ def penalise(tokens: Sequence[int], logits: list[float]) -> list[float]:
     kind=st.sampled_from([ToyTarget, ChainsOnly]),
     floor=st.sampled_from([None, 0.0, 0.5]),
     draft_length=st.sampled_from([None, 8]),
+    trees=st.booleans(),
 )
 def test_the_text_does_not_depend_on_the_draft_model(
-    prompt, temperature, seed, same_model, budget, processor, kind, floor, draft_length
+    prompt, temperature, seed, same_model, budget, processor, kind, floor, draft_length, trees
 ):
     options = {"temperature": temperature, "seed": seed, "processor": processor}
     target = kind(model_seed=3, **options)
     plain, _ = answer(target, None, prompt)
     small = ToyTarget(model_seed=3 if same_model else 4, max_length=draft_length, **options)
-    drafter = DraftModel(small, floor=floor)
+    drafter = DraftModel(small, floor=floor, trees=trees)
     for policy in (FixedBudget(budget), AdaptiveBudget(budget, {1: 1.0, 33: 1.1})):
         assert answer(target, drafter, prompt, budget=policy)[0] == plain
 
@@ -73,7 +81,7 @@ def test_an_equal_model_is_always_right_and_reads_nothing_twice(prompt, temperat
             return super()._forward(tokens, draft)
 
     target, small = (Counting(temperature=temperature, seed=seed, processor=penalise) for _ in range(2))
-    _, stats = answer(target, DraftModel(small, floor=0.0), prompt)
+    _, stats = answer(target, DraftModel(small, floor=0.0, trees=False), prompt)
     assert stats.accepted == stats.drafted > 30
     assert small.rows <= len(prompt) + 40
 
@@ -82,7 +90,7 @@ def test_another_seed_breaks_the_coupling():
     """The test above must be able to fail: an equal model that draws other noise is often wrong."""
     rates = []
     for small_seed in (5, 6):
-        drafter = DraftModel(ToyTarget(temperature=1.0, seed=small_seed), floor=0.0)
+        drafter = DraftModel(ToyTarget(temperature=1.0, seed=small_seed), floor=0.0, trees=False)
         stats = answer(ToyTarget(temperature=1.0, seed=5), drafter, [1, 2], 200)[1]
         rates.append(stats.acceptance_rate)
     assert rates[0] == 1.0 and rates[1] < 0.3
@@ -91,14 +99,14 @@ def test_another_seed_breaks_the_coupling():
 def drafts_after_rewinds(make, vocab: int, seed: int) -> None:
     """A model whose cache went back and forth drafts as a fresh one does."""
     source = random.Random(seed)
-    kept = DraftModel(make(), floor=0.0)
+    kept = DraftModel(make(), floor=0.0, trees=False)
     context = [source.randrange(vocab)]
     for _ in range(8):
         if source.random() < 0.3:
             context = context[: source.randint(1, len(context))]
             kept.begin(context)
         context = [*context, *(source.randrange(vocab) for _ in range(source.randint(0, 3)))]
-        fresh = DraftModel(make(), floor=0.0)
+        fresh = DraftModel(make(), floor=0.0, trees=False)
         fresh.begin(context)
         for drafter in (kept, fresh):
             draft = drafter.propose(context, 4)
@@ -149,12 +157,12 @@ def test_an_equal_transformers_model_is_always_right(shape, temperature):
     choice = Choice(processors, 11 if temperature else None)
     target, small = (TransformersTarget(tiny_model(shape), choice) for _ in range(2))
     plain, _ = answer(target, None, [7, 3, 9], 50)
-    drafted, stats = answer(target, DraftModel(small, floor=0.0), [7, 3, 9], 50)
+    drafted, stats = answer(target, DraftModel(small, floor=0.0, trees=False), [7, 3, 9], 50)
     assert drafted == plain and stats.accepted == stats.drafted
 
 
 def test_the_draft_ends_where_the_small_models_context_does():
-    drafter = DraftModel(ToyTarget(max_length=10), floor=0.0)
+    drafter = DraftModel(ToyTarget(max_length=10), floor=0.0, trees=False)
     drafter.begin([1] * 6)
     assert [len(drafter.propose([1] * n, 7)) for n in (6, 9, 10, 11, 12)] == [5, 2, 1, 0, 0]
     assert drafter.target.num_cached <= 10
@@ -163,7 +171,7 @@ def test_the_draft_ends_where_the_small_models_context_does():
 def test_a_floor_ends_unlikely_drafts():
     lengths = []
     for floor in (0.0, 0.2, 0.9, 2.0):
-        drafter = DraftModel(ToyTarget(model_seed=1), floor=floor)
+        drafter = DraftModel(ToyTarget(model_seed=1), floor=floor, trees=False)
         stats = answer(ToyTarget(model_seed=2), drafter, [1, 2], 100)[1]
         lengths.append(stats.drafted / stats.steps)
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] <= 1.0 and lengths[0] > 6
@@ -185,40 +193,88 @@ def test_the_clock_ends_drafts_that_cost_more_than_they_bring(monkeypatch):
     for seconds in (0.01, 0.4, 1.2):
         small = Timed(model_seed=2, temperature=0.5)
         small.seconds = seconds
-        drafter = DraftModel(small)
+        drafter = DraftModel(small, trees=False)
         stats = answer(Timed(model_seed=2, temperature=0.6), drafter, [1, 2], 300)[1]
         lengths.append(stats.drafted / stats.steps)
     assert lengths[0] > 6.5 > lengths[1] > lengths[2] and lengths[2] < 2
 
 
-def test_chances_are_what_happens():
-    """Along a long text, drafts of a model that knows half keep what they promise."""
-    promised = kept = 0.0
-    target = ToyTarget(vocab=9, temperature=1.0, seed=1)
-    drafter = DraftModel(ToyTarget(vocab=9, temperature=0.6, seed=1), floor=0.0)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_chances_are_what_happens(temperature):
+    """Along a long text, guesses and runner-ups of a model that knows half keep what they promise, likely or not."""
+    promised, kept = [0.0, 0.0], [0, 0]
+    target = ToyTarget(vocab=9, temperature=temperature, seed=1, processor=blur)
+    drafter = DraftModel(ToyTarget(vocab=9, temperature=temperature, seed=1), floor=0.0)
     for step in decode(target, drafter, [1, 2], max_new_tokens=3000):
-        if len(target.cache) > 1000:
-            judged = step.num_accepted + (step.num_accepted < len(step.draft))
-            promised += sum(step.draft.probs[:judged])
-            kept += step.num_accepted
-    assert kept / promised > 0.3 and abs(promised / kept - 1) < 0.1
+        draft, node = step.draft, -1
+        for token in step.tokens if len(target.cache) > 1000 else []:
+            right = None
+            for child in draft.children(node):
+                promised[draft.probs[child] > 0.4] += draft.probs[child]
+                kept[draft.probs[child] > 0.4] += draft.tokens[child] == token
+                right = child if draft.tokens[child] == token else right
+            if right is None:
+                break
+            node = right
+    assert all(keep > 50 and abs(promise / keep - 1) < 0.15 for promise, keep in zip(promised, kept, strict=True))
 
 
-@given(share=st.floats(0.05, 0.95), confidence=st.floats(0, 1), seed=st.integers(0, 99))
-def test_calibration_finds_the_share_of_its_bin_and_no_other(share, confidence, seed):
+@given(bias=st.floats(-1, 1), slope=st.floats(0.3, 2), seed=st.integers(0, 99))
+def test_calibration_finds_the_curve(bias, slope, seed):
     source, calibration = random.Random(seed), Calibration()
-    before = [calibration.prob(edge) for edge in calibration.EDGES]
-    for _ in range(600):
-        calibration.add(confidence, source.random() < share)
-    assert abs(calibration.prob(confidence) - share) < 0.12 and abs(calibration.mean - share) < 0.12
-    assert sum(calibration.prob(edge) != old for edge, old in zip(calibration.EDGES, before, strict=True)) <= 1
+
+    def chance(lead: float) -> float:
+        return 1 / (1 + math.exp(-bias - slope * lead))
+
+    for _ in range(3000):
+        lead = source.expovariate(0.7)
+        calibration.add(lead, source.random() < chance(lead))
+    assert all(abs(calibration.prob(lead) - chance(lead)) < 0.15 for lead in (0.0, 0.5, 1.0, 2.0, 4.0))
+
+
+def test_what_is_no_number_is_no_lead():
+    calibration = Calibration()
+    assert calibration.prob(math.nan) == calibration.prob(0.0) < calibration.prob(1.0) < calibration.prob(math.inf)
+    calibration.add(math.nan, True)
+    assert 0 < calibration.prob(1.0) < 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_runner_ups_bring_more_tokens_for_as_many_rows(temperature):
+    lengths = []
+    for trees in (False, True):
+        small = ToyTarget(vocab=9, temperature=temperature, seed=1)
+        drafter = DraftModel(small, floor=0.0, trees=trees)
+        target = ToyTarget(vocab=9, temperature=temperature, seed=1, processor=blur)
+        _, stats = answer(target, drafter, [1, 2], 2000, budget=FixedBudget(7))
+        assert stats.drafted <= 7 * stats.steps
+        lengths.append(stats.acceptance_length)
+    assert lengths[1] > 1.03 * lengths[0]
+
+
+@given(prompt=prompts, max_tokens=st.integers(1, 9), seed=st.integers(0, 99), floor=st.sampled_from([None, 0.0]))
+def test_a_draft_is_a_chain_and_what_came_second_beside_it_the_likeliest_first(prompt, max_tokens, seed, floor):
+    trees, chain = (
+        DraftModel(ToyTarget(temperature=1.0, seed=seed), floor=floor, trees=trees) for trees in (True, False)
+    )
+    for drafter in (trees, chain):
+        drafter.begin(prompt)
+    draft, line = trees.propose(prompt, max_tokens), chain.propose(prompt, max_tokens)
+    assert 0 < len(draft) <= max_tokens and line.is_chain
+    paths = [math.prod(draft.probs[node] for node in draft.ancestors(i)) for i in range(len(draft))]
+    assert paths == sorted(paths, reverse=True)
+    siblings = [draft.children(node) for node in range(-1, len(draft))]
+    assert all(len({draft.tokens[node] for node in nodes}) == len(nodes) <= 2 for nodes in siblings)
+    assert sum(any(draft.children(node) for node in nodes) for nodes in siblings) <= max(draft.depths)
+    spine = [nodes[0] for nodes in siblings if nodes and draft.probs[nodes[0]] > 0.5]
+    assert all(draft.path(node) == list(line.tokens[: draft.depths[node]]) for node in spine)
 
 
 def test_a_cut_answer_is_not_taken_for_a_wrong_guess():
     target = ToyTarget()
     drafter = DraftModel(ToyTarget(), floor=0.0)
     plain, _ = answer(target, None, [1, 2])
-    drafter.calibration.add = lambda confidence, right: judged.append(right)
+    drafter.calibration.add = lambda lead, right: judged.append(right)
     judged: list[bool] = []
     answer(target, drafter, [1, 2], stop_tokens={plain[4]})
     assert judged and all(judged)

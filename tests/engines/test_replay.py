@@ -32,6 +32,11 @@ def test_the_record_comes_out_alone_and_over_a_model(drafter):
     assert (alone.steps, alone.accepted) == (over_a_model.steps, over_a_model.accepted)
 
 
+def test_a_record_has_no_second_choice():
+    with pytest.raises(ForetokenError, match="drafters that see only tokens"):
+        ReplayTarget(RECORD).prefill(PROMPT).runner_up(0)
+
+
 def test_a_record_has_no_probabilities():
     with pytest.raises(ForetokenError, match="verify_match"):
         list(decode(ReplayTarget(RECORD), None, PROMPT, max_new_tokens=5, verify=rejection_verifier(lambda: 0.5)))

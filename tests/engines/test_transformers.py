@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -164,6 +165,33 @@ def test_choices_follow_the_processed_distribution():
     assert (counts / 8000 - expected).abs().max() < 0.02 and counts[4] == 0
     torch.testing.assert_close(Choice(seed=0).law(ids, logits).probs, expected.double())
     assert Choice().law(ids, logits).prob(0) == 1
+
+
+@settings(deadline=None)
+@given(
+    scores=st.lists(st.sampled_from([-math.inf, 0.0, 0.5, 1.0, 3.0, 60.0]), min_size=2, max_size=9),
+    seed=st.none() | st.integers(0, 2**64 - 1),
+    processed=st.booleans(),
+)
+def test_the_runner_up_is_the_second_of_what_the_choice_compares(scores, seed, processed):
+    asked = []
+
+    def process(ids, logits):
+        asked.append(ids)
+        return 2 * logits
+
+    target = TransformersTarget(tiny_model("llama"), Choice(process if processed else None, seed))
+    rows = TransformersScores(target, torch.tensor([[*scores, 1.5]]), Draft())
+    noise = [0.0 if seed is None else plain_gumbel(seed, 0, token) for token in range(len(scores) + 1)]
+    compared = [(1 + processed) * x + g for x, g in zip([*scores, 1.5], noise, strict=True)]
+    (second, lead), best = rows.runner_up(0), rows.choose(0)
+    assert rows.runner_up(0) == (second, lead) and len(asked) == processed
+    rest = sorted(set(range(len(compared))) - {best}, key=compared.__getitem__)
+    gap = compared[best] - compared[rest[-1]]
+    assert gap >= 0 and (lead == math.inf or lead == pytest.approx(gap, abs=1e-4))
+    assert gap < 30 or lead >= 30, "without noise or far behind, it may be taken for one that cannot be chosen"
+    if lead < math.inf:
+        assert second != best and compared[second] == pytest.approx(compared[rest[-1]], abs=1e-4)
 
 
 def test_rejection_keeps_a_real_models_distribution():

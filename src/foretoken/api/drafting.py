@@ -85,12 +85,13 @@ class Situation:
     def _draft_model(self) -> DraftModel:
         if self.draft_model is None:
             raise ForetokenError('The drafter "draft-model" needs a smaller model: name one with draft_model.')
-        return DraftModel(draft_target(self.draft_model, self.target.choice))
+        return DraftModel(draft_target(self.draft_model, self.target.choice), trees=self.target.supports_trees)
 
     def _early_exit(self) -> EarlyExit:
         num_layers = self.target.model.config.get_text_config(decoder=True).num_hidden_layers
         third = max(1, int(EXIT_SHARE * num_layers))
-        return EarlyExit(ExitTarget(self.target, third if self.exit_layer is None else self.exit_layer))
+        layer = third if self.exit_layer is None else self.exit_layer
+        return EarlyExit(ExitTarget(self.target, layer), trees=self.target.supports_trees)
 
 
 def require_trees(target: TransformersTarget) -> None:

@@ -67,12 +67,13 @@ def _lookahead(given: Given, **settings: Any) -> Lookahead:
 def _draft_model(given: Given, **settings: Any) -> DraftModel:
     model = given.subject.draft_model
     assert model is not None, "choose_methods sees to it"
-    return DraftModel(draft_target(model, given.target.choice), **settings)
+    return DraftModel(draft_target(model, given.target.choice), trees=given.target.supports_trees, **settings)
 
 
 def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExit:
     num_layers = given.subject.model.config.get_text_config(decoder=True).num_hidden_layers
-    return EarlyExit(ExitTarget(given.target, max(1, int(share * num_layers))), **settings)
+    exit_target = ExitTarget(given.target, max(1, int(share * num_layers)))
+    return EarlyExit(exit_target, trees=given.target.supports_trees, **settings)
 
 
 WIDE, WIDE_FLOOR = 60, 0.003  # where rows cost next to nothing; so many candidates lookahead's 15, 5, 15 has

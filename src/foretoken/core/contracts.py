@@ -35,6 +35,14 @@ class Scores(Protocol):
         """The target's own token after ``row``: the argmax, or what the seed selects at this position."""
         ...
 
+    def runner_up(self, row: int) -> tuple[int, float]:
+        """The token that came second in the choice after ``row``, and by how much it lost.
+
+        That is the difference of what the choice is the argmax of: the processed logits, or under sampling their sums
+        with the seed's noise. It is infinite where no other token could be chosen.
+        """
+        ...
+
     def law(self, row: int) -> Law:
         """The distribution after ``row`` that tokens are chosen from, all processors applied."""
         ...

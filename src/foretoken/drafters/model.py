@@ -1,17 +1,16 @@
 """Draft model: a smaller language model guesses what the larger one will say, one forward per token.
 
 Leviathan et al. 2023 (arXiv 2211.17192) and Chen et al. 2023 (arXiv 2302.01318). Under sampling both models choose with
-the same noise of (seed, position), so that they often choose alike (Daliri et al. 2024, arXiv 2408.07978). How far to
-draft follows from what the small model's own probabilities have been worth so far.
+the same noise of (seed, position), so that they often choose alike (Daliri et al. 2024, arXiv 2408.07978). By how
+much a guess won, noise and all, tells how likely it is right; the one that came second is often right where it is not.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from bisect import bisect
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from foretoken.core.budget import Median
 from foretoken.core.contracts import Scores, Step, Target
@@ -51,41 +50,68 @@ class Share:
 
 
 class Calibration:
-    """How often a guess of each confidence is right, learned from the guesses judged; at first as often as it says.
+    """How often a guess is right that won by so much: a logistic curve, learned online from the guesses judged.
+
+    A curve and no bins, since most answers end before bins have learned anything.
 
     >>> calibration = Calibration()
-    >>> for _ in range(100):
-    ...     calibration.add(0.97, False)
-    >>> calibration.prob(0.97) < 0.1 and calibration.prob(0.85) > 0.8
+    >>> for _ in range(300):
+    ...     calibration.add(1.0, False)
+    ...     calibration.add(4.0, True)
+    >>> calibration.prob(1.0) < 0.3 and calibration.prob(4.0) > 0.9
     True
     """
 
-    EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+    START = (-0.5, 1.1)  # what a model of stories tells of one ten times as large, greedy and at temperature 1
+    RATE = 0.02
+    MAX_LEAD = 6.0  # more tells nothing more
 
     def __init__(self) -> None:
-        edges = (0.0, *self.EDGES, 1.0)
-        self._shares = [Share((low + high) / 2) for low, high in pairwise(edges)]
+        self._bias, self._slope = self.START
         self._all = Share(0.5)
 
     @property
     def mean(self) -> float:
-        """How often a guess is right whose confidence is not known yet, given that those before it were."""
+        """How often a guess is right whose lead is not known yet, given that those before it were."""
         return self._all.value
 
-    def prob(self, confidence: float) -> float:
-        """The chance that a guess of this confidence is right."""
-        return self._shares[bisect(self.EDGES, confidence)].value
+    def prob(self, lead: float) -> float:
+        """The chance that a guess with this lead is right."""
+        return 1 / (1 + math.exp(-self._bias - self._slope * self._clipped(lead)))
 
-    def add(self, confidence: float, right: bool) -> None:
-        """A guess of this confidence was judged."""
-        self._shares[bisect(self.EDGES, confidence)].add(right)
+    def add(self, lead: float, right: bool) -> None:
+        """A guess with this lead was judged."""
+        step = self.RATE * (right - self.prob(lead))  # down the gradient of the log loss
+        self._bias += step
+        self._slope += step * self._clipped(lead)
         self._all.add(right)
+
+    def _clipped(self, lead: float) -> float:
+        return min(max(0.0, lead), self.MAX_LEAD)  # 0 where the lead is not a number
+
+
+class Guess(NamedTuple):
+    """A token that the smaller model chose, the one that came second, and by how much it lost."""
+
+    token: int
+    runner_up: int
+    lead: float
+
+
+class Node(NamedTuple):
+    """A node of a draft, the chance that it is right given that its parent is, and that all down to it are."""
+
+    token: int
+    parent: int
+    prob: float
+    path: float
 
 
 class DraftModel:
-    """Draft a chain with a smaller model, as far as a further token is worth the smaller model's time.
+    """Draft with a smaller model, as far as a further token is worth the smaller model's time.
 
-    The draft's tokens stay in its cache, so that accepted ones are not read again.
+    The chain's tokens stay in the smaller model's cache, so that accepted ones are not read again. Beside them stand
+    the tokens that came second, where they are likelier than what the chain would bring next: they cost no forward.
 
     Args:
         target: The smaller model, of the same vocabulary. Give it the larger one's seed, temperature and processors, so
@@ -93,16 +119,18 @@ class DraftModel:
             that never come to be. Its ``max_length`` ends the drafts.
         floor: The fewest tokens that a further forward must be expected to bring; 0 drafts as much as is asked for.
             None learns it by the clock: what the time of a forward brings without it.
+        trees: Whether the larger model takes trees; a chain is drafted otherwise.
     """
 
     FORGET = 0.1  # of the tokens and seconds of late, each step
 
-    def __init__(self, target: RewindableTarget, *, floor: float | None = None) -> None:
-        self.target, self.floor = target, floor
+    def __init__(self, target: RewindableTarget, *, floor: float | None = None, trees: bool = True) -> None:
+        self.target, self.floor, self.trees = target, floor, trees
         self.calibration = Calibration()
+        self.second = Share(0.5)  # how often a runner-up is right where the guess that won is not
         self._read: list[int] = []  # what the cache holds, and perhaps more
         self._num_agreed = 0  # how many of these are known to begin the context
-        self._confidences: list[float] = []  # of the last draft
+        self._chain: list[Guess] = []  # not yet judged
         self._forward_seconds = Median()  # of a forward of one row, with its choice
         self._tokens = self._seconds = 0.0  # of late, in steps that were drafted for
         self._started: float | None = None
@@ -116,40 +144,61 @@ class DraftModel:
 
     def begin(self, prompt: Sequence[int]) -> None:
         self._num_agreed = 0  # the cache stays: the prompt may begin as the last sequence did
-        self._started = None
+        self._chain, self._started = [], None
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        self._started = started = time.perf_counter()
+        self._started = time.perf_counter()
+        max_depth = max_tokens
         if self.target.max_length is not None:
-            max_tokens = min(max_tokens, self.target.max_length - len(context) + 1)
-        tokens: list[int] = []
-        probs: list[float] = []
-        self._confidences = []
-        path_prob = 1.0
-        while len(tokens) < max_tokens:
-            if not tokens:
-                scores, row = self._catch_up(context)
-            elif path_prob * self.calibration.mean < self.price:
+            max_depth = min(max_tokens, self.target.max_length - len(context) + 1)
+        self._chain = []
+        nodes: list[Node] = []
+        last, path = -1, 1.0  # the chain's end, and the chance that all of it is right
+        while len(self._chain) < max_depth:
+            hope = path * self.calibration.mean  # of the next guess
+            enough = sum(node.path > hope for node in nodes) >= max_tokens
+            if self._chain and (enough or hope < self.price):
                 break
-            else:
-                started = time.perf_counter()
-                scores, row = self._forward([tokens[-1]]), 0
-            tokens.append(scores.choose(row))
-            self._confidences.append(_confidence(scores, row, tokens[-1]))
-            probs.append(self.calibration.prob(self._confidences[-1]))
-            path_prob *= probs[-1]
-            if len(tokens) > 1:
-                self._forward_seconds.add(time.perf_counter() - started)
-        return Draft.chain(tokens, probs)
+            guess = self._guess(context)
+            prob = self.calibration.prob(guess.lead)
+            chances = [(guess.token, prob)]
+            if self.trees and guess.lead < math.inf:
+                chances.append((guess.runner_up, (1 - prob) * self.second.value))
+            parent, last = last, len(nodes)
+            nodes += [Node(token, parent, chance, path * chance) for token, chance in chances]
+            path *= prob
+            self._chain.append(guess)
+        draft = Draft(
+            tuple(node.token for node in nodes),
+            tuple(node.parent for node in nodes),
+            tuple(node.prob for node in nodes),
+        )
+        # A node comes after its parent: it is no more probable, and of equals the first stays first.
+        order = sorted(range(len(nodes)), key=lambda node: nodes[node].path, reverse=True)
+        return draft.select(order[:max_tokens])
 
     def observe(self, step: Step) -> None:
-        # The step ends with the first token that was not guessed, so that what comes after it is not judged.
-        for confidence, guess, token in zip(self._confidences, step.draft.tokens, step.tokens, strict=False):
-            self.calibration.add(confidence, guess == token)
+        for guess, token in zip(self._chain, step.tokens, strict=False):
+            self.calibration.add(guess.lead, guess.token == token)
+            if guess.token != token:  # what comes after it is not judged
+                self.second.add(guess.runner_up == token)
+                break
+        self._chain = []
         if self._started is not None:
             self._tokens += len(step.tokens) - self.FORGET * self._tokens
             self._seconds += time.perf_counter() - self._started - self.FORGET * self._seconds
             self._started = None
+
+    def _guess(self, context: Sequence[int]) -> Guess:
+        """What the smaller model says next, after the context and the chain."""
+        if not self._chain:
+            scores, row = self._catch_up(context)
+            return Guess(scores.choose(row), *scores.runner_up(row))
+        started = time.perf_counter()
+        scores = self._forward([self._chain[-1].token])
+        guess = Guess(scores.choose(0), *scores.runner_up(0))
+        self._forward_seconds.add(time.perf_counter() - started)
+        return guess
 
     def _catch_up(self, context: Sequence[int]) -> tuple[Scores, int]:
         """Read what the cache lacks of the context: the scores, and the row that follows all of it."""
@@ -170,12 +219,3 @@ class DraftModel:
         scores = self.target.score(tokens[0], Draft.chain(tokens[1:]))
         self.target.keep(range(len(tokens) - 1))
         return scores
-
-
-def _confidence(scores: Scores, row: int, token: int) -> float:
-    """The model's own probability of ``token``, before any processor; 0 where it is below that of the lowest edge.
-
-    That of the processed law tells no more of the acceptance, and would ask the processors twice.
-    """
-    top = scores.top([row], round(1 / Calibration.EDGES[0]))
-    return dict(zip(top.tokens[0], top.probs[0], strict=True)).get(token, 0.0)

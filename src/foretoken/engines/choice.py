@@ -44,12 +44,16 @@ class Choice:
 
     def choose(self, ids: Tensor, logits: Tensor) -> int:
         """The token that follows ``ids``, and stands at position ``ids.shape[1]``."""
+        return self.compare(ids, logits).best
+
+    def compare(self, ids: Tensor, logits: Tensor) -> Compared:
+        """What ``choose`` takes the argmax of."""
         scores = self.process(ids, logits)
         if self.seed is None:
-            return argmax(scores)
+            return Compared(scores, argmax(scores))
         candidates = (scores >= scores.max() - NOISE_RANGE).nonzero()[:, 0]
-        noise = gumbel(self.seed, ids.shape[1], candidates)
-        return int(candidates[(scores[candidates].double() + noise).argmax()])
+        scores = scores[candidates].double() + gumbel(self.seed, ids.shape[1], candidates)
+        return Compared(scores, argmax(scores), candidates)
 
     def law(self, ids: Tensor, logits: Tensor) -> TensorLaw:
         """The distribution that ``choose`` draws from."""
@@ -57,6 +61,37 @@ class Choice:
         if self.seed is None:
             return TensorLaw(torch.nn.functional.one_hot(scores.argmax(), len(scores)).double())
         return TensorLaw(scores.double().softmax(-1))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The numbers whose largest is chosen.
+
+    Args:
+        scores: [candidates].
+        index: Of the largest.
+        tokens: The candidates; None where they are all tokens.
+    """
+
+    scores: Tensor
+    index: int
+    tokens: Tensor | None = None
+
+    @property
+    def best(self) -> int:
+        """The token that is chosen."""
+        return self._token(self.index)
+
+    @property
+    def runner_up(self) -> tuple[int, float]:
+        """The token that came second, and by how much it lost."""
+        others = self.scores.clone()
+        others[self.index] = -torch.inf
+        second = argmax(others)
+        return self._token(second), float(self.scores[self.index].double() - others[second])
+
+    def _token(self, index: int) -> int:
+        return index if self.tokens is None else int(self.tokens[index])
 
 
 @dataclass(frozen=True)

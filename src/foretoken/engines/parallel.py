@@ -121,6 +121,9 @@ class ParallelScores:
         # Off its owner's walk, or beyond the message's end. The walks are the same everywhere, so all ranks get here.
         return self.ranks.broadcast(self.scores.choose(self.rows[row]) if owner == self.ranks.rank else NOTHING, owner)
 
+    def runner_up(self, row: int) -> tuple[int, float]:
+        raise ForetokenError("Lookahead parallelism exchanges the tokens that were chosen, and no others.")
+
     def law(self, row: int) -> Law:
         raise ForetokenError("Lookahead parallelism exchanges tokens, not distributions: accept with verify_match.")
 

@@ -57,6 +57,9 @@ class ReplayScores:
             self.real.choose(row)  # the model's own choice costs time too
         return self.record[self.start + (self.draft.depths[row - 1] if row else 0)]
 
+    def runner_up(self, row: int) -> tuple[int, float]:
+        raise ForetokenError("A recorded answer has no second choice: replay drafters that see only tokens.")
+
     def law(self, row: int) -> Law:
         raise ForetokenError("A recorded answer has no probabilities: replay it with verify_match.")
 

@@ -75,6 +75,7 @@ class ToyScores:
 
     def __init__(self, target: ToyTarget, context: list[int], draft: Draft) -> None:
         self.target, self.context, self.draft = target, context, draft
+        self._cache: dict[int, list[float]] = {}
 
     def _logits(self, row: int) -> tuple[list[int], list[float]]:
         """The tokens up to and with a row, and its logits."""
@@ -90,12 +91,25 @@ class ToyScores:
         tokens, logits = self._logits(row)
         return len(tokens), self.target.processor(tokens, logits) if self.target.processor else logits
 
+    def _compared(self, row: int) -> list[float]:
+        """What the row's choice is the argmax of; the processor is asked once."""
+        if row not in self._cache:
+            position, logits = self._processed(row)
+            if self.target.temperature > 0:
+                noise = [gumbel(self.target.seed, position, token) for token in range(len(logits))]
+                logits = [x / self.target.temperature + g for x, g in zip(logits, noise, strict=True)]
+            self._cache[row] = logits
+        return self._cache[row]
+
     def choose(self, row: int) -> int:
-        position, logits = self._processed(row)
-        if self.target.temperature > 0:
-            noise = [gumbel(self.target.seed, position, token) for token in range(len(logits))]
-            logits = [x / self.target.temperature + g for x, g in zip(logits, noise, strict=True)]
-        return max(range(len(logits)), key=logits.__getitem__)
+        compared = self._compared(row)
+        return max(range(len(compared)), key=compared.__getitem__)
+
+    def runner_up(self, row: int) -> tuple[int, float]:
+        best, compared = self.choose(row), self._compared(row)
+        others = [token for token in range(len(compared)) if token != best]
+        second = max(others, key=compared.__getitem__, default=best)
+        return second, compared[best] - compared[second] if others else math.inf
 
     def law(self, row: int) -> ListLaw:
         _, logits = self._processed(row)

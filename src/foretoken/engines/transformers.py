@@ -15,7 +15,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from foretoken.core.contracts import Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.choice import Choice, TensorLaw, argmax, top
+from foretoken.engines.choice import Choice, Compared, TensorLaw, argmax, top
 from foretoken.engines.tree_mask import tree_mask
 
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
@@ -190,17 +190,24 @@ class TransformersScores:
         self.choice, self.logits, self.draft = target.choice, logits, draft
         self.ids = target.ids  # [1, length], up to row 0; a view, taken now because keep makes it longer
         self._chosen: dict[int, int] = {}
+        self._compared: dict[int, Compared] = {}  # of rows whose choice was not the logits' argmax
 
     @torch.inference_mode()
     def choose(self, row: int) -> int:
         if row not in self._chosen:
             if not self.choice.is_argmax:
-                self._chosen[row] = self.choice.choose(self._row_ids(row), self.logits[row])
+                self._compared[row] = self.choice.compare(self._row_ids(row), self.logits[row])
+                self._chosen[row] = self._compared[row].best
             elif self.logits.device.type == "cpu":
                 self._chosen[row] = argmax(self.logits[row])
             else:  # all rows at once, since every answer of the device costs a wait
                 self._chosen = dict(enumerate(self.logits.argmax(-1).tolist()))
         return self._chosen[row]
+
+    @torch.inference_mode()
+    def runner_up(self, row: int) -> tuple[int, float]:
+        chosen = self.choose(row)  # where there are processors, they are asked there and once
+        return self._compared.get(row, Compared(self.logits[row], chosen)).runner_up
 
     @torch.inference_mode()
     def law(self, row: int) -> TensorLaw:

@@ -22,9 +22,9 @@ from foretoken.core.contracts import Top
 from foretoken.corpus import build
 from foretoken.drafters import kernels
 from foretoken.drafters.background import Background, context_hashes
-from foretoken.drafters.kernels import BACKGROUND, WIDTH, WINDOW
+from foretoken.drafters.kernels import BACKGROUND, WINDOW
 from foretoken.drafters.memory import NAMED_CONTEXTS, Memory, untrained_weights
-from foretoken.drafters.mixed import MixedNgram
+from foretoken.drafters.mixed import TEXT_WIDTH, MixedNgram
 from foretoken.drafters.store import LEAST_BYTES
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
@@ -89,7 +89,7 @@ def test_drafts_are_trees_in_order_of_their_paths(prompt, answers, trees, floor,
     for answer in answers:
         memory.add(answer)
     draft = drafter_of(prompt, memory, trees=trees, floor=floor).propose(prompt, max_tokens)
-    assert_valid(draft, max_tokens, WIDTH if trees else 1, floor)
+    assert_valid(draft, max_tokens, TEXT_WIDTH if trees else 1, floor)
     assert trees or draft.is_chain
     assert set(draft.tokens) <= set(prompt).union(*answers)
 
@@ -122,7 +122,7 @@ def test_probabilities_are_those_of_the_second_implementation(background, prompt
         for child in draft.children(node):
             assert draft.probs[child] == pytest.approx(probs[draft.tokens[child]], rel=1e-3, abs=1e-6)
         passed_over = [prob for token, prob in probs.items() if (tuple(path), token) not in drafted]
-        if len(draft.children(node)) < WIDTH:
+        if len(draft.children(node)) < TEXT_WIDTH:
             assert all(prob * (path_prob(draft, node) if node >= 0 else 1) <= least * 1.001 for prob in passed_over)
 
 
@@ -231,7 +231,7 @@ def guesses_on_a_known_source(num_tokens: int) -> np.ndarray:
     drafter = drafter_of(text[:200], Memory(), floor=0.0)
     guesses = []
     for i in range(200, num_tokens):
-        draft = drafter.propose([], WIDTH)
+        draft = drafter.propose([], TEXT_WIDTH)
         for child in draft.children(-1):
             token = draft.tokens[child]
             guesses.append((draft.probs[child], truth[text[i - 1], token], token == text[i]))
@@ -375,7 +375,7 @@ def test_threads_share_a_memory_while_others_add_to_it(background):
                 for i in range(60):
                     max_tokens = chance.choice([1, 10, 40])
                     draft = drafter.propose([], max_tokens)
-                    assert_valid(draft, max_tokens, WIDTH if seed % 2 == 0 else 1, 0.0)
+                    assert_valid(draft, max_tokens, TEXT_WIDTH if seed % 2 == 0 else 1, 0.0)
                     drafter.observe(step_of([chance.randrange(6) for _ in range(3)], draft, last=i == 59))
         except BaseException as error:
             failures.append(error)
@@ -438,7 +438,7 @@ def test_nothing_crashes_it(data, damaged, references, max_bytes, floor, rate):
     for _ in range(data.draw(st.integers(1, 5))):
         max_tokens = data.draw(st.sampled_from([1, 2, 10, 100, 1024]))
         draft = drafter.propose([], max_tokens)
-        assert_valid(draft, max_tokens, WIDTH, 0.0)
+        assert_valid(draft, max_tokens, TEXT_WIDTH, 0.0)
         drafter.observe(step_of(data.draw(adverse.filter(len)), draft, last=data.draw(st.booleans())))
         memory.add(data.draw(adverse))
     assert np.isfinite(memory.weights.table).all() and np.isfinite(memory.weights.weight).all()
@@ -452,7 +452,7 @@ def test_a_draft_so_deep_that_its_probability_vanishes(trees):
     memory.weights.weight[-1, -1] = -9.0
     draft = drafter_of([chance.randrange(3) for _ in range(300)], memory, trees=trees, floor=0.0).propose([], 1024)
     assert (len(draft) == 1024 and not trees) or len(draft) > 100
-    assert_valid(draft, 1024, WIDTH, 0.0)
+    assert_valid(draft, 1024, TEXT_WIDTH, 0.0)
 
 
 def test_weights_stay_finite_whatever_comes():
@@ -464,7 +464,7 @@ def test_weights_stay_finite_whatever_comes():
         habit = [chance.randrange(3) for _ in range(chance.randint(1, 5))]
         drafter.observe(step_of([*habit * (1000 // len(habit)), token]))
     assert np.isfinite(memory.weights.table).all() and np.isfinite(memory.weights.weight).all()
-    assert_valid(drafter.propose([], 100), 100, WIDTH, 0.0)
+    assert_valid(drafter.propose([], 100), 100, TEXT_WIDTH, 0.0)
 
 
 def test_an_empty_sequence_has_no_draft():

@@ -31,6 +31,7 @@ from foretoken.drafters.memory import Memory
 from foretoken.drafters.store import TokenStore
 
 TREE_FLOOR, CHAIN_FLOOR = 0.0285, 0.009
+TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fifth is seldom worth its row
 
 
 class MixedNgram:
@@ -66,7 +67,7 @@ class MixedNgram:
         if recycle:
             self.memory.recycle()
         self.references = references
-        self.width = WIDTH if trees else 1
+        self.width = 1 if not trees else WIDTH if recycle else TEXT_WIDTH
         self.floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
         self.rate = rate
         self._start([], ())  # references are counted once a prompt comes

@@ -15,11 +15,12 @@ from foretoken.bench.differences import gap
 from foretoken.bench.methods import METHODS, choose_methods
 from foretoken.bench.methods_page import methods_page
 from foretoken.bench.subject import Subject, is_small, load_measured
-from foretoken.bench.turns import Conditions, Row, headline, measure, parse_prompts, summarise
-from foretoken.core.contracts import Verdict
+from foretoken.bench.turns import Conditions, Row, headline, measure, num_judged, parse_prompts, summarise
+from foretoken.core.contracts import Step, Verdict
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.toy import ToyTarget
 
 PROMPT = {"id": "abc", "kind": "pattern", "prompt": "a b c a b c a b c a b c"}
 SHORT = Conditions(rounds=2, max_new_tokens=12)
@@ -44,6 +45,7 @@ def row(**changes) -> Row:
         "rows": 20,
         "guesses": 14,
         "accepted": 4,
+        "judged": 6,
         "drafter_seconds": 0.008,
         "prefill_seconds": 0.1,
         "speed": 2.0,
@@ -62,6 +64,7 @@ def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(subject, t
         assert row.differs_at is None and row.as_dict()["identical"]
         assert row.tokens == row.rounds + row.steps + row.accepted == rows[0].tokens
         assert row.accepted <= row.guesses <= row.rows - row.steps
+        assert row.accepted <= row.judged <= row.accepted + row.steps
         assert row.speed > 0 and row.drafter_seconds >= 0
     plain = rows[0]
     assert (plain.speed, plain.guesses, plain.rows, plain.drafter_seconds) == (1.0, 0, plain.steps, 0.0)
@@ -92,6 +95,23 @@ def test_per_step_is_per_step():
         "accepted_per_step": 1.0,
         "drafter_ms": 2.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "judged"),
+    [((4, 9), 2), ((7, 9), 1), ((4, 1, 9), 2), ((9,), 1)],  # none is made for what follows 7, or 4 1
+)
+def test_a_token_is_judged_where_a_guess_was_made_for_it(tokens, judged):
+    draft = Draft((4, 7, 1, 9), (-1, -1, 0, 1), num_lookahead=1)
+    step = Step(draft, tokens, ToyTarget().prefill([1]))
+    assert num_judged(step) == judged
+    assert num_judged(replace(step, finish_reason="length")) == len(tokens) - 1, "an end is no rejection"
+    assert num_judged(replace(step, draft=Draft(), tokens=(4,))) == 0
+
+
+def test_acceptance_is_a_share_of_the_judged():
+    assert row().acceptance == row().as_dict()["acceptance"] == 4 / 6
+    assert row(accepted=0, judged=0).acceptance is None
 
 
 def accept_the_first_guess(draft, scores) -> Verdict:

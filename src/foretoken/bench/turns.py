@@ -84,6 +84,7 @@ class Row:
         rows: Of all forwards: the last token, guesses and lookahead rows.
         guesses: That were verified.
         accepted: Of these, how many became tokens.
+        judged: The tokens that guesses were judged by: those accepted, and of each step the first that none named.
         drafter_seconds: Inside ``propose`` and ``observe``.
         prefill_seconds: Until the first token, the drafter's own reading of the prompt with it; the median.
         speed: How many times as many tokens came in the same time as by plain decoding; the median of the rounds.
@@ -103,6 +104,7 @@ class Row:
     rows: int
     guesses: int
     accepted: int
+    judged: int
     drafter_seconds: float
     prefill_seconds: float
     speed: float
@@ -121,6 +123,11 @@ class Row:
         }
 
     @property
+    def acceptance(self) -> float | None:
+        """Of the tokens that guesses were judged by, the share that one of them named; None where none was."""
+        return self.accepted / self.judged if self.judged else None
+
+    @property
     def difference(self) -> str | None:
         """Where the text is not plain decoding's, in words."""
         if self.differs_at is None:
@@ -132,7 +139,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | self.per_step | {"identical": self.differs_at is None}
+        return asdict(self) | self.per_step | {"acceptance": self.acceptance, "identical": self.differs_at is None}
 
 
 def parse_prompts(text: str, limit: int | None = None) -> list[dict[str, str]]:
@@ -208,11 +215,12 @@ def measure(
 
 @dataclass(frozen=True)
 class _Run:
-    """One answer: its tokens, what it cost, the rows of its steps, and the drafter's seconds."""
+    """One answer: its tokens, what it cost, the rows of its steps, the tokens judged by, and the drafter's seconds."""
 
     tokens: list[int]
     stats: DecodeStats
     rows: int
+    judged: int
     drafter_seconds: float
 
     @property
@@ -259,7 +267,7 @@ class _Player:
     def answer(self, ids: list[int]) -> _Run:
         """Answer a prompt."""
         tokens: list[int] = []
-        stats, drafted_rows = DecodeStats(), 0
+        stats, drafted_rows, judged = DecodeStats(), 0, 0
         for step in decode(
             self.target,
             self.drafter,
@@ -271,7 +279,16 @@ class _Player:
             stats.add(step)
             tokens += step.tokens
             drafted_rows += len(step.draft)
-        return _Run(tokens, stats, stats.steps + drafted_rows, self.drafter.seconds if self.drafter else 0.0)
+            judged += num_judged(step)
+        return _Run(tokens, stats, stats.steps + drafted_rows, judged, self.drafter.seconds if self.drafter else 0.0)
+
+
+def num_judged(step: Step) -> int:
+    """The tokens of a step that guesses were judged by: those accepted, and the next where guesses were made for it."""
+    node = -1
+    for token in step.tokens[: step.num_accepted]:
+        node = next(child for child in step.draft.children(node) if step.draft.tokens[child] == token)
+    return step.num_accepted + bool(step.draft.children(node) and step.finish_reason is None)
 
 
 def _stop_tokens(model: PreTrainedModel) -> list[int]:
@@ -310,6 +327,7 @@ def _row(
         rows=sum(run.rows for run in runs),
         guesses=sum(run.stats.drafted for run in runs),
         accepted=sum(run.stats.accepted for run in runs),
+        judged=sum(run.judged for run in runs),
         drafter_seconds=sum(run.drafter_seconds for run in runs),
         prefill_seconds=statistics.median(run.stats.prefill_seconds for run in runs),
         speed=statistics.median(p.token_seconds / run.token_seconds for p, run in zip(plain, runs, strict=True)),

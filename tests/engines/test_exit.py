@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
-from foretoken import DecodeStats, Draft, ForetokenError, decode
+from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, decode
 from foretoken.drafters.early_exit import EarlyExit
 from foretoken.drafters.model import DraftModel
 from foretoken.engines.choice import Choice
@@ -146,6 +146,34 @@ def test_targets_that_take_only_chains_are_drafted_for():
     assert not target.supports_trees
     drafted, _ = answer(target, EarlyExit(ExitTarget(target, 2)), [7, 3])
     assert drafted == answer(target, None, [7, 3])[0]
+
+
+def test_no_draft_goes_where_the_model_has_no_place():
+    """Learned positions end with the context, also where nobody says how long an answer may be."""
+    torch.manual_seed(0)
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(**SMALL, n_positions=24, n_embd=16, n_layer=3, n_head=2)).eval()
+    target = TransformersTarget(model)
+
+    def text(drafter):
+        steps = decode(target, drafter, [7, 3, 9], max_new_tokens=21, budget=FixedBudget(32))
+        return [token for step in steps for token in step.tokens]
+
+    assert text(EarlyExit(ExitTarget(target, 1), floor=0.0)) == text(None)
+
+
+def test_no_draft_moves_the_rotary_frequencies():
+    """They change with the longest text that the module, which both share, has seen."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}
+    config = tf.LlamaConfig(**LLAMA | {"max_position_embeddings": 24, "initializer_range": 0.3}, rope_parameters=rope)
+
+    def text(drafted):
+        torch.manual_seed(0)
+        target = TransformersTarget(tf.AutoModelForCausalLM.from_config(config).eval())
+        drafter = EarlyExit(ExitTarget(target, 1), floor=0.0) if drafted else None
+        steps = decode(target, drafter, list(range(1, 11)), max_new_tokens=60, budget=FixedBudget(9))
+        return [token for step in steps for token in step.tokens]
+
+    assert text(drafted=True) == text(drafted=False)
 
 
 def test_a_processor_with_a_state_is_not_asked_by_the_draft():

@@ -20,7 +20,9 @@ class EarlyExit(DraftModel):
     """
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        num_shared = len(context) - 1
+        num_shared, limit = len(context) - 1, self.target.max_draft_depth
+        if limit is not None:  # the layers that are shared must not run there, not even for a draft
+            max_tokens = min(max_tokens, limit)
         self._read = list(context[:num_shared])
         try:
             return super().propose(context, max_tokens)

@@ -46,6 +46,11 @@ class ExitTarget(TransformersTarget):
     def num_cached(self) -> int:
         return self.full.num_cached
 
+    @property
+    def max_draft_depth(self) -> int | None:
+        """The full target's: beyond it layers have no positions, or move the rotary frequencies that all share."""
+        return self.full.max_draft_depth
+
     @torch.inference_mode()
     def rewind(self, num_tokens: int) -> None:
         # Anew each time: the full target may have begun another cache, and has committed tokens.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.progress import track
 
+from foretoken.api.drafting import Situation
 from foretoken.api.language_model import LanguageModel, load
 from foretoken.bench.speed import read_prompts
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import MixedNgram
+from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers import TransformersTarget
 
@@ -24,24 +26,27 @@ SEED = 0
 RANDOM_TEXTS = 4
 
 
-def measure(dtypes: Sequence[str], rounds: int, records: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+def measure(
+    dtypes: Sequence[str], rounds: int, records: Mapping[str, Sequence[str]], drafter: str = DEFAULT_DRAFTER
+) -> list[dict[str, Any]]:
     """Answers sampled at 1.2, random tokens, and recorded texts, each plain and drafted in turns.
 
     Sampled answers are the bundled model's own; of random tokens and recorded texts the record chooses the tokens and
-    the bundled model spends the time. The n-gram core drafts with the background corpus and an adaptive budget, and
-    remembers nothing from round to round but what forwards cost.
+    the bundled model spends the time. The drafter has the background corpus and an adaptive budget, and remembers
+    nothing from round to round but what forwards cost.
 
     Args:
         dtypes: Of the model.
         rounds: How often each is run; medians count.
         records: Texts by kind, replayed from their middle on.
+        drafter: Its name.
 
     Raises:
         SystemExit: If drafting changed a text in float32.
     """
     rows = []
     for dtype in dtypes:
-        lm = load("tiny", dtype=dtype, history=False)
+        lm = load("tiny", dtype=dtype, drafter=drafter, history=False)
         lm.memories.wait()
         texts: dict[str, list[list[int]]] = {"random": [_random_text(lm, seed) for seed in range(RANDOM_TEXTS)]}
         texts |= {kind: [lm.encode(text)[: 2 * NEW_TOKENS] for text in some] for kind, some in records.items()}
@@ -99,7 +104,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _sampled(lm: LanguageModel, prompt: str, drafted: bool) -> tuple[DecodeStats, tuple[int, ...]]:
     result = lm.generate(
         prompt,
-        drafter="ngram" if drafted else "none",
+        drafter=lm.drafter if drafted else "none",
         namespace=None,
         max_new_tokens=NEW_TOKENS,
         temperature=TEMPERATURE,
@@ -111,7 +116,8 @@ def _sampled(lm: LanguageModel, prompt: str, drafted: bool) -> tuple[DecodeStats
 def _replayed(lm: LanguageModel, text: Sequence[int], drafted: bool) -> tuple[DecodeStats, tuple[int, ...]]:
     prompt, record = text[: len(text) // 2], text[len(text) // 2 :]
     engine = TransformersTarget(lm.model)
-    drafter = MixedNgram(lm.memories.of(None), trees=engine.supports_trees) if drafted else None
+    situation = Situation(engine, partial(lm.memories.of, None), lm.budget)
+    drafter, _ = situation.drafting(lm.drafter if drafted else "none")
     stats = DecodeStats()
     tokens: list[int] = []
     target = ReplayTarget(record, engine)

@@ -13,6 +13,7 @@ from foretoken.cli.console import err, out
 from foretoken.cli.generate import BackgroundName, Device, Model, read_text
 from foretoken.cli.replay import HtmlFile, background_folder, check_outputs, write_text
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters import DEFAULT_DRAFTER
 
 if TYPE_CHECKING:
     from foretoken.bench.subject import Subject
@@ -124,15 +125,16 @@ def never_slower(
     texts: Annotated[
         list[Path] | None, typer.Option("--texts", help="A file of recorded answers, such as translations.")
     ] = None,
+    drafter: Annotated[str, typer.Option(help="Its name.")] = DEFAULT_DRAFTER,
     out_file: OutFile = Path("build/never-slower.json"),
 ) -> None:
-    """Time the default drafter on text that gives it little to work with."""
+    """Time a drafter, the default one for one, on text that gives it little to work with."""
     from foretoken.bench import never_slower as part
     from foretoken.bench.recorded import read_texts
 
     check_outputs(out_file, None)
     _quiet()
-    rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), read_texts(texts or []))
+    rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), read_texts(texts or []), drafter)
     summary = part.summarise(rows)
     _finish(out_file, {"rows": rows, "summary": summary}, summary)
 

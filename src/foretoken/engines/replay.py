@@ -64,4 +64,6 @@ class ReplayScores:
         raise ForetokenError("A recorded answer has no probabilities: replay it with verify_match.")
 
     def top(self, rows: Sequence[int], k: int) -> Top:
-        raise ForetokenError("A recorded answer has no logits: replay drafters that see only tokens.")
+        if self.real is None:
+            raise ForetokenError("A recorded answer has no logits: replay drafters that see only tokens.")
+        return self.real.top(rows, k)  # they belong to another text, and cost what they cost

@@ -32,7 +32,7 @@ class Budget(Protocol):
             draft: What was verified.
             num_accepted: How much of it was right.
             seconds: How long the step took in all.
-            draft_seconds: How much of that the drafter took to propose.
+            draft_seconds: How much of that the drafter took, to propose and to observe.
         """
         ...
 
@@ -212,7 +212,7 @@ class AdaptiveBudget:
         self._credit = self.CREDIT
         self._since_plain = 0  # steps
         self._asked = False  # whether the drafter was, in this step
-        self._drafting = Median()  # seconds that the drafter takes to propose
+        self._drafting = Median()  # seconds that the drafter takes where it is asked
         self._gain = 0.05  # what asking saves of late, in plain steps
         self._pause = self._paused = 0  # steps between two questions, and how many of them have passed
 

@@ -98,10 +98,12 @@ def _steps(
         # The last token is pending: the next score writes it to the cache.
         target.keep(verdict.path[: num_tokens - 1])
         step = Step(draft, tuple(tokens[:num_tokens]), scores, finish_reason)
+        observed = time.perf_counter()
         if drafter is not None:
             drafter.observe(step)
         if started is not None:
-            budget.observe(draft, step.num_accepted, time.perf_counter() - started, draft_seconds)
+            now = time.perf_counter()
+            budget.observe(draft, step.num_accepted, now - started, draft_seconds + now - observed)
         yield step
         if finish_reason is not None:
             return

@@ -31,6 +31,10 @@ def subject() -> Subject:
     return Subject(*load_measured("tiny", "float32", "cpu"))
 
 
+def test_texts_may_be_compared_in_float64():
+    assert Subject(*load_measured("tiny", "float64", "cpu")).dtype == "float64"
+
+
 def row(**changes) -> Row:
     values = {
         "prompt": "code-1",

@@ -330,7 +330,7 @@ def load(
 
     Args:
         model: A folder in the Hugging Face layout, a name on the hub, or "tiny", the model that comes with the package.
-        dtype: "float32", "bfloat16", "float16", or "auto" for what the weights are stored in.
+        dtype: "float64", "float32", "bfloat16", "float16", or "auto" for what the weights are stored in.
         device: Where it runs, such as "cpu" or "cuda"; a GPU where None and there is one.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
         draft_model: A smaller model of the same tokenizer, named as ``model``, for the drafter "draft-model".

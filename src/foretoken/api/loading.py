@@ -11,7 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from foretoken.core.errors import ForetokenError
 
 TINY = Path(__file__).parent.parent / "models" / "tiny"
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "auto": "auto",
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_model(name: str, dtype: str = "auto", device: str | None = None) -> PreTrainedModel:

@@ -189,7 +189,7 @@ def measure(
 
     Raises:
         ForetokenError: If a prompt leaves no room for an answer.
-        SystemExit: If drafting changed a text in float32.
+        SystemExit: If drafting changed a text in float32 or float64.
     """
     encoded = [list(subject.encode(prompt["prompt"])) for prompt in prompts]
     for ids in encoded:
@@ -309,7 +309,7 @@ def _row(
     """What the runs of a method come to.
 
     Raises:
-        SystemExit: If a text is not the plain one in float32.
+        SystemExit: If a text is not the plain one in float32 or float64.
     """
     text = plain[0].tokens
     positions = [at for run in runs if (at := first_difference(text, run.tokens)) is not None]
@@ -334,7 +334,7 @@ def _row(
         differs_at=differs_at,
         gap=None if differs_at is None else gap(subject.model, [*ids, *text[:differs_at]]),
     )
-    if row.difference is not None and row.dtype == "float32":
+    if row.difference is not None and row.dtype in ("float64", "float32"):
         raise SystemExit(f"Drafting changed a text. {row.difference}")
     return row
 

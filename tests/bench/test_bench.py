@@ -56,10 +56,16 @@ def test_loops_are_told_from_repetition():
         assert not loops([*text[:50], *text[:period], *text[60:100]])
 
 
-def test_the_prompts_are_thirty_of_four_kinds():
+def test_the_prompts_are_of_five_kinds_and_all_differ():
     prompts = read_prompts()
-    assert Counter(prompt["kind"] for prompt in prompts) == {"code": 9, "edit": 9, "pattern": 6, "story": 6}
-    assert len({prompt["prompt"] for prompt in prompts}) == 30
+    assert Counter(prompt["kind"] for prompt in prompts) == {
+        "code": 9,
+        "edit": 9,
+        "pattern": 6,
+        "story": 6,
+        "chat": 6,
+    }
+    assert len({prompt["prompt"] for prompt in prompts}) == 36
     for prompt in prompts:
         if prompt["kind"] == "edit":
             ast.parse(prompt["prompt"].split("# Before:\n")[1].split("\n# After")[0])

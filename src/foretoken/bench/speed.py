@@ -71,7 +71,7 @@ class Row:
 
 
 def read_prompts() -> list[dict[str, str]]:
-    """The 30 prompts that come with the benchmark, each with ``id``, ``kind`` and ``prompt``."""
+    """The 36 prompts that come with the benchmark, each with ``id``, ``kind`` and ``prompt``."""
     return [json.loads(line) for line in workload().splitlines()]
 
 
@@ -91,7 +91,7 @@ def measure(model: str, dtypes: Sequence[str], rounds: int, device: str | None) 
     for dtype in dtypes:
         lm = load(model, dtype=dtype, device=device)
         noise[dtype] = check(lm, 64).noise
-        for prompt in track(read_prompts(), description=f"{dtype}: 30 prompts, methods in turns"):
+        for prompt in track(read_prompts(), description=f"{dtype}: 36 prompts, methods in turns"):
             rows += [_measure_prompt(lm, prompt, dtype, decoding, rounds) for decoding in ("greedy", "sampled")]
     _fail_on_differences(rows, noise)
     return {"rows": [asdict(row) for row in rows], "noise": noise, "summary": list(summarise(rows))}

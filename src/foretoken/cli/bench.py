@@ -41,7 +41,7 @@ def methods(
         list[str] | None, typer.Option("--method", help="One of them; may be given again; else all.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt"; the 30 of the package else.')
+        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt"; the 36 of the package else.')
     ] = None,
     limit: Annotated[int | None, typer.Option(help="The first prompts of each kind; else all.")] = None,
     dtype: Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32.")] = None,

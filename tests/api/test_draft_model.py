@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import transformers as tf
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-from foretoken import ForetokenError, decode
+from foretoken import DecodeStats, ForetokenError, decode
 from foretoken.api.draft_model import check_same_tokens, draft_target, load_draft_model
 from foretoken.drafters.model import DraftModel
 from foretoken.engines.choice import Choice
+from foretoken.engines.processors import Padded, stateless
 from foretoken.engines.transformers import TransformersTarget
 from shapes import LLAMA, SMALL, tiny_model
 from tokenizing import character_tokenizer
@@ -39,6 +42,40 @@ def test_a_model_of_the_same_tokens_drafts(model_folder):
         return [token for step in decode(target, drafter, [5, 6], max_new_tokens=30) for token in step.tokens]
 
     assert answer(drafted=True) == answer(drafted=False)
+
+
+def test_a_draft_chooses_with_the_seed_and_with_processors_that_keep_no_state():
+    """The model drafts for itself: only where seed and temperature are the answer's own is every guess right."""
+    model = tiny_model("llama")
+
+    def accepted(choice: Choice, drafting: Choice) -> tuple[int, int]:
+        stats = DecodeStats()
+        drafter = DraftModel(draft_target(model, drafting), floor=0.0, trees=False)
+        for step in decode(TransformersTarget(model, choice), drafter, [5, 6], max_new_tokens=30):
+            stats.add(step)
+        return stats.accepted, stats.drafted
+
+    hot = Choice(LogitsProcessorList([TemperatureLogitsWarper(1.5)]), seed=3)
+    right, drafted = accepted(hot, hot)
+    assert right == drafted
+    for other in (Choice(hot.processors, seed=4), Choice(None, seed=3)):
+        right, drafted = accepted(hot, other)
+        assert right < 0.7 * drafted
+
+
+def test_what_cannot_be_copied_is_left_out():
+    class Locked:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __call__(self, ids, scores):
+            return scores
+
+    warper = TemperatureLogitsWarper(0.5)
+    assert stateless(Choice(LogitsProcessorList([Locked(), warper]), 1)).processors == [warper]
+    assert stateless(Choice(LogitsProcessorList([Locked()]), 1)).processors is None
+    padded = stateless(Choice(Padded(LogitsProcessorList([Locked(), warper]), torch.tensor([[0]])), 1)).processors
+    assert isinstance(padded, Padded) and padded.processors == [warper]
 
 
 def test_other_tokens_are_refused(model_folder):

@@ -93,6 +93,34 @@ def test_a_target_may_limit_the_depth():
         list(decode(Shallow(), drafter, [1], max_new_tokens=40))
 
 
+class Looking(RandomTrees):
+    """Guesses, and a chain of five lookahead rows."""
+
+    def propose(self, context, max_tokens):
+        guesses = super().propose(context, max_tokens)
+        rows = range(len(guesses), len(guesses) + 5)
+        parents = (-1, *rows[:-1])
+        return Draft((*guesses.tokens, *(1,) * 5), (*guesses.parents, *parents), num_lookahead=5)
+
+
+def test_lookahead_rows_may_stand_beyond_the_answers_end_but_not_beyond_the_models():
+    class Limited(ToyTarget):
+        max_draft_depth = None
+
+        def score(self, last_token, draft):
+            deepest.append(max(draft.depths, default=0))
+            return super().score(last_token, draft)
+
+    deepest: list[int] = []
+    plain = [token for step in decode(ToyTarget(), None, [1], max_new_tokens=8) for token in step.tokens]
+    for limit, expected in ((None, 5), (5, 5), (4, 4)):
+        Limited.max_draft_depth = limit
+        deepest.clear()
+        assert [t for s in decode(Limited(), Looking(1, 5), [1], max_new_tokens=8) for t in s.tokens] == plain
+        # All but the answer's last token are guessed, and the window rides as long as something is.
+        assert max(deepest) <= expected and (expected < 5 or deepest[-2] == 5)
+
+
 def test_the_last_step_says_why():
     *before, last = decode(ToyTarget(), None, [1], max_new_tokens=5)
     assert [step.finish_reason for step in before] == [None] * 4 and last.finish_reason == "length"

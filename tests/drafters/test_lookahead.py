@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import foretoken
 from foretoken import AdaptiveBudget, Draft, FixedBudget, ForetokenError, Step, decode
 from foretoken.core.budget import CostCurve
+from foretoken.drafters import MixedNgram, WithWindow
 from foretoken.drafters import lookahead as module
 from foretoken.drafters.lookahead import SHAPES, Lookahead, Pool, Shape, shape_for
 from foretoken.engines.toy import ToyTarget
@@ -314,7 +316,7 @@ class Timed(AdaptiveBudget):
         self.clock += seconds
         self.steps += 1
         self.rides += draft.num_lookahead > 0
-        super().observe(draft, num_accepted, seconds, draft_seconds)
+        super().observe(draft, num_accepted, seconds, 0.0)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 5.0], ids=["predictable", "random"])
@@ -441,3 +443,18 @@ def test_where_rows_are_free_a_budget_that_knows_nothing_comes_to_the_window(mon
     steps = decode(ToyTarget(vocab=40), Lookahead(), [1, 2, 3] * 4, max_new_tokens=400, budget=AdaptiveBudget())
     rides = [step.draft.num_lookahead for step in steps]
     assert rides[0] == 0 and max(rides) == Shape(15, 5, 15).num_rows
+
+
+def test_the_window_rides_beside_another_drafters_guesses_and_shows_it_its_rows():
+    target = ToyTarget(vocab=40, temperature=0.7, seed=2)
+
+    def said(drafter) -> tuple[list[int], int]:
+        steps = list(decode(target, drafter, [1, 2], max_new_tokens=60, budget=FixedBudget(4)))
+        return [token for step in steps for token in step.tokens], max(step.draft.num_lookahead for step in steps)
+
+    alone, beside = MixedNgram(recycle=True, floor=0.0), MixedNgram(recycle=True, floor=0.0)
+    window = WithWindow(beside, Lookahead(5, 3, 1, text=False))
+    assert said(window) == (said(None)[0], Shape(5, 3, 1).num_rows)
+    assert said(alone) == (said(None)[0], 0)
+    known, known_alone = (np.count_nonzero(drafter.memory.recycled.checks) for drafter in (beside, alone))
+    assert known > 1.2 * known_alone

@@ -153,7 +153,7 @@ def test_what_the_target_named_votes_as_the_second_implementation_says(data, pro
     drafter, plain = drafter_of(prompt, memory, floor=0.001, rate=0.02, recycle=True), Plain(memory, [], prompt)
     right = len(new) - 1
     # The right tokens in a chain, wrong ones anywhere beside and below them, the last of them lookahead rows.
-    tokens = [*new[:-1], *(data.draw(st.integers(4, 6)) for _ in range(num_wrong))]
+    tokens = [*new[:-1], *(data.draw(st.integers(0, 5)) for _ in range(num_wrong))]
     parents = [*range(-1, right - 1), *(data.draw(st.integers(-1, right + i - 1)) for i in range(num_wrong))]
     draft = Draft(tuple(tokens), tuple(parents), num_lookahead=num_wrong)
     rows = data.draw(named_rows(1 + len(draft)))
@@ -173,6 +173,28 @@ def test_what_the_target_named_votes_as_the_second_implementation_says(data, pro
     for child in draft.children(-1):
         assert draft.probs[child] == pytest.approx(probs[draft.tokens[child]], rel=1e-3, abs=1e-6)
     assert draft.children(-1) or max(probs.values(), default=0) < 0.0011
+
+
+def test_what_was_named_in_one_answer_is_known_in_the_next():
+    memory = Memory()
+    first = drafter_of([1, 2, 3], memory, recycle=True)
+    first.observe(Step(Draft(), (7,), Named([[(7, 0.9), (8, 0.1)]]), "stop"))
+    second = drafter_of([3], memory, recycle=True, floor=0.0)
+    assert 8 in second.propose([3], 8).tokens, "that 8 was likely after 3 is in no text"
+    assert 8 not in drafter_of([3], memory, floor=0.0).propose([3], 8).tokens
+
+
+def test_while_the_budget_pauses_no_scores_are_asked():
+    class Silent:
+        def top(self, rows: Sequence[int], k: int) -> Top:
+            raise AssertionError
+
+    drafter = drafter_of([1, 2, 3], recycle=True)
+    drafter.observe(Step(Draft(), (7,), Named([[(7, 0.9)]])))
+    drafter.observe(Step(Draft(), (7,), Silent()))
+    drafter.propose([], 1)
+    with pytest.raises(AssertionError):  # the test can fail
+        drafter.observe(Step(Draft(), (7,), Silent()))
 
 
 def assert_pairs_have_places_of_their_own(drafter: MixedNgram) -> None:

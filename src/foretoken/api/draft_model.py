@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foretoken.api.loading import load_model, load_tokenizer
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.choice import Choice
+from foretoken.engines.processors import stateless
 from foretoken.engines.transformers import TransformersTarget, context_length, rewindable_cache
 from foretoken.fingerprint import fingerprint
 
@@ -30,6 +30,8 @@ def load_draft_model(
     Raises:
         ForetokenError: If it cannot be loaded, cannot rewind, or has other tokens.
     """
+    if not isinstance(name, str):
+        raise ForetokenError(f"The draft model is {type(name).__name__}: give the name of a model.")
     draft_model = load_model(name, dtype, str(model.device))
     rewindable_cache(draft_model)
     check_same_tokens(draft_model, model, load_tokenizer(name), tokenizer)
@@ -50,6 +52,8 @@ def check_same_tokens(
         ForetokenError: If the tokenizers differ, the draft model lacks some of the tokens, or, where a tokenizer is not
             known, the sizes differ.
     """
+    if not isinstance(draft_model, PreTrainedModel):
+        raise ForetokenError(f"The draft model is {draft_model!r}: give a model of transformers, or a name to load().")
     advice = "choose a smaller model of the same family, or another drafter."
     draft_size, size = _vocab_size(draft_model), _vocab_size(model)
     if draft_tokenizer is None or tokenizer is None:
@@ -66,9 +70,9 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
 
     Args:
         draft_model: The smaller model.
-        choice: The larger model's. It is copied deeply: a draft asks processors about tokens that never come to be.
+        choice: The larger model's; its processors that may keep a state are left out.
     """
-    return DraftTarget(draft_model, copy.deepcopy(choice), max_length=context_length(draft_model))
+    return DraftTarget(draft_model, stateless(choice), max_length=context_length(draft_model))
 
 
 class DraftTarget(TransformersTarget):

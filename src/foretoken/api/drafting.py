@@ -62,6 +62,12 @@ class Situation:
             ForetokenError: If there is no such drafter, or it cannot draft for this target.
         """
         calibrated = isinstance(drafter, MixedNgram)
+        if (
+            drafter is not None
+            and not isinstance(drafter, str)
+            and (isinstance(drafter, type) or not hasattr(drafter, "propose"))
+        ):
+            raise ForetokenError(f"The drafter is {drafter!r}: give a name, an object that drafts, or None.")
         if isinstance(drafter, str):
             calibrated = drafter not in AS_PUBLISHED
             drafter = self._make(drafter)
@@ -78,9 +84,9 @@ class Situation:
 
     def _lookahead(self) -> Lookahead:
         require_trees(self.target)
-        if self.budget.costs.most_rows < MEASURED_ROWS[-1]:
+        if self.budget.costs.most_rows <= 1:
             measure_rows(TransformersTarget(self.target.model), self.budget)
-        return Lookahead(seconds=self.budget.costs.seconds)
+        return Lookahead(seconds=self.budget.seconds)
 
     def _draft_model(self) -> DraftModel:
         if self.draft_model is None:
@@ -118,7 +124,7 @@ def measure_rows(target: Target, budget: AdaptiveBudget) -> None:
             started = time.perf_counter()
             target.score(0, Draft((0,) * (rows - 1), (-1,) * (rows - 1))).choose(0)
             target.keep(())
-            budget.costs.add(rows, time.perf_counter() - started)
+            budget.learn_cost(rows, time.perf_counter() - started)
 
 
 MADE: dict[str, Callable[[Situation], Drafter]] = {

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import FloatTensor, LongTensor, Tensor
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.choice import Choice, Processors
+from foretoken.engines.processors import Padded
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,8 @@ def _asks(config: GenerationConfig, name: str) -> bool:
     return bool(getattr(config, name, False))
 
 
-@dataclass(frozen=True)
-class _Padded:
-    """Processors that are shown the padding that the model is not: they were made for lengths that count it.
-
-    A class and no closure, so that a deep copy has processors of its own.
-    """
-
-    processors: LogitsProcessorList
-    padding: Tensor
-
-    def __call__(self, ids: Tensor, scores: FloatTensor) -> Tensor:
-        return self.processors(cast(LongTensor, torch.cat([self.padding, ids], dim=1)), scores)
-
-
 def _processors(processors: LogitsProcessorList, padding: Tensor) -> Processors:
-    return _Padded(processors, padding) if padding.shape[1] else processors
+    return Padded(processors, padding) if padding.shape[1] else processors
 
 
 def _asked_with_ids(criteria: StoppingCriteriaList, padding: Tensor) -> Callable[[Sequence[int]], bool]:

@@ -11,7 +11,7 @@ from foretoken.bench.subject import Subject
 from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
+from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup, WithWindow
 from foretoken.drafters.early_exit import EarlyExit
 from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.model import DraftModel
@@ -59,8 +59,12 @@ def _ngram(given: Given, **settings: Any) -> MixedNgram:
     return MixedNgram(Memory(given.subject.background), trees=given.target.supports_trees, **settings)
 
 
+def _with_window(given: Given, window: int, ngram: int, **settings: Any) -> WithWindow:
+    return WithWindow(_ngram(given, recycle=True, **settings), Lookahead(window, ngram, 1, text=False))
+
+
 def _lookahead(given: Given, **settings: Any) -> Lookahead:
-    costs = given.budget.costs.seconds if isinstance(given.budget, AdaptiveBudget) else None
+    costs = given.budget.seconds if isinstance(given.budget, AdaptiveBudget) else None
     return Lookahead(seconds=costs, **settings)
 
 
@@ -94,6 +98,7 @@ METHODS = {
         Method("recycle-adaptive", lambda given: Recycle(), None),
         Method("mixed", _ngram, 10, {"recycle": True}),
         Method("mixed-wide", _ngram, WIDE, {"recycle": True, "floor": WIDE_FLOOR}),
+        Method("mixed-wide-window", _with_window, WIDE, {"window": 15, "ngram": 5, "floor": WIDE_FLOOR}),
         Method("mixed-adaptive", _ngram, None, {"recycle": True}),
         Method("lookahead", _lookahead, WIDE, {"window": 15, "ngram": 5, "guesses": 15}),
         Method("lookahead-adaptive", _lookahead, None),

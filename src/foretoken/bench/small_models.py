@@ -108,13 +108,16 @@ def load_small(path: Path) -> tuple[LlamaForCausalLM, PieceTokenizer]:
             ``tok<vocab>_pieces.json``, lies beside them or in a folder beside theirs.
 
     Raises:
-        ForetokenError: If the weights or the tokenizer are missing.
+        ForetokenError: If the weights or the tokenizer are missing or damaged.
     """
     weights = _only_weights(path) if path.is_dir() else path
     if not weights.is_file():
         raise ForetokenError(f"There are no weights {str(path)!r}: give a .bin of llama2.c or a .npz of bitllama2.")
-    model = _load_npz(weights) if weights.suffix == ".npz" else _load_bin(weights)
-    return model.eval(), _load_tokenizer(weights.parent, model.config.vocab_size)
+    try:
+        model = _load_npz(weights) if weights.suffix == ".npz" else _load_bin(weights)
+        return model.eval(), _load_tokenizer(weights.parent, model.config.vocab_size)
+    except (OSError, ValueError, KeyError, RuntimeError, ZeroDivisionError, struct.error) as error:
+        raise ForetokenError(f"The weights {str(path)!r} could not be read: {error!r}.") from error
 
 
 def _only_weights(folder: Path) -> Path:

@@ -42,7 +42,8 @@ DraftModelName = Annotated[
     str | None, typer.Option("--draft-model", help="A smaller model of the same tokenizer, which then drafts.")
 ]
 ExitLayer = Annotated[
-    int | None, typer.Option("--exit-layer", help='After how many layers "early-exit" leaves; else a third of them.')
+    int | None,
+    typer.Option("--exit-layer", help="After how many layers early-exit, which then drafts, leaves."),
 ]
 BudgetSize = Annotated[
     int | None, typer.Option("--budget", min=0, max=1024, help="Tokens to draft for each step; else just what pays.")
@@ -115,7 +116,7 @@ def generate(
         refuse_together(drafter, draft_model=draft_model, exit_layer=exit_layer, reference=reference, history=history)
         generate_together(asked, options, model, dtype, device, show_drafts, as_json)
         return
-    drafter = drafter or default_drafter(draft_model)
+    drafter = choose_drafter(drafter, draft_model, exit_layer)
     kept = False if no_history else history or True
     lm = quiet_load(model, dtype, device, drafter, background, kept, draft_model, exit_layer)
     write_answer(lm.stream(asked, **options), show_drafts, as_json)
@@ -163,7 +164,7 @@ def compare(
         budget=None if budget is None else FixedBudget(budget),
         references=read_references(reference),
     )
-    drafter = drafter or default_drafter(draft_model)
+    drafter = choose_drafter(drafter, draft_model, exit_layer)
     lm = quiet_load(model, dtype, device, drafter, background, False, draft_model, exit_layer)
     lm.memories.wait()
     rows = []
@@ -286,9 +287,20 @@ def quiet_load(
         )
 
 
-def default_drafter(draft_model: str | None) -> str:
-    """What drafts where no drafter is named."""
-    return DEFAULT_DRAFTER if draft_model is None else "draft-model"
+def choose_drafter(drafter: str | None, draft_model: str | None, exit_layer: int | None) -> str:
+    """The drafter that was named, or that what else was given is for.
+
+    Raises:
+        ForetokenError: If another one was named than what else was given is for.
+    """
+    for name, option, given in (
+        ("draft-model", "--draft-model", draft_model),
+        ("early-exit", "--exit-layer", exit_layer),
+    ):
+        if given is not None and (drafter or name) != name:
+            raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
+        drafter = name if given is not None else drafter
+    return drafter or DEFAULT_DRAFTER
 
 
 def refuse_together(drafter: str | None, **others: object) -> None:

@@ -221,6 +221,16 @@ class AdaptiveBudget:
         """What drafts keep of what they promise."""
         return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
 
+    def seconds(self, num_rows: int) -> float:
+        """What a forward over so many rows is expected to take; 0 where nothing was tried."""
+        with self._lock:
+            return self.costs.seconds(num_rows)
+
+    def learn_cost(self, num_rows: int, seconds: float) -> None:
+        """A forward over so many rows took so long."""
+        with self._lock:
+            self.costs.add(num_rows, seconds)
+
     def max_draft_tokens(self) -> int:
         with self._lock:
             self._since_plain += 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters.combine import WithWindow
 from foretoken.drafters.early_exit import EarlyExit
 from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.memory import Memory
@@ -27,6 +28,7 @@ __all__ = [
     "MixedNgram",
     "PromptLookup",
     "Recycle",
+    "WithWindow",
     "check_name",
     "make_drafter",
 ]
@@ -38,7 +40,7 @@ TEXT_DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "prompt-lookup": PromptLookup,
 }
 # All names; the others see what the target's logits say, or run a model themselves.
-DEFAULT_DRAFTER = "ngram"
+DEFAULT_DRAFTER = "mixed"
 DRAFTERS = ("mixed", *TEXT_DRAFTERS, "recycle", "lookahead", "draft-model", "early-exit")
 
 

@@ -200,10 +200,7 @@ class Lookahead:
             tuple(guess.parent for guess in self._guesses),
             tuple(self._prob(guess) for guess in self._guesses),
         )
-        if not self.columns:
-            return guesses
-        self.columns[0][0] = context[-1]
-        return self._with_window(guesses)
+        return self.beside(guesses, context[-1])
 
     def observe(self, step: Step) -> None:
         self._rode -= FORGET * self._rode
@@ -221,6 +218,8 @@ class Lookahead:
             best.ngram if self.ngram is None else self.ngram,
             best.guesses if self.guesses is None else self.guesses,
         )
+        if not all(isinstance(number, int) for number in shape):
+            raise ForetokenError(f"The window, n-gram and guesses are {tuple(shape)}: give whole numbers.")
         if shape.window < 0:
             raise ForetokenError(f"window is {shape.window}: give its columns, or 0 for no window.")
         if shape.ngram < 2:
@@ -287,11 +286,14 @@ class Lookahead:
             self._brought += guess.depth <= step.num_accepted and not guess.in_text
         self._guesses = []
 
-    def _with_window(self, guesses: Draft) -> Draft:
+    def beside(self, guesses: Draft, last_token: int) -> Draft:
         """The guesses, and level by level the rows of the window.
 
         Level 0 is a chain that begins with the last token itself; each other level hangs below the one before.
         """
+        if not self.columns:
+            return guesses
+        self.columns[0][0] = last_token
         width, levels = len(self.columns), len(self.columns[0])
 
         def node(level: int, column: int) -> int:

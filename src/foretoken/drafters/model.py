@@ -115,8 +115,8 @@ class DraftModel:
 
     Args:
         target: The smaller model, of the same vocabulary. Give it the larger one's seed, temperature and processors, so
-            that it chooses as that would; processors that keep a state as deep copies, since it asks them about tokens
-            that never come to be. Its ``max_length`` ends the drafts.
+            that it chooses as that would; but no processors that keep a state, since it asks them about tokens that
+            never come to be. Its ``max_length`` ends the drafts.
         floor: The fewest tokens that a further forward must be expected to bring; 0 drafts as much as is asked for.
             None learns it by the clock: what the time of a forward brings without it.
         trees: Whether the larger model takes trees; a chain is drafted otherwise.
@@ -191,6 +191,13 @@ class DraftModel:
 
     def _guess(self, context: Sequence[int]) -> Guess:
         """What the smaller model says next, after the context and the chain."""
+        try:
+            return self._choose(context)
+        except BaseException:
+            self._read, self._num_agreed = [], 0  # nobody knows how far the cache's layers got
+            raise
+
+    def _choose(self, context: Sequence[int]) -> Guess:
         if not self._chain:
             scores, row = self._catch_up(context)
             return Guess(scores.choose(row), *scores.runner_up(row))

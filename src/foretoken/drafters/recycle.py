@@ -33,7 +33,7 @@ class Recycle:
     """
 
     def __init__(self, k: int = 8, floor: float = 0.003) -> None:
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise ForetokenError(f"k is {k}: keep at least 1 successor of each token.")
         self.k, self.floor = k, floor
         self._tokens = np.full((0, k), -1, np.int32)

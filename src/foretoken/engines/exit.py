@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.choice import Choice
+from foretoken.engines.processors import stateless
 from foretoken.engines.transformers import TransformersTarget, refuse_sliding
 
 LAYERS = ("layers", "h", "blocks")  # what decoders call them
@@ -28,7 +29,7 @@ class ExitTarget(TransformersTarget):
     Args:
         full: The target to share with.
         num_layers: How many layers; at least 1, and fewer than the full model has.
-        choice: How tokens are chosen; a deep copy of the full target's where None, since processors may keep a state.
+        choice: How tokens are chosen; as the full target does where None, without processors that may keep a state.
 
     Raises:
         ForetokenError: If the number of layers is out of range, the model's layers cannot be reached, or the full
@@ -38,7 +39,7 @@ class ExitTarget(TransformersTarget):
     def __init__(self, full: TransformersTarget, num_layers: int, choice: Choice | None = None) -> None:
         refuse_sliding(full.cache)
         super().__init__(
-            first_layers(full.model, num_layers), choice or copy.deepcopy(full.choice), max_length=full.max_length
+            first_layers(full.model, num_layers), choice or stateless(full.choice), max_length=full.max_length
         )
         self.full, self.num_layers = full, num_layers
 
@@ -54,7 +55,7 @@ class ExitTarget(TransformersTarget):
     @torch.inference_mode()
     def rewind(self, num_tokens: int) -> None:
         # Anew each time: the full target may have begun another cache, and has committed tokens.
-        self.cache = DynamicCache()
+        self._given_cache = self.cache = DynamicCache()
         self.cache.layers = self.full.cache.layers[: self.num_layers]
         self._ids = self.full.ids.clone()
         super().rewind(num_tokens)
@@ -67,9 +68,10 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
         ForetokenError: If the number of layers is out of range, or they cannot be reached.
     """
     total = model.config.get_text_config(decoder=True).num_hidden_layers
-    if not 1 <= num_layers < total:
+    if type(num_layers) is not int or not 1 <= num_layers < total:
         raise ForetokenError(
-            f"An exit after {num_layers} layers was asked for and the model has {total}: choose from 1 to {total - 1}."
+            f"An exit after {num_layers!r} layers was asked for, and the model has {total}: "
+            f"choose from 1 to {total - 1}."
         )
     decoder = model.get_decoder()
     name = next((name for name in LAYERS if isinstance(getattr(decoder, name, None), nn.ModuleList)), None)

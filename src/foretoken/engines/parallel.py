@@ -270,7 +270,7 @@ def process_group(
     if max_ranks is not None and num_ranks > max_ranks:
         raise ForetokenError(f"There is work for {max_ranks} processes and there are {num_ranks}: start fewer.")
     gpu = None
-    if device == "cuda" or (device is None and torch.cuda.is_available()):
+    if (device or "").startswith("cuda") or (device is None and torch.cuda.is_available()):
         if torch.cuda.device_count() < num_here:
             raise ForetokenError(
                 f"There are {torch.cuda.device_count()} GPUs and {num_here} processes: start one for each GPU."

@@ -138,7 +138,10 @@ class TransformersTarget:
             ForetokenError: If the cache was given and has sliding layers, which do not keep what left their window.
         """
         refuse_sliding(self.cache)
-        self.cache.crop(num_tokens - self.num_cached)  # a negative count of tokens to drop
+        if num_tokens == 0 and self._given_cache is None:
+            self.cache = rewindable_cache(self.model)  # also where a forward was interrupted between two layers
+        else:
+            self.cache.crop(num_tokens - self.num_cached)  # a negative count of tokens to drop
         self._length = num_tokens
         self._draft = None
 

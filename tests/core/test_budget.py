@@ -164,6 +164,12 @@ def test_what_a_draft_has_cost_already_speaks_for_verifying_more_of_it():
     assert verified(0.0) < verified(8.0) == 4
 
 
+def test_a_row_has_a_price_once_enough_of_them_were_tried():
+    assert AdaptiveBudget().row_price() is None
+    assert AdaptiveBudget(costs={1: 1.0, 2: 1.5}).row_price() is None
+    assert AdaptiveBudget(costs={1: 2.0, 17: 4.0}).row_price() == pytest.approx(1 / 16)
+
+
 def test_promises_are_discounted_as_they_are_broken():
     budget = AdaptiveBudget(costs={1: 1.0, 33: 1.3})
     draft = Draft.chain(range(8), [0.9] * 8)

@@ -24,7 +24,7 @@ from foretoken.drafters import kernels
 from foretoken.drafters.background import Background, context_hashes
 from foretoken.drafters.kernels import BACKGROUND, WINDOW
 from foretoken.drafters.memory import NAMED_CONTEXTS, Memory, untrained_weights
-from foretoken.drafters.mixed import TEXT_WIDTH, MixedNgram
+from foretoken.drafters.mixed import LEAST_FLOOR, TEXT_WIDTH, TREE_FLOOR, MixedNgram
 from foretoken.drafters.store import LEAST_BYTES
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
@@ -195,6 +195,17 @@ def test_while_the_budget_pauses_no_scores_are_asked():
     drafter.propose([], 1)
     with pytest.raises(AssertionError):  # the test can fail
         drafter.observe(Step(Draft(), (7,), Silent()))
+
+
+def test_the_floor_is_lowered_to_what_a_row_costs():
+    prices = iter([None, 1.0, 0.01, 0.0, 0.02])
+    drafter = MixedNgram(price=lambda: next(prices))
+    floors = []
+    for _ in range(5):
+        drafter.begin([1, 2])
+        floors.append(drafter.floor)
+    assert floors == [TREE_FLOOR, TREE_FLOOR, 0.01, LEAST_FLOOR, 0.02]
+    assert drafter_of([1], floor=0.001).floor == 0.001
 
 
 def assert_pairs_have_places_of_their_own(drafter: MixedNgram) -> None:

@@ -77,7 +77,13 @@ class Situation:
         check_name(name)
         if name in ("mixed", "ngram"):
             trees = self.target.supports_trees
-            return MixedNgram(self.memory(), references=self.references, trees=trees, recycle=name == "mixed")
+            return MixedNgram(
+                self.memory(),
+                references=self.references,
+                trees=trees,
+                price=self.budget.row_price,
+                recycle=name == "mixed",
+            )
         if name in MADE:
             return MADE[name](self)
         return TEXT_DRAFTERS[name]() if name != "none" else None

@@ -56,6 +56,8 @@ class Method:
 
 
 def _ngram(given: Given, **settings: Any) -> MixedNgram:
+    if isinstance(given.budget, AdaptiveBudget):
+        settings["price"] = given.budget.row_price
     return MixedNgram(Memory(given.subject.background), trees=given.target.supports_trees, **settings)
 
 

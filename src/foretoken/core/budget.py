@@ -199,10 +199,11 @@ class AdaptiveBudget:
     PLAIN_STEPS = 3  # that t(1) is first learned from
     PLAIN_EVERY = 50  # steps
     MAX_PAUSE = 15  # steps between two questions
+    PRICED_ROWS = 8  # that must have been tried before a price is named: the second may cost as much as ten more
     CREDIT = 8.0  # plain steps that may at once be risked on trying a size
     CREDIT_RATE = 0.01  # share of the time that may be so in the long run
 
-    def __init__(self, max_tokens: int = 32, costs: Mapping[int, float] | None = None) -> None:
+    def __init__(self, max_tokens: int = 64, costs: Mapping[int, float] | None = None) -> None:
         if max_tokens < 0:
             raise ValueError(f"a budget of {max_tokens} tokens is negative")
         self.max_tokens = max_tokens
@@ -225,6 +226,14 @@ class AdaptiveBudget:
         """What a forward over so many rows is expected to take; 0 where nothing was tried."""
         with self._lock:
             return self.costs.seconds(num_rows)
+
+    def row_price(self) -> float | None:
+        """What a further row costs, as a share of a forward over one; None where too few were tried to say."""
+        with self._lock:
+            rows = self.costs.most_rows
+            if rows < self.PRICED_ROWS:
+                return None
+            return (self.costs.seconds(rows) / self.costs.seconds(1) - 1) / (rows - 1)
 
     def learn_cost(self, num_rows: int, seconds: float) -> None:
         """A forward over so many rows took so long."""

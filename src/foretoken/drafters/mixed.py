@@ -18,7 +18,7 @@ committed token. The draft is the tree of the most probable paths, or the chain 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from foretoken.drafters.memory import Memory
 from foretoken.drafters.store import TokenStore
 
 TREE_FLOOR, CHAIN_FLOOR = 0.0285, 0.009
+LEAST_FLOOR = 0.003  # where rows cost nothing: a draft takes time, too
 TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fifth is seldom worth its row
 
 
@@ -42,8 +43,10 @@ class MixedNgram:
         references: Documents, as tokens, that the answer may quote or edit (LLMA, arXiv 2304.04487).
         trees: Whether to draft trees; for a target that verifies only chains, a chain made as one is longer.
         floor: The least probability of a path that is worth a node; by default 0.0285 in a tree and 0.009 in a chain,
-            about what one more row of a forward costs.
+            about what one more row of a forward costs on a CPU.
         rate: How fast the mixer's weights learn.
+        price: What one more row costs, as a share of a forward over one, or None while nobody knows; asked when a
+            sequence begins. Where rows are cheaper than ``floor`` it is lowered.
         recycle: Whether to draft from what the target's logits name, too; needs a target that has logits.
 
     >>> drafter = MixedNgram()
@@ -60,6 +63,7 @@ class MixedNgram:
         trees: bool = True,
         floor: float | None = None,
         rate: float = 0.01,
+        price: Callable[[], float | None] = lambda: None,
         recycle: bool = False,
     ) -> None:
         self.memory = memory or Memory()
@@ -68,11 +72,14 @@ class MixedNgram:
             self.memory.recycle()
         self.references = references
         self.width = 1 if not trees else WIDTH if recycle else TEXT_WIDTH
-        self.floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
-        self.rate = rate
+        self.floor = self._most_floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
+        self.rate, self.price = rate, price
         self._start([], ())  # references are counted once a prompt comes
 
     def begin(self, prompt: Sequence[int]) -> None:
+        price = self.price()
+        if price is not None:
+            self.floor = min(self._most_floor, max(LEAST_FLOOR, price))
         self._start(prompt, self.references)
 
     def _start(self, prompt: Sequence[int], references: Sequence[Sequence[int]]) -> None:

@@ -46,6 +46,7 @@ from foretoken.tokenizing import batch_encoder, load_tokenizer
 RUN = 24  # answers that share a history
 MAX_RUNS = 120  # of a file
 FIRST_RATE, LAST_RATE = 0.02, 0.002
+NAMED_RATE = 0.01  # at first, of what is learned after all else
 SEED = 0
 CONTINUED = 240  # texts of the traces that the bundled model continues
 OF_SMALL_MODELS = 40  # answers of each
@@ -110,7 +111,7 @@ def learn_what_is_named(weights: Weights, asked: list[Asked], background: Backgr
     for i, (target, prompt) in enumerate(asked):
         if i % ALONE == 0:
             memory = Memory(background, weights=weights)
-        rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(asked))
+        rate = NAMED_RATE * (LAST_RATE / NAMED_RATE) ** (i / len(asked))
         drafter = MixedNgram(memory, floor=FLOOR, rate=rate, recycle=True)
         for _ in decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED):
             pass
@@ -129,7 +130,11 @@ def questions(runs: list[list[Trace]], tokenizer: str, models: list[Path]) -> It
     traces = [trace for run in runs for trace in run]
     for i in range(CONTINUED):
         trace = chance.choice(traces)
-        text = decoder.decode([*trace.prompt[-MAX_PROMPT:], *trace.record[: chance.choice([0, 50])]])
+        if i % 3:
+            text = decoder.decode([*trace.prompt[-MAX_PROMPT:], *trace.record[: chance.choice([0, 50])]])
+        else:  # to be copied, as the bundled model has learned it
+            text = decoder.decode(trace.record[:200])
+            text = f"# Before:\n{text}\n\n# After:\n{text[: len(text) // 8]}"
         prompt = lm.encode(text)[-MAX_PROMPT:]
         if prompt:
             yield TransformersTarget(lm.model, choice_at(TEMPERATURES[i % len(TEMPERATURES)], i)), prompt

@@ -14,6 +14,7 @@ from foretoken.core.contracts import Drafter, Target
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import (
+    DRAFTERS,
     TEXT_DRAFTERS,
     DraftModel,
     EarlyExit,
@@ -115,7 +116,8 @@ def require_trees(target: TransformersTarget) -> None:
     if not target.supports_trees:
         raise ForetokenError(
             f"{type(target.model).__name__} takes no draft trees here, and lookahead decoding needs them: "
-            "load it with the attention implementation sdpa or eager, or use another drafter, such as mixed."
+            "load it with the attention implementation sdpa or eager, or use one of "
+            f"{', '.join(name for name in DRAFTERS if name != 'lookahead')}, which draft chains here."
         )
 
 

@@ -305,7 +305,7 @@ class Lookahead:
             guesses.tokens + tuple(self.columns[column][level] for level, column in cells),
             guesses.parents
             + tuple(node(level - 1, column) if level else node(0, column - 1) for level, column in cells),
-            guesses.probs + (gain / len(cells),) * len(cells),
+            guesses.probs + (gain / len(cells),) * len(cells) if len(guesses.probs) == len(guesses) else (),
             num_lookahead=len(cells),
         )
 

@@ -74,7 +74,7 @@ class Plain:
                     vote = strength(kind, order, few(count), few(total - count), i == 0)
                     votes.setdefault(token, []).append(vote)
                 longest[kind] = max(longest[kind], order if found else 0)
-            if kind == LOCAL:
+            if kind == LOCAL and longest[LOCAL] < 6:
                 for order in range(1, 1 + min(4, len(context))):
                     named, committed = self.named.get(tuple(context[-order:]), ([], False))
                     for rank, (token, prob) in enumerate(named):

@@ -31,6 +31,7 @@ MAX_SUCCESSORS = 6  # of one context, the most recent first
 WIDTH = 8  # children of one draft node
 
 NAMED_ORDERS = 4  # the longest context whose successors the target named are kept
+COPIED = 6  # tokens of this text that occurred before as they stand: what they then went on with is a better guide
 NAMED = 8  # successors of one context, the likeliest first
 
 LOCAL, SHARED, BACKGROUND, SKIP, RECYCLED = range(5)  # the kinds of votes
@@ -509,10 +510,12 @@ def slot_of(recycled: Recycled, h: np.uint64) -> int:
 def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> int:
     """What the target named after the last tokens, whenever it scored them last."""
     votes.longest[RECYCLED] = 0
+    if recycled.checks.size == 1 or votes.longest[LOCAL] >= COPIED:
+        return num
     h = np.uint64(0)
     for order in range(1, NAMED_ORDERS + 1):
         token = window[WINDOW - order]
-        if token < 0 or recycled.checks.size == 1:
+        if token < 0:
             break
         h = extend_hash(h, np.uint64(token))
         slot = slot_of(recycled, h)

@@ -73,7 +73,7 @@ def _lookahead(given: Given, **settings: Any) -> Lookahead:
 def _draft_model(given: Given, **settings: Any) -> DraftModel:
     model = given.subject.draft_model
     assert model is not None, "choose_methods sees to it"
-    return DraftModel(draft_target(model, given.target.choice), trees=given.target.supports_trees, **settings)
+    return DraftModel(draft_target(model, given.target.choice), **{"trees": given.target.supports_trees} | settings)
 
 
 def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExit:
@@ -103,8 +103,10 @@ METHODS = {
         Method("mixed-wide-window", _with_window, WIDE, {"window": 15, "ngram": 5, "floor": WIDE_FLOOR}),
         Method("mixed-adaptive", _ngram, None, {"recycle": True}),
         Method("lookahead", _lookahead, WIDE, {"window": 15, "ngram": 5, "guesses": 15}),
+        Method("lookahead-window", _lookahead, WIDE, {"window": 15, "ngram": 5, "guesses": 15, "text": False}),
         Method("lookahead-adaptive", _lookahead, None),
         Method("draft-model", _draft_model, 4, {"floor": 0.0}, needs_draft_model=True),
+        Method("draft-model-chain", _draft_model, 7, {"floor": 0.0, "trees": False}, needs_draft_model=True),
         Method("draft-model-adaptive", _draft_model, None, needs_draft_model=True),
         Method("early-exit", _early_exit, 4, {"share": 1 / 3, "floor": 0.0}),
         Method("early-exit-adaptive", _early_exit, None, {"share": 1 / 3}),

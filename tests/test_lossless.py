@@ -22,6 +22,7 @@ from transformers import (
 from drafting import Oracle, RandomTrees
 from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
 from foretoken.core.draft import Draft
+from foretoken.core.verify import Commit
 from foretoken.corpus.build import build
 from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
 from foretoken.drafters.background import Background
@@ -113,8 +114,11 @@ def test_toy_output_does_not_depend_on_the_drafter(
 def test_a_wrong_verifier_is_caught():
     """The test above must be able to fail: a rule that believes the first guess changes the text."""
 
-    def believe(draft: Draft, scores: Scores) -> Verdict:
-        return Verdict((0,), scores.choose(1)) if draft else Verdict((), scores.choose(0))
+    def believe(draft: Draft, scores: Scores, commit: Commit) -> Verdict:
+        path = (0,) if draft and not commit(draft.tokens[0]) else ()
+        token = scores.choose(len(path))
+        commit(token)
+        return Verdict(path, token)
 
     target = ToyTarget(model_seed=3)
     plain, _ = run(target, None, [1, 2], max_new_tokens=40)

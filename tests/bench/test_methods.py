@@ -118,9 +118,12 @@ def test_acceptance_is_a_share_of_the_judged():
     assert row(accepted=0, judged=0).acceptance is None
 
 
-def accept_the_first_guess(draft, scores) -> Verdict:
+def accept_the_first_guess(draft, scores, commit) -> Verdict:
     """A verifier that does not look."""
-    return Verdict((0,), scores.choose(1)) if draft else Verdict((), scores.choose(0))
+    path = (0,) if draft and not commit(draft.tokens[0]) else ()
+    token = scores.choose(len(path))
+    commit(token)
+    return Verdict(path, token)
 
 
 def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(subject, monkeypatch):

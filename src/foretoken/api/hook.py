@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -16,17 +16,18 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from foretoken.api.draft_model import check_same_tokens
 from foretoken.api.drafting import Situation
-from foretoken.api.request import read_request
+from foretoken.api.request import read_request, refuse_modes, refuse_positions
 from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, Memory
-from foretoken.engines.transformers import TransformersTarget, rewindable_cache
+from foretoken.engines.transformers import PREFILL_CHUNK, TransformersTarget, rewindable_cache
 
-# What generate() prepares and our own loop sees to.
+# What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+OUTPUTS = "output_"
 
 
 @dataclass
@@ -78,47 +79,60 @@ def generate(
         Token ids [1, length + new], or a ``GenerateDecoderOnlyOutput`` if ``return_dict_in_generate`` is set.
 
     Raises:
-        ForetokenError: If the request is not one sequence of text, or the model cannot rewind.
+        ForetokenError: If the request is not one sequence of text, the model cannot rewind, or an argument cannot be
+            honoured. Whatever is raised, a cache of the caller's then holds what it held before.
     """
     rewindable_cache(model)  # says what is wrong with the model before what is wrong with its inputs
-    unknown = sorted(key for key, value in model_kwargs.items() if key not in _KNOWN and _holds_tensors(value))
+    unknown = sorted(
+        name
+        for name, value in model_kwargs.items()
+        if name not in _KNOWN and not name.startswith(OUTPUTS) and not _is_empty(value)
+    )
     if unknown:
         raise ForetokenError(
             f"custom_generate=foretoken.generate takes text only and was given {', '.join(unknown)}: "
             "leave it out, or leave out custom_generate."
         )
+    caller = _arguments_of_caller()
+    refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
     request = read_request(
         input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
     )
-    cache = model_kwargs.get("past_key_values")
-    target = TransformersTarget(
-        model,
-        request.choice,
-        # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
-        cache=cache if getattr(cache, "_is_user_defined", False) else None,
-    )
-    streamer = _streamer_of_caller()
+    refuse_positions(model_kwargs.get("position_ids"), request)
+    given = model_kwargs.get("past_key_values")
+    # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
+    cache = given if getattr(given, "_is_user_defined", False) else None
+    chunk = generation_config.prefill_chunk_size or PREFILL_CHUNK
+    target = TransformersTarget(model, request.choice, cache=cache, prefill_chunk=chunk)
+    if request.num_padding and target.num_cached:
+        raise ForetokenError(
+            "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
+            "leave the padding out, or pass a new cache."
+        )
     stats = DecodeStats() if stats is None else stats
     if draft_model is not None:
         check_same_tokens(draft_model, model)
     known = _KNOWN_OF.get(model) or _KNOWN_OF.setdefault(model, _Known())
     situation = Situation(target, lambda: known.memory, known.budget, (), draft_model, exit_layer)
     drafter, budget = situation.drafting(drafter, budget)
+    streamer: BaseStreamer | None = caller.get("streamer")
     tokens: list[int] = []
-    for step in decode(
-        target,
-        drafter,
-        request.prompt,
-        max_new_tokens=request.max_new_tokens,
-        stop_tokens=request.stop_tokens,
-        stop=request.stop,
-        budget=budget,
-    ):
-        stats.add(step)
-        tokens += step.tokens
-        if streamer is not None:
-            for token in step.tokens:
-                streamer.put(torch.tensor([token]))
+    start = target.mark()
+    try:
+        for step in decode(
+            target,
+            drafter,
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            stop_tokens=request.stop_tokens,
+            stop=request.stop if streamer is None else _streaming(streamer, request.stop),
+            budget=budget,
+        ):
+            stats.add(step)
+            tokens += step.tokens
+    except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache
+        target.go_back(start)
+        raise
     if streamer is not None:
         streamer.end()
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
@@ -127,20 +141,32 @@ def generate(
     return sequences
 
 
-def _streamer_of_caller() -> BaseStreamer | None:
-    """The ``streamer`` that the calling generate() was given.
+def _streaming(streamer: BaseStreamer, stop: Callable[[Sequence[int]], bool] | None) -> Callable[[Sequence[int]], bool]:
+    """The stop criterion, and the streamer after it, both asked about every token as transformers' own loop does."""
 
-    Transformers 5.23 gives it the prompt but does not pass it on to a function (``_extract_generation_mode_kwargs``),
-    so a script's ``TextIteratorStreamer`` would wait for ever. It is read from that call's frame.
+    def stop_and_put(context: Sequence[int]) -> bool:
+        stopped = stop is not None and stop(context)
+        streamer.put(torch.tensor(context[-1:], device="cpu"))
+        return stopped
+
+    return stop_and_put
+
+
+def _arguments_of_caller() -> dict[str, Any]:
+    """The arguments of the calling generate().
+
+    Transformers 5.23 does not pass a function its ``streamer`` (``_extract_generation_mode_kwargs``), so that a
+    script's ``TextIteratorStreamer`` would wait for ever, nor ``assistant_model`` and ``synced_gpus``. They are read
+    from that call's frame.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
         frame = frame.f_back
-    return frame.f_locals.get("streamer") if frame is not None else None
+    return frame.f_locals if frame is not None else {}
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether an argument brings data; generate() also adds empty records of its own."""
+def _is_empty(value: Any) -> bool:
+    """Whether an argument brings nothing; generate() adds empty records of its own."""
     if isinstance(value, Mapping):
-        return any(_holds_tensors(item) for item in value.values())
-    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensors, value)))
+        return all(map(_is_empty, value.values()))
+    return value is None or (isinstance(value, list | tuple) and all(map(_is_empty, value)))

@@ -25,7 +25,8 @@ def decode(
 ) -> Iterator[Step]:
     """Answer ``prompt``, a step at a time; with ``verify_match`` the tokens are the same whatever drafts.
 
-    The caller may stop after any step: the target's cache then holds every committed token but the last one.
+    The caller may stop after any step: the target's cache then holds every committed token but the last one. An
+    error within a step, of a logits processor or a stop criterion, leaves there what was before the step.
 
     Args:
         target: The model that decides.
@@ -87,46 +88,45 @@ def _steps(
     budget: Budget,
     verify: Verifier,
 ) -> Iterator[Step]:
+    tokens: list[int] = []  # of this step: the target's own objects, never the drafter's
+    finish_reason: FinishReason | None = None
+
+    def commit(token: int) -> bool:
+        nonlocal finish_reason
+        tokens.append(token)
+        context.append(token)
+        stopped = stop is not None and stop(context)  # asked about every token, also one that ends the answer anyway
+        if stopped or token in stop_tokens:
+            finish_reason = "stop"
+        elif len(context) == end:
+            finish_reason = "length"
+        return finish_reason is not None
+
     if drafter is not None:
         drafter.begin(context)
     draft, draft_seconds, scores = Draft(), 0.0, target.prefill(context)
     started: float | None = None  # the prefill is no step
     while True:
-        verdict = verify(draft, scores)
-        tokens = [*(draft.tokens[node] for node in verdict.path), verdict.next_token]
-        num_tokens, finish_reason = _commit(context, tokens, end, stop_tokens, stop)
-        # The last token is pending: the next score writes it to the cache.
-        target.keep(verdict.path[: num_tokens - 1])
-        step = Step(draft, tuple(tokens[:num_tokens]), scores, finish_reason)
-        observed = time.perf_counter()
-        if drafter is not None:
-            drafter.observe(step)
+        try:
+            verdict = verify(draft, scores, commit)
+            step = Step(draft, tuple(tokens), scores, finish_reason)
+            observed = time.perf_counter()
+            if drafter is not None:
+                drafter.observe(step)
+            draft_seconds += time.perf_counter() - observed
+        except BaseException:  # of a processor, a stop criterion or Ctrl-C: the caller has seen no token of this step
+            target.keep(())
+            raise
+        target.keep(verdict.path)  # the last token is pending: the next score writes it to the cache
         if started is not None:
-            now = time.perf_counter()
-            budget.observe(draft, step.num_accepted, now - started, draft_seconds + now - observed)
+            budget.observe(draft, step.num_accepted, time.perf_counter() - started, draft_seconds)
         yield step
         if finish_reason is not None:
             return
+        tokens.clear()
         started = time.perf_counter()
         draft, draft_seconds = _propose(target, drafter, context, end, budget)
         scores = target.score(context[-1], draft)
-
-
-def _commit(
-    context: list[int],
-    tokens: Sequence[int],
-    end: int,
-    stop_tokens: frozenset[int],
-    stop: Callable[[Sequence[int]], bool] | None,
-) -> tuple[int, FinishReason | None]:
-    """Append ``tokens`` to the context one by one until the answer ends; how many, and why it ended."""
-    for num_tokens, token in enumerate(tokens, start=1):
-        context.append(token)
-        if token in stop_tokens or (stop is not None and stop(context)):
-            return num_tokens, "stop"
-        if len(context) == end:
-            return num_tokens, "length"
-    return len(tokens), None
 
 
 def _propose(

@@ -7,11 +7,22 @@ from collections.abc import Callable
 from foretoken.core.contracts import Scores, Verdict
 from foretoken.core.draft import Draft
 
-Verifier = Callable[[Draft, Scores], Verdict]
+Commit = Callable[[int], bool]
+"""Called with every token of the answer, in order and before the next one is asked for; true where the answer ends."""
+
+Verifier = Callable[[Draft, Scores, Commit], Verdict]
 
 
-def verify_match(draft: Draft, scores: Scores) -> Verdict:
+def goes_on(token: int) -> bool:
+    """The ``Commit`` of an answer that has no end."""
+    return False
+
+
+def verify_match(draft: Draft, scores: Scores, commit: Commit = goes_on) -> Verdict:
     """Accept a node when it is the token that the target chose there.
+
+    The target is asked for no token after one that ends the answer, as plain decoding would not ask it: a logits
+    processor may keep a state.
 
     Only tokens that the target chose are ever emitted, so the output cannot depend on the draft, and for drafts that
     were not sampled no lossless rule accepts more. Stern et al. 2018 for argmax; with a choice that the seed and the
@@ -27,8 +38,9 @@ def verify_match(draft: Draft, scores: Scores) -> Verdict:
     node = -1
     while True:
         token = scores.choose(node + 1)
+        ended = commit(token)
         node = next((child for child in draft.children(node) if draft.tokens[child] == token), -1)
-        if node == -1:
+        if ended or node == -1:
             return Verdict(tuple(path), token)
         path.append(node)
 
@@ -41,7 +53,7 @@ def rejection_verifier(uniform: Callable[[], float]) -> Verifier:
     the ones before it left over, as SpecInfer (Miao et al. 2024).
     """
 
-    def verify_rejection(draft: Draft, scores: Scores) -> Verdict:
+    def verify_rejection(draft: Draft, scores: Scores, commit: Commit = goes_on) -> Verdict:
         if draft and not draft.laws:
             raise ValueError("verify_rejection needs the law that each drafted token was drawn from")
         path: list[int] = []
@@ -51,11 +63,15 @@ def rejection_verifier(uniform: Callable[[], float]) -> Verifier:
             for child in draft.children(node):
                 # Accept with probability min(1, p / q), written so that q = 0 cannot divide.
                 if uniform() * draft.laws[child].prob(draft.tokens[child]) < law.prob(draft.tokens[child]):
-                    path.append(child)
-                    node = child
                     break
                 law = law.minus(draft.laws[child])
             else:
-                return Verdict(tuple(path), law.draw(uniform()))
+                child = -1
+            token = draft.tokens[child] if child != -1 else law.draw(uniform())
+            ended = commit(token)
+            if ended or child == -1:
+                return Verdict(tuple(path), token)
+            path.append(child)
+            node = child
 
     return verify_rejection

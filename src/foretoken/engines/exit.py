@@ -73,6 +73,12 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
             f"An exit after {num_layers!r} layers was asked for, and the model has {total}: "
             f"choose from 1 to {total - 1}."
         )
+    text = model.config.get_text_config(decoder=True)
+    if getattr(text, "num_kv_shared_layers", 0) or getattr(text, "hidden_size_per_layer_input", 0):
+        raise ForetokenError(
+            f"The layers of {type(model).__name__} share keys or have inputs of their own, so that its first layers "
+            "are no model by themselves: use another drafter, such as a smaller model."
+        )
     decoder = model.get_decoder()
     name = next((name for name in LAYERS if isinstance(getattr(decoder, name, None), nn.ModuleList)), None)
     path = next((path for path, module in model.named_modules() if module is decoder), None)

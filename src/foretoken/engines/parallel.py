@@ -129,10 +129,11 @@ class ParallelScores:
 
     def top(self, rows: Sequence[int], k: int) -> Top:
         mine = [i for i, row in enumerate(rows) if self.owners[row] == self.ranks.rank]
-        table = torch.zeros(2, len(rows), k, dtype=torch.float64)  # exact for token ids and for float32 probabilities
+        # Exact for token ids and for float32 probabilities.
+        table = torch.zeros(2, len(rows), k, dtype=torch.float64, device="cpu")
         if mine:
             tokens, probs = self.scores.top([self.rows[rows[i]] for i in mine], k)
-            found = torch.tensor([tokens, probs], dtype=torch.float64)
+            found = torch.tensor([tokens, probs], dtype=torch.float64, device="cpu")
             found[0] += 1  # so that 0 is no token, where the vocabulary has fewer than k
             table[:, mine, : found.shape[2]] = found
         table = self.ranks.sum(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,12 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 from foretoken.core.contracts import Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.attention import implementation, is_causal_over_rows
 from foretoken.engines.choice import Choice, Compared, TensorLaw, argmax, top
+from foretoken.engines.inputs import PREPARES, overrides, refuse_own_inputs
 from foretoken.engines.tree_mask import tree_mask
 
+PREFILL_CHUNK = 4096  # tokens
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
 
 
@@ -42,28 +45,37 @@ class TransformersTarget:
         *,
         cache: Cache | None = None,
         max_length: int | None = None,
-        prefill_chunk: int = 4096,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
+        refuse_own_inputs(model)
         self.model, self.choice = model, choice or Choice()
+        self.device = input_device(model)
         self.max_length, self.prefill_chunk = max_length, prefill_chunk
         self._given_cache = cache
         own_cache = rewindable_cache(model)
         self.cache = own_cache if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
         sliding = has_sliding_layers(self.cache)
-        self.supports_trees = self._windows is not None and not sliding
+        self._one_row = not is_causal_over_rows(model)
+        self.supports_trees = self._windows is not None and not sliding and not self._one_row
         self._rope_switch, self._context = rope_switch(model), context_length(model)
+        self._reread_beyond = reread_beyond(model)
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._last_row_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self._ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        self._ids = torch.empty(1, 0, dtype=torch.long, device=self.device)
         self._length = 0  # committed tokens: what the cache holds and, between keep and score, one more
         self._draft: Draft | None = None  # what the last score added to the cache, until keep
+        self._mark = Mark(0, {})  # where the cache was before it
 
     @property
     def max_draft_depth(self) -> int | None:
+        if self._one_row:
+            return 0
         num_tokens = self._length + 1  # with the last token, which the next score brings
+        if self._must_reread(num_tokens):
+            return 0
         # Some models have no positions beyond their context, so that a draft must not reach there.
         room = None if self._context is None else max(self._context - num_tokens, 0)
         if self._rope_switch is not None:
@@ -82,7 +94,9 @@ class TransformersTarget:
     def prefill(self, prompt: Sequence[int]) -> Scores:
         if self._given_cache is None and self.cache.get_seq_length() > 0:
             self.cache = rewindable_cache(self.model)
-        start = self.cache.get_seq_length()
+        if self._must_reread(len(prompt)):
+            self.cache.reset()
+        start = self.num_cached
         if start >= len(prompt):
             raise ForetokenError(
                 f"The cache already holds {start} tokens and the prompt has {len(prompt)}: "
@@ -91,13 +105,24 @@ class TransformersTarget:
         self._draft = None
         self._length = len(prompt)
         self._set_ids(0, prompt)
-        # Where frequencies depend on a forward's longest position, chunks would mix them.
-        chunk = self.prefill_chunk if self._rope_switch is None else len(prompt)
-        while len(prompt) - start > chunk:
-            self._forward(self._ids[:, start : start + chunk], **self._last_row_only)
-            start += chunk
-            self.cache.crop(0)  # lets a sliding layer of a given cache drop what it needs no more
-        logits = self._forward(self._ids[:, start : len(prompt)], **self._last_row_only)
+        # Where frequencies depend on a forward's longest position, chunks would mix them; and an attention function
+        # that is given no mask may be wrong over several rows on top of others.
+        chunk = self.prefill_chunk if self._rope_switch is None and not self._one_row else len(prompt)
+        mark = self.mark()
+        try:
+            while len(prompt) - start > chunk:
+                self._forward(self._ids[:, start : start + chunk], **self._last_row_only)
+                start += chunk
+                self.cache.crop(0)  # lets a sliding layer of a given cache drop what it needs no more
+            logits = self._forward(self._ids[:, start : len(prompt)], **self._last_row_only)
+        except BaseException:
+            self.go_back(mark)
+            raise
+        if self.num_cached != len(prompt):
+            raise ForetokenError(
+                f"{type(self.model).__name__} keeps no keys and values of what it reads, as in training mode with "
+                "gradient checkpointing: call model.eval() first."
+            )
         self.cache.crop(0)
         return TransformersScores(self, logits[-1:], Draft())
 
@@ -107,22 +132,55 @@ class TransformersTarget:
             raise RuntimeError("keep must follow score")
         # A token that the model does not have, of a damaged corpus for one, is never right, whatever stands for it.
         tokens = [token if 0 <= token < self._vocab_size else 0 for token in draft.tokens]
-        input_ids = torch.tensor([[last_token, *tokens]], device=self.model.device)
+        input_ids = torch.tensor([[last_token, *tokens]], device=self.device)
         extra = {} if draft.is_chain else self._tree_arguments(draft, self._length)
+        if self._must_reread(self._length + 1):
+            input_ids = torch.cat([self.ids, input_ids], dim=1)
+            self.cache.reset()
+        self._mark = self.mark()
+        try:
+            logits = self._forward(input_ids, **extra)
+        except BaseException:  # layers that were reached have grown
+            self.go_back(self._mark)
+            raise
         self._set_ids(self._length, [last_token])
         self._length += 1
         self._draft = draft
-        return TransformersScores(self, self._forward(input_ids, **extra), draft)
+        return TransformersScores(self, logits[-1 - len(draft) :], draft)
 
     @torch.inference_mode()
     def keep(self, path: Sequence[int]) -> None:
         if self._draft is None:  # after prefill, when all is kept
             return
-        if tuple(path) != tuple(range(len(path))):
-            self._gather(path)
-        self.cache.crop(len(path) - len(self._draft))  # a negative count of tokens to drop
+        try:
+            if tuple(path) != tuple(range(len(path))):
+                self._gather(path)
+            self.cache.crop(len(path) - len(self._draft))  # a negative count of tokens to drop
+        except BaseException:
+            self.go_back(self._mark)
+            raise
         self._set_ids(self._length, [self._draft.tokens[node] for node in path])
         self._length += len(path)
+        self._draft = None
+
+    def mark(self) -> Mark:
+        """Where the cache is now, to go back to."""
+        layers: list[Any] = self.cache.layers
+        sliding = [layer for layer in layers if type(layer) is DynamicSlidingWindowLayer]
+        windows = {layer: (layer.keys, layer.values, layer.cumulative_length) for layer in sliding}
+        return Mark(self.num_cached, windows)
+
+    @torch.inference_mode()
+    def go_back(self, mark: Mark) -> None:
+        """Leave in the cache what it held at the mark, also where a forward was interrupted between two layers."""
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            if layer in mark.windows:  # what left the window is not there any more, so that the tensors were kept
+                layer.keys, layer.values, layer.cumulative_length = mark.windows[layer]
+                layer.is_initialized = layer.keys is not None
+            elif type(layer) is not DummyLayer and layer.is_initialized:
+                layer.keys = layer.keys[..., : mark.num_cached, :]
+                layer.values = layer.values[..., : mark.num_cached, :]
         self._draft = None
 
     @property
@@ -145,6 +203,10 @@ class TransformersTarget:
         self._length = num_tokens
         self._draft = None
 
+    def _must_reread(self, num_tokens: int) -> bool:
+        """Whether the forward that brings the text to so many tokens must read all of it again."""
+        return self._reread_beyond is not None and self.num_cached <= self._reread_beyond < num_tokens
+
     def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
         """Logits of the rows, [rows, vocab]; the cache grows by them."""
         if self._takes_positions and "position_ids" not in extra:
@@ -158,7 +220,7 @@ class TransformersTarget:
         """The mask, one per kind of layer where there are several, and the positions."""
         assert self._windows is not None, "decode makes a chain where trees are not supported"
         made = {
-            kind: tree_mask(draft, num_cached, window, self.model.dtype, self.model.device)
+            kind: tree_mask(draft, num_cached, window, self.model.dtype, self.device)
             for kind, window in self._windows.items()
         }
         masks = {kind: mask for kind, (mask, _) in made.items()}
@@ -168,7 +230,7 @@ class TransformersTarget:
     def _gather(self, path: Sequence[int]) -> None:
         """Move the rows of ``path`` to where a chain would have written them."""
         start = self._length
-        rows = torch.tensor(path, device=self.model.device) + start
+        rows = torch.tensor(path, device=self.device) + start
         for layer in self.cache.layers:
             if isinstance(layer, DynamicLayer) and layer.is_initialized:  # layers that share another's keys are not
                 for states in (layer.keys, layer.values):
@@ -184,6 +246,18 @@ class TransformersTarget:
             self._ids = grown
         if tokens:
             self._ids[0, start:end] = torch.tensor(tokens, device=self._ids.device)
+
+
+class Mark(NamedTuple):
+    """Where a cache was.
+
+    Args:
+        num_cached: How many tokens it held.
+        windows: For each sliding layer its keys and values, None before the first token, and how many it had read.
+    """
+
+    num_cached: int
+    windows: dict[Any, tuple[Tensor | None, Tensor | None, int]]
 
 
 class TransformersScores:
@@ -255,6 +329,16 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
     return checked_cache(model, cache)
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model takes its inputs; not where its weights are, if accelerate hands them in layer by layer."""
+    if model.device.type != "meta":
+        return model.device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])  # several in a row, or one
+    devices = [device for one in hooks if (device := getattr(one, "execution_device", None)) is not None]
+    return torch.device(devices[0]) if devices else model.device
+
+
 def _encodes(model: PreTrainedModel) -> bool:
     """Whether rows see what comes after them: an encoder with a decoder, or one alone, as BERT is."""
     blind = getattr(model.config, "is_decoder", None) is False and any(
@@ -307,7 +391,7 @@ def layer_windows(model: PreTrainedModel) -> dict[str, int | None] | None:
     window = getattr(config, "sliding_window", None)
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     if (
-        model.config._attn_implementation not in ("sdpa", "eager")
+        implementation(model) not in ("sdpa", "eager")
         or not takes_positions
         or getattr(config, "alibi", False)  # positions come from a two-dimensional mask there
         or not kinds <= {"full_attention", "sliding_attention"}
@@ -334,6 +418,15 @@ def rope_switch(model: PreTrainedModel) -> tuple[int, bool] | None:
     return None
 
 
+def reread_beyond(model: PreTrainedModel) -> int | None:
+    """The length beyond which the model's own generate reads the text anew, with other rotary frequencies.
+
+    Phi-3's long variants do so where a text crosses the context that they were first trained on; None for all others.
+    """
+    length = getattr(model.config, "original_max_position_embeddings", None)
+    return length if overrides(model, PREPARES) else None
+
+
 def _rope_parameters(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rotary settings of a config, which may hold one set per kind of layer."""
     yield parameters
@@ -343,7 +436,7 @@ def _rope_parameters(parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens that the model was made for, as its config says."""
     config = model.config.get_text_config(decoder=True)
-    length = getattr(config, "max_position_embeddings", None)
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if not length or length < 0:
         return None
     for rope in _rope_parameters(getattr(config, "rope_parameters", None) or {}):

@@ -24,9 +24,10 @@ def tree_mask(
     related = np.eye(rows, dtype=bool)
     for node, parent in enumerate(draft.parents):
         related[node + 1] |= related[parent + 1]
-    seen = torch.cat([torch.ones(rows, num_cached, dtype=torch.bool), torch.from_numpy(related)], dim=1)
-    positions = torch.tensor([0, *draft.depths]) + num_cached
-    if window is not None:
-        seen &= positions[:, None] - torch.cat([torch.arange(num_cached), positions])[None] < window
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    with torch.device("cpu"):  # whatever the default device is
+        seen = torch.cat([torch.ones(rows, num_cached, dtype=torch.bool), torch.from_numpy(related)], dim=1)
+        positions = torch.tensor([0, *draft.depths]) + num_cached
+        if window is not None:
+            seen &= positions[:, None] - torch.cat([torch.arange(num_cached), positions])[None] < window
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return mask[None, None].to(device), positions[None].to(device)

@@ -94,10 +94,10 @@ def generate(
             "leave it out, or leave out custom_generate."
         )
     caller = _arguments_of_caller()
-    refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
     request = read_request(
         input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
     )
+    refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
     refuse_positions(model_kwargs.get("position_ids"), request)
     given = model_kwargs.get("past_key_values")
     # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.

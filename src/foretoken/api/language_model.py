@@ -25,14 +25,15 @@ from foretoken.api.draft_model import check_same_tokens, load_draft_model
 from foretoken.api.drafting import Situation
 from foretoken.api.loading import load_model, load_tokenizer
 from foretoken.api.memories import Memories, is_text
-from foretoken.api.request import Request, read_request
+from foretoken.api.request import Request, read_request, refuse_modes
 from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter, FinishReason, Step
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import real, whole
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, Memory, check_name
-from foretoken.engines.transformers import TransformersTarget, context_length
+from foretoken.engines.transformers import TransformersTarget, context_length, input_device
 from foretoken.history import History
 
 DEFAULT_NEW_TOKENS = 256  # where neither the caller nor the model's generation config says
@@ -203,7 +204,7 @@ class LanguageModel:
             ForetokenError: As ``generate``, before the first chunk.
         """
         drafter = options.pop("drafter", self.drafter)
-        references = options.pop("references", ())
+        references = options.pop("references", None) or ()
         namespace = options.pop("namespace", DEFAULT_NAMESPACE)
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
@@ -286,6 +287,7 @@ class LanguageModel:
     ) -> Request:
         """The request that transformers' own preparation makes of a prompt and the options."""
         config = copy.deepcopy(generation_config or self.model.generation_config)
+        seed = None if seed is None else whole("seed", seed)
         stops = [stop] if isinstance(stop, str) else list(stop)
         stops += [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
         config.stop_strings = None
@@ -301,9 +303,11 @@ class LanguageModel:
             generation_config: GenerationConfig,
             **model_kwargs: Any,
         ) -> Request:
-            return read_request(input_ids, None, logits_processor, stopping_criteria, generation_config, seed)
+            request = read_request(input_ids, None, logits_processor, stopping_criteria, generation_config, seed)
+            refuse_modes(model, generation_config)
+            return request
 
-        ids = torch.tensor([prompt_ids], device=self.model.device)
+        ids = torch.tensor([prompt_ids], device=input_device(self.model))
         try:
             request: Request = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=capture
@@ -374,18 +378,19 @@ def apply_options(
     Raises:
         ForetokenError: If one is out of its range.
     """
-    checks: list[tuple[str, Any, Callable[[Any], bool], str]] = [
-        ("max_new_tokens", max_new_tokens, lambda x: x >= 1, "ask for at least 1 token"),
-        ("temperature", temperature, lambda x: x >= 0, "use 0 for greedy or a number above it"),
-        ("top_k", top_k, lambda x: x >= 0, "use 0 for all tokens or a number above it"),
-        ("top_p", top_p, lambda x: 0 < x <= 1, "use a number above 0 and at most 1"),
-        ("min_p", min_p, lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
-        ("repetition_penalty", repetition_penalty, lambda x: x > 0, "use a number above 0, 1 for none"),
+    checks: list[tuple[str, Any, Callable[[str, Any], float], Callable[[Any], bool], str]] = [
+        ("max_new_tokens", max_new_tokens, whole, lambda x: x >= 1, "ask for at least 1 token"),
+        ("temperature", temperature, real, lambda x: x >= 0, "use 0 for greedy or a number above it"),
+        ("top_k", top_k, whole, lambda x: x >= 0, "use 0 for all tokens or a number above it"),
+        ("top_p", top_p, real, lambda x: 0 < x <= 1, "use a number above 0 and at most 1"),
+        ("min_p", min_p, real, lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
+        ("repetition_penalty", repetition_penalty, real, lambda x: x > 0, "use a number above 0, 1 for none"),
     ]
-    for name, value, holds, advice in checks:
-        if value is not None:
+    for name, given, number, holds, advice in checks:
+        if given is not None:
+            value = number(name, given)
             if not holds(value):
-                raise ForetokenError(f"{name} is {value}: {advice}.")
+                raise ForetokenError(f"{name} is {given}: {advice}.")
             setattr(config, name, value)
     if max_new_tokens is None and config.max_new_tokens is None and config.max_length is None:
         config.max_new_tokens = DEFAULT_NEW_TOKENS

@@ -9,6 +9,7 @@ from foretoken.core.budget import Budget, FixedBudget
 from foretoken.core.contracts import Drafter, FinishReason, Step, Target
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
 from foretoken.core.verify import Verifier, verify_match
 
 
@@ -39,7 +40,8 @@ def decode(
         verify: The rule of acceptance.
 
     Raises:
-        ForetokenError: If the prompt is empty, leaves no room in the context, or ``max_new_tokens`` is below 1.
+        ForetokenError: If the prompt is empty, leaves no room in the context, or ``max_new_tokens`` is below 1 or no
+            whole number.
 
     >>> from foretoken.drafters import AdaptiveNgram
     >>> from foretoken.engines.toy import ToyTarget
@@ -48,11 +50,12 @@ def decode(
     >>> answer(AdaptiveNgram()) == answer(None)
     True
     """
+    max_new_tokens = whole("max_new_tokens", max_new_tokens)
     check_request(len(prompt), max_new_tokens, target.max_length)
     return _steps(
         target,
         drafter,
-        list(prompt),
+        [whole("A token of the prompt", token) for token in prompt],
         min(len(prompt) + max_new_tokens, target.max_length or len(prompt) + max_new_tokens),
         frozenset(stop_tokens),
         stop,

@@ -67,7 +67,7 @@ def rejection_verifier(uniform: Callable[[], float]) -> Verifier:
                 law = law.minus(draft.laws[child])
             else:
                 child = -1
-            token = draft.tokens[child] if child != -1 else law.draw(uniform())
+            token = int(draft.tokens[child]) if child != -1 else law.draw(uniform())
             ended = commit(token)
             if ended or child == -1:
                 return Verdict(tuple(path), token)

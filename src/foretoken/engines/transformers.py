@@ -47,12 +47,12 @@ class TransformersTarget:
         max_length: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
+        own_cache = rewindable_cache(model)
         refuse_own_inputs(model)
         self.model, self.choice = model, choice or Choice()
         self.device = input_device(model)
         self.max_length, self.prefill_chunk = max_length, prefill_chunk
         self._given_cache = cache
-        own_cache = rewindable_cache(model)
         self.cache = own_cache if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
         sliding = has_sliding_layers(self.cache)

@@ -25,8 +25,12 @@ from tokenizing import character_tokenizer
 PROMPT = torch.tensor([[5, 9, 4, 1, 5, 9]])
 
 
+MASK = torch.ones_like(PROMPT)
+
+
 def ours(model, prompt=PROMPT, **options):
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt), custom_generate=foretoken.generate, **options)
+    options = {"attention_mask": torch.ones_like(prompt), "custom_generate": foretoken.generate, **options}
+    return model.generate(prompt, **options)
 
 
 def theirs(model, prompt=PROMPT, **options):
@@ -206,14 +210,11 @@ def test_a_dict_is_returned_when_asked_for():
         (PROMPT, {"return_dict_in_generate": True, "output_scores": True}, "output_scores is not recorded"),
         (PROMPT, {"drafter": "magic"}, "no drafter named 'magic'"),
         (PROMPT, {"inputs_embeds": torch.zeros(1, 6, 32)}, "inputs_embeds"),
-        (PROMPT, {"cache_implementation": "static"}, None),
+        (PROMPT, {"cache_implementation": "static"}, "cache_implementation is 'static'"),
     ],
 )
 def test_what_cannot_be_drafted_is_refused_with_a_sentence(prompt, options, said):
     model = tiny_model("llama")
-    if said is None:  # a cache that generate() made itself is simply not used
-        assert torch.equal(ours(model, prompt, max_new_tokens=5, do_sample=False, **options)[:, :6], prompt)
-        return
     with pytest.raises(ForetokenError, match=said):
         ours(model, prompt, max_new_tokens=5, **options)
 
@@ -233,3 +234,33 @@ def test_an_ngram_drafter_of_ones_own_has_an_adaptive_budget_too(monkeypatch):
         ours(model, torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False, drafter=drafter)
     assert [type(budget) for budget in budgets] == [AdaptiveBudget, AdaptiveBudget, type(None)]
     assert budgets[0] is budgets[1]  # what this model's forwards cost is learned once
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_tensors_are_made_where_the_model_is(drafter):
+    model = tiny_model("llama")
+    options = {"max_new_tokens": 12, "budget": FixedBudget(6), "drafter": drafter, "draft_model": model}
+    greedy = ours(model, do_sample=False, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        sampled = ours(model, do_sample=True, **options)
+        torch.manual_seed(3)
+        with torch.device("meta"):  # stands for a GPU that the model is not on
+            assert torch.equal(ours(model, **options | {"do_sample": True, "attention_mask": MASK}), sampled)
+    with torch.device("meta"):
+        assert torch.equal(ours(model, **options | {"do_sample": False, "attention_mask": MASK}), greedy)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+def test_training_with_gradient_checkpointing_is_refused_and_without_it_is_not():
+    model = tiny_model.__wrapped__("llama").train()
+    try:
+        assert torch.equal(
+            ours(model, max_new_tokens=9, do_sample=False), theirs(model, max_new_tokens=9, do_sample=False)
+        )
+        model.gradient_checkpointing_enable()
+        for drafter in ("none", "mixed", "early-exit"):
+            with pytest.raises(ForetokenError, match=r"gradient checkpointing: call model.eval\(\) first"):
+                ours(model, max_new_tokens=9, do_sample=False, drafter=drafter)
+    finally:
+        model.eval()

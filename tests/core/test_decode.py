@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,6 +127,76 @@ def test_the_last_step_says_why():
     assert [step.finish_reason for step in before] == [None] * 4 and last.finish_reason == "length"
     (only,) = decode(ToyTarget(), None, [1], max_new_tokens=5, stop_tokens=range(5))
     assert only.finish_reason == "stop"
+
+
+def test_the_target_is_asked_for_nothing_after_the_end_and_in_plain_order():
+    """What is asked, and what is told to the stop criterion, is what plain decoding asks and tells."""
+    plain = [t for s in decode(ToyTarget(), None, [1, 2], max_new_tokens=30) for t in s.tokens]
+    ends = plain[20]
+
+    def record(drafter):
+        told = []
+
+        def processor(tokens, logits):
+            told.append(("choose", len(tokens)))
+            return logits
+
+        def stop(context):
+            told.append(("stop", len(context)))
+            return False
+
+        options = {"max_new_tokens": 30, "stop_tokens": {ends}, "stop": stop, "budget": FixedBudget(9)}
+        answer = [t for s in decode(ToyTarget(processor=processor), drafter, [1, 2], **options) for t in s.tokens]
+        return answer, told
+
+    assert record(Oracle(0, [1, 2], plain, 5)) == record(None)
+
+
+def test_tokens_are_the_targets_own_and_never_the_drafters():
+    class Foreign(int):
+        pass
+
+    class Equal(Stateless):
+        def propose(self, context, max_tokens):
+            return Draft.chain([Foreign(token) for token in plain[len(context) - 2 :][:max_tokens]])
+
+    plain = [t for s in decode(ToyTarget(), None, [1, 2], max_new_tokens=30) for t in s.tokens]
+    for options in ({}, {"stop_tokens": {plain[17]}}):
+        steps = list(decode(ToyTarget(), Equal(), np.array([1, 2]), max_new_tokens=30, **options))
+        assert any(step.num_accepted for step in steps)
+        assert {type(token) for step in steps for token in step.tokens} == {int}
+
+
+def test_an_error_within_a_step_leaves_the_cache_as_it_was_before_the_step():
+    class LeaveError(Exception):
+        pass
+
+    plain = [t for s in decode(ToyTarget(), None, [1, 2], max_new_tokens=30) for t in s.tokens]
+
+    def stop(context):
+        if len(context) == 12:
+            raise LeaveError
+        return False
+
+    target, seen = ToyTarget(), [1, 2]
+    with pytest.raises(LeaveError):
+        for step in decode(target, Oracle(0, [1, 2], plain, 5), [1, 2], max_new_tokens=30, stop=stop):
+            seen += step.tokens
+    assert target.cache == seen and len(seen) < 12
+
+
+@pytest.mark.parametrize("max_new_tokens", [2.5, 3.0, "3", None, float("nan"), float("inf"), True, np.float64(2)])
+def test_a_length_that_is_no_whole_number_is_refused(max_new_tokens):
+    with pytest.raises(ForetokenError, match=r"max_new_tokens is .*whole number"):
+        decode(ToyTarget(), None, [1, 2], max_new_tokens=max_new_tokens)
+
+
+def test_numpys_whole_numbers_are_numbers():
+    answers = [
+        [token for step in decode(ToyTarget(), None, [1, 2], max_new_tokens=length) for token in step.tokens]
+        for length in (4, np.int64(4), np.uint8(4))
+    ]
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) == 4
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,22 @@ def test_the_exit_draws_from_the_committed_tokens():
     assert scores.choose(0) == TransformersTarget(exit_target.model, Choice(seed=8)).prefill([7, 3, 9, 5]).choose(0)
     exit_target.rewind(3)
     assert {layer.get_seq_length() for layer in target.cache.layers} == {3}
+
+
+@pytest.mark.parametrize("layer", [1, 3, 5])
+def test_layers_that_share_keys_do_not_exit_early(layer):
+    config = tf.Gemma3nTextConfig(
+        **{**LLAMA, "num_hidden_layers": 6, "intermediate_size": [64] * 6},
+        head_dim=8,
+        sliding_window=16,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=VOCAB,
+        hidden_size_per_layer_input=8,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+        activation_sparsity_pattern=[0.0] * 6,
+        laurel_rank=4,
+        altup_num_inputs=2,
+    )
+    model = tf.Gemma3nForCausalLM(config).eval()
+    with pytest.raises(ForetokenError, match="share keys or have inputs of their own"):
+        ExitTarget(TransformersTarget(model), layer)

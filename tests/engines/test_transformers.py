@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers.cache_utils import DynamicIndexedLayer
 
-from drafting import RandomTrees
-from foretoken import Draft, ForetokenError, decode, rejection_verifier
+import foretoken
+from drafting import Oracle, RandomTrees
+from foretoken import Draft, FixedBudget, ForetokenError, decode, rejection_verifier
 from foretoken.core.noise import gumbel as plain_gumbel
 from foretoken.engines.choice import Choice, TensorLaw, gumbel
 from foretoken.engines.transformers import TransformersScores, TransformersTarget, context_length
@@ -259,6 +260,23 @@ def test_rotary_positions_that_switch_are_not_crossed():
     assert target.max_draft_depth == 3
     target.prefill([1] * 40)
     assert target.max_draft_depth == 128 - 41
+
+
+def test_a_text_that_crosses_into_long_positions_is_read_anew():
+    """Phi-3's own generate reads the whole text with the other frequencies, once it is too long for the first."""
+    torch.manual_seed(1)
+    model = long_phi3()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 2 / parameter.shape[1] ** 0.5)
+    for length in (3, 20, 31, 32, 33, 40):
+        prompt = torch.randint(2, VOCAB, (1, length), generator=torch.Generator().manual_seed(length))
+        options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 50, "do_sample": False}
+        theirs = model.generate(prompt, **options)
+        for drafter in ("none", "mixed", Oracle(0, prompt[0].tolist(), theirs[0, length:].tolist(), VOCAB)):
+            options |= {"custom_generate": foretoken.generate, "drafter": drafter, "budget": FixedBudget(6)}
+            assert torch.equal(model.generate(prompt, **options), theirs)
 
 
 def test_models_that_cannot_rewind_are_refused_before_prefill():

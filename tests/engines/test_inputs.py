@@ -62,6 +62,17 @@ def test_learned_prompts_are_refused(config):
         adapted(config).generate(input_ids=PROMPT, **OPTIONS, custom_generate=foretoken.generate)
 
 
+def test_an_adapters_wrapper_is_refused_with_advice_that_works():
+    model = adapted(
+        peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules=["q_proj", "down_proj"])
+    )
+    with pytest.raises(ForetokenError, match="merge_and_unload"):
+        TransformersTarget(model)
+    theirs = model.generate(input_ids=PROMPT, **OPTIONS)
+    merged = model.merge_and_unload()
+    assert torch.equal(merged.generate(PROMPT, **OPTIONS, custom_generate=foretoken.generate), theirs)
+
+
 def test_a_model_that_adds_to_its_inputs_is_refused():
     class WithToken(tf.LlamaForCausalLM):
         def prepare_inputs_for_generation(self, input_ids, **rest):

@@ -23,7 +23,7 @@ from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, Memory
-from foretoken.engines.transformers import PREFILL_CHUNK, TransformersTarget, rewindable_cache
+from foretoken.engines.transformers import TransformersTarget, rewindable_cache
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
@@ -102,8 +102,7 @@ def generate(
     given = model_kwargs.get("past_key_values")
     # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
     cache = given if getattr(given, "_is_user_defined", False) else None
-    chunk = generation_config.prefill_chunk_size or PREFILL_CHUNK
-    target = TransformersTarget(model, request.choice, cache=cache, prefill_chunk=chunk)
+    target = TransformersTarget(model, request.choice, cache=cache, prefill_chunk=request.prefill_chunk)
     if request.num_padding and target.num_cached:
         raise ForetokenError(
             "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "

@@ -209,7 +209,9 @@ class LanguageModel:
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
         check_request(len(request.prompt), request.max_new_tokens, self.max_length)
-        target = TransformersTarget(self.model, request.choice, max_length=self.max_length)
+        target = TransformersTarget(
+            self.model, request.choice, max_length=self.max_length, prefill_chunk=request.prefill_chunk
+        )
         memory = partial(self.memories.of, namespace)
         drafter, budget = self._situation(target, memory, self._encode_all(references)).drafting(drafter, budget)
         steps = decode(

@@ -17,6 +17,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.choice import Choice, Processors
 from foretoken.engines.processors import Padded
+from foretoken.engines.transformers import PREFILL_CHUNK
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Request:
         stop_tokens: Tokens that end the answer.
         stop: Any other stopping criterion, asked after every token; None where there is none.
         num_padding: How many tokens of padding stood before the prompt.
+        prefill_chunk: The most prompt tokens to read in one forward.
     """
 
     prompt: list[int]
@@ -38,6 +40,7 @@ class Request:
     stop_tokens: frozenset[int]
     stop: Callable[[Sequence[int]], bool] | None
     num_padding: int = 0
+    prefill_chunk: int = PREFILL_CHUNK
 
 
 def read_request(
@@ -81,6 +84,7 @@ def read_request(
         frozenset(token for tokens in ends for token in tokens.flatten().tolist()),
         _asked_with_ids(others, padding) if others else None,
         num_padding,
+        config.prefill_chunk_size or PREFILL_CHUNK,
     )
 
 

@@ -316,6 +316,11 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
             f"{name} keeps a recurrent state, which cannot go back to before a rejected guess: "
             "use its own generate, or a model with attention in every layer."
         )
+    if hasattr(model, "get_base_model"):
+        raise ForetokenError(
+            f"{name} wraps a model that PEFT has adapted: call its merge_and_unload() first, "
+            "or its generate with custom_generate=foretoken.generate."
+        )
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     if _encodes(model) or not model.can_generate() or not takes_cache:
         raise ForetokenError(

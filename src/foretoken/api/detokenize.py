@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
-import os.path
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -48,7 +47,7 @@ class Detokenizer:
         self._has_byte_tokens = steps is not None and "ByteFallback" in steps
         self._hidden: frozenset[int] = frozenset()
         if steps is not None and skip_special_tokens:
-            self._hidden = frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+            self._hidden = frozenset(special_tokens(tokenizer))
         self._window = [token for token in prompt if self._is_visible(token)]  # the last tokens, decoded together
         self._limit = 2 * CONTEXT
         self._run = self._run_at_end()
@@ -89,7 +88,7 @@ class Detokenizer:
     def _settled(self, text: str) -> str:
         """The part of the window's text that no later token changes."""
         if not self._is_local:
-            return os.path.commonprefix([text, self._decode(self._window[:-LAG])])
+            return _shared_start(text, self._decode(self._window[:-LAG]))
         is_unfinished = self._is_byte_level and text.endswith(REPLACEMENT) and self._ends_inside_character()
         return text[:-1] if is_unfinished else text
 
@@ -106,7 +105,7 @@ class Detokenizer:
         return piece
 
     def _beyond(self, text: str) -> str:
-        return text[len(os.path.commonprefix([self._given, text])) :]
+        return text[len(_shared_start(self._given, text)) :]
 
     def _shorten(self, text: str) -> None:
         """Forget the window's first tokens, if its last ones alone have the text that they have in the whole."""
@@ -152,8 +151,7 @@ class Detokenizer:
 
     def _name(self, token: int) -> str | None:
         """The token as the vocabulary spells it; None where the model has more ids than the tokenizer."""
-        name: str | None = self._tokenizer.convert_ids_to_tokens(token)
-        return name
+        return cast(str | None, self._tokenizer.convert_ids_to_tokens(token))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if not tokens:
@@ -179,6 +177,19 @@ class _ByteRun:
         except UnicodeDecodeError:
             self.text = ""
             self.is_open, self.is_broken = False, True
+
+
+def _shared_start(first: str, second: str) -> str:
+    if second.startswith(first):
+        return first
+    return first[: next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(second))]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The tokens that ``decode`` skips under ``skip_special_tokens``, by id, with their text."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:

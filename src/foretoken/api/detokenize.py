@@ -45,12 +45,12 @@ class Detokenizer:
         self._is_local = steps is not None and _is_local(steps)
         self._is_byte_level = steps is not None and "ByteLevel" in steps
         self._has_byte_tokens = steps is not None and "ByteFallback" in steps
-        self._hidden: frozenset[int] = frozenset()
-        if steps is not None and skip_special_tokens:
-            self._hidden = frozenset(special_tokens(tokenizer))
+        skipped = special_tokens(tokenizer) if skip_special_tokens else ()
+        self._hidden = frozenset(token for token in skipped if self._decode([token]) == "")
         self._window = [token for token in prompt if self._is_visible(token)]  # the last tokens, decoded together
         self._limit = 2 * CONTEXT
-        self._run = self._run_at_end()
+        self._run = self._run_at_end(self._window)
+        self._run.text = ""  # it is the prompt's
         self._given = text = self._decode(self._window)  # how much of the window's text is given or is the prompt's
         self._rest = ""  # what the window's text has beyond it
         self._shorten(text)
@@ -109,23 +109,22 @@ class Detokenizer:
 
     def _shorten(self, text: str) -> None:
         """Forget the window's first tokens, if its last ones alone have the text that they have in the whole."""
-        is_inside_run = self._run.is_open or self._run.is_broken
-        if len(self._window) <= self._limit or is_inside_run or not text.startswith(self._given):
+        if len(self._window) <= self._limit or self._run.is_open or not text.startswith(self._given):
             return
         window = self._window[-CONTEXT:]
         shorter = self._decode(window)
         last = shorter[len(shorter) // 2 :]  # the first tokens of a text may lose a space
         num_left = len(text) - len(self._given)
-        if last and text.endswith(last) and num_left <= len(last):
+        is_run_kept = self._run_at_end(window).is_broken == self._run.is_broken
+        if last and text.endswith(last) and num_left <= len(last) and is_run_kept:
             self._window, self._given = window, shorter[: len(shorter) - num_left]
             self._limit = 2 * CONTEXT
         else:
             self._limit = 2 * len(self._window)  # tried again later, and seldom enough
 
-    def _run_at_end(self) -> _ByteRun:
-        """The run of bytes that the prompt ends with; its text is the prompt's."""
+    def _run_at_end(self, tokens: Sequence[int]) -> _ByteRun:
         values: list[int] = []
-        for token in reversed(self._window):
+        for token in reversed(tokens):
             byte = self._byte(token)
             if byte is None:
                 break
@@ -133,7 +132,6 @@ class Detokenizer:
         run = _ByteRun()
         for byte in reversed(values):
             run.add(byte)
-        run.text = ""
         return run
 
     def _is_visible(self, token: int) -> bool:

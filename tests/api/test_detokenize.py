@@ -58,7 +58,9 @@ def test_pieces_make_up_the_text_of_the_whole(kind, skip_special_tokens):
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer(decoders.Strip(" ", 1, 0))])
-@pytest.mark.parametrize("text", ["\U0001f600\U0001f600", "\U0001f469\u200d\U0001f4bb", "日本語 日本語", f"a{REPLACEMENT}b"])
+@pytest.mark.parametrize(
+    "text", ["\U0001f600\U0001f600", "\U0001f469\u200d\U0001f4bb", "日本語 日本語", f"a{REPLACEMENT}b"]
+)
 def test_text_comes_back(tokenizer, text):
     """Also a character of the text itself that stands for what is no text."""
     start = tokenizer("hi", add_special_tokens=False)["input_ids"]
@@ -85,10 +87,7 @@ def test_a_character_that_the_prompt_begins_belongs_to_the_answer(tokenizer):
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer(), TOKENIZERS["Python, bytes"]])
 def test_bytes_that_never_become_a_character_do_not_wait(tokenizer, byte):
     """UTF-8 has no character of more than four bytes."""
-    if tokenizer is TOKENIZERS["Python, bytes"]:
-        token = byte
-    else:
-        token = token_of_byte(tokenizer, byte)
+    token = byte if tokenizer is TOKENIZERS["Python, bytes"] else token_of_byte(tokenizer, byte)
     detokenizer = Detokenizer(tokenizer, [])
     given = "".join(detokenizer.push(token) for _ in range(4))
     assert given

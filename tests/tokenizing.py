@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, PythonBackend
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from shapes import VOCAB
 
@@ -59,7 +59,7 @@ def words_tokenizer(model: models.Model, decoder: decoders.Decoder | None) -> Pr
     return _with_turns(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
 
-class PythonTokenizer(PythonBackend):
+class PythonTokenizer(PreTrainedTokenizer):
     """A slow tokenizer: its own code makes the text."""
 
     def __init__(self, pieces: Sequence[str], join: Callable[[list[str]], str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -159,6 +160,7 @@ def test_one_string_or_several_or_none_may_be_given(given, strings):
         (3, "stop is 3: give a string or a list of strings"),
         (b"a", "stop is b'a': give a string"),
         ({"a": 1}, "stop is {'a': 1}: give a string"),
+        (iter(["a"]), "stop is <list_.*: give a string"),
     ],
 )
 def test_what_is_no_stop_string_is_refused_with_a_sentence(given, said):
@@ -167,8 +169,10 @@ def test_what_is_no_stop_string_is_refused_with_a_sentence(given, said):
 
 
 @pytest.fixture
-def lm() -> LanguageModel:
-    return LanguageModel(tiny_model("llama"), character_tokenizer(), background=None)
+def lm(monkeypatch) -> LanguageModel:
+    model = tiny_model("llama")  # shared by all tests
+    monkeypatch.setattr(model, "generation_config", copy.deepcopy(model.generation_config))
+    return LanguageModel(model, character_tokenizer(), background=None)
 
 
 def transformers_says(lm, **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def read_stop_strings(name: str, given: Any) -> list[str]:
     """
     if given is None:
         return []
-    if isinstance(given, bytes | Mapping) or not isinstance(given, str | Iterable):
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Collection):
         raise ForetokenError(f"{name} is {reprlib.repr(given)}: give a string or a list of strings.")
     strings = [given] if isinstance(given, str) else list(given)
     for string in strings:

@@ -29,7 +29,8 @@ class Detokenizer:
     A piece is given once no later token can change it. An unfinished character waits for its bytes, four at most. Bytes
     spelled as tokens of their own (``<0xE2>``) wait for the end of their run, because ``decode`` takes a run with one
     wrong byte for no text at all. Where the tokenizer's decoder is not one that we know, text waits until three more
-    tokens have left it as it is. The cost of a token does not grow with the answer.
+    tokens have left it as it is. The cost of a token does not grow with the answer, so such a decoder is asked about
+    the last 32 to 64 tokens only, as long as these alone have the text that they have in the whole.
 
     Args:
         tokenizer: The target's tokenizer.
@@ -187,7 +188,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The tokens that ``decode`` skips under ``skip_special_tokens``, by id, with their text."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return {token: name for token, name in named if token is not None}  # some are named and have no id
 
 
 def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:

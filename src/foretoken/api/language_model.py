@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
@@ -26,6 +25,7 @@ from foretoken.api.drafting import Situation
 from foretoken.api.loading import load_model, load_tokenizer
 from foretoken.api.memories import Memories, is_text
 from foretoken.api.request import Request, read_request, refuse_modes
+from foretoken.api.stop_strings import StopStrings, config_stop_strings, read_stop_strings, without_stop_strings
 from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter, FinishReason, Step
 from foretoken.core.decode import check_request, decode
@@ -53,7 +53,8 @@ class Options(TypedDict, total=False):
         top_p: Sample from the most probable tokens that make up this probability, in (0, 1].
         min_p: Drop tokens less probable than this share of the best one, in [0, 1].
         repetition_penalty: Above 1 makes tokens of the text so far less likely; above 0.
-        stop: Strings that end the answer, which keeps them.
+        stop: Strings that end the answer, which keeps them, beside those of the generation config. It ends where one
+            first stands in its text; a string that names a special token is found, too, though the text skips it.
         seed: Decides the text under sampling; drawn from torch's generator where left out.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
         budget: How many tokens to draft; where left out just what pays, and seven with "anpd", "prompt-lookup" and a
@@ -69,7 +70,7 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     seed: int
     drafter: str | Drafter | None
     budget: Budget | None
@@ -282,17 +283,16 @@ class LanguageModel:
         self,
         prompt: Prompt,
         *,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         generation_config: GenerationConfig | None = None,
         **rest: Any,
     ) -> Request:
         """The request that transformers' own preparation makes of a prompt and the options."""
-        config = copy.deepcopy(generation_config or self.model.generation_config)
         seed = None if seed is None else whole("seed", seed)
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        stops += [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
-        config.stop_strings = None
+        config = generation_config or self.model.generation_config
+        stops = read_stop_strings("stop", stop) + config_stop_strings(config, self.model.generation_config)
+        config = without_stop_strings(config)
         apply_options(config, **rest)
         prompt_ids = self.encode(prompt)
         check_request(len(prompt_ids), config.max_new_tokens or 1, self.max_length)
@@ -317,7 +317,7 @@ class LanguageModel:
         except ValueError as error:  # transformers' own checks of the config
             raise error if isinstance(error, ForetokenError) else ForetokenError(str(error)) from error
         if stops:
-            request = with_stop_strings(request, stops, self.tokenizer)
+            request = replace(request, stop=StopStrings(stops, self.tokenizer, request.prompt, request.stop))
         return request
 
 
@@ -402,22 +402,3 @@ def apply_options(
         config.do_sample = True
     if not config.do_sample:
         config.temperature = config.top_k = config.top_p = config.min_p = None
-
-
-def with_stop_strings(request: Request, stops: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Request:
-    """The request with a further reason to stop: one of ``stops`` in the answer's text.
-
-    Raises:
-        ForetokenError: If a stop string is empty.
-    """
-    if not all(stops):
-        raise ForetokenError("A stop string is empty: give at least one character, or no stop string.")
-    start = len(request.prompt)
-    # A token is at least a byte, so a string that the last token completed lies within these many.
-    reach = max(len(text.encode()) for text in stops) + 1
-
-    def stop(context: Sequence[int]) -> bool:
-        text = tokenizer.decode(list(context[max(start, len(context) - reach) :]), skip_special_tokens=True)
-        return any(string in text for string in stops) or (request.stop is not None and request.stop(context))
-
-    return Request(request.prompt, request.max_new_tokens, request.choice, request.stop_tokens, stop)

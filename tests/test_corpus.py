@@ -310,3 +310,212 @@ def test_a_text_without_lines_is_cut_too():
     text = "x" * (2 * PIECE + 5)
     assert [len(piece) for piece in cut([text])] == [PIECE, PIECE, 5]
     assert list(cut([""])) == [""] == list(cut([]))
+
+
+WORDS = [[1, 2, 3, 1, 2, 4] * 5, [7, 8, 7, 8]]
+
+
+def stop_at(stage):
+    def stop(at, done, total):
+        if at == stage:
+            raise Killed
+
+    return stop
+
+
+def stopped(folder, stage="count"):
+    """An unfinished build of ``WORDS``."""
+    with pytest.raises(Killed):
+        build(WORDS, None, "x", folder, progress=stop_at(stage))
+    return folder / "partial"
+
+
+def finished(folder):
+    build(WORDS, None, "x", folder)
+    return contents(folder)
+
+
+def with_state(**changes):
+    def damage(partial):
+        state = json.loads((partial / "state.json").read_bytes()) | changes
+        (partial / "state.json").write_text(json.dumps(state))
+
+    return damage
+
+
+def with_text(name, text):
+    return lambda partial: (partial / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(
+            with_text(name, text)
+            for name in ("inputs.json", "state.json")
+            for text in (
+                "",
+                "{",
+                "[]",
+                "3",
+                "null",
+                '"x"',
+                '{"foo": 1}',
+                "[" * 100_000,
+                "{\x00}",
+                '{"a": ' + "1" * 5000 + "}",
+            )
+        ),
+        with_text("inputs.json", '{"format": 1, "fingerprint": "x", "min_count": 1, "inputs": 3}'),
+        with_text("inputs.json", '{"format": 1, "fingerprint": "x", "min_count": 1, "inputs": [3]}'),
+        with_text("inputs.json", '{"format": 1, "fingerprint": "x", "min_count": 1, "inputs": [[]]}'),
+        *(
+            with_state(**{field: value})
+            for field in ("source", "pieces", "documents", "tokens", "buckets", "rows")
+            for value in (-1, "1", 1.5, None, True, [], 1 << 64)
+        ),
+        *(with_state(**{field: value}) for field in ("fresh", "tokenized", "counted") for value in (1, None, "true")),
+        with_state(bad=[]),
+        with_state(bad={"a": 3}),
+        with_state(bad={"a": ["x"]}),
+        with_state(source=1),
+        with_state(tokens=10_000),
+        with_state(buckets=10_000),
+        with_state(rows=10_000),
+        with_state(counted=True),
+        with_state(tokenized=False, buckets=1),
+        lambda partial: (partial / "tokens.bin").unlink(),
+        lambda partial: (partial / "tokens.bin").write_bytes(b"half"),
+    ],
+)
+def test_an_unfinished_build_that_is_damaged_is_a_sentence_and_dropped_by_force(tmp_path, damage):
+    expected = finished(tmp_path / "whole")
+    damage(stopped(tmp_path / "store"))
+    with pytest.raises(
+        ForetokenError, match=r"holds an unfinished build (that is damaged|with .+): .*begin anew by force"
+    ):
+        build(WORDS, None, "x", tmp_path / "store")
+    build(WORDS, None, "x", tmp_path / "store", force=True)
+    assert contents(tmp_path / "store") == expected
+
+
+def test_counts_that_do_not_fit_are_found_at_the_end_and_dropped(tmp_path, monkeypatch):
+    partial = tmp_path / "store" / "partial"
+
+    def damage(*arguments):
+        (partial / "index.npy").write_bytes(b"half")
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(sys.modules["foretoken.corpus.build"], "_put_in_place", damage)  # ``build`` names a function, too
+        build(WORDS, None, "x", tmp_path / "store")
+    with pytest.raises(ForetokenError, match="is damaged"):
+        build(WORDS, None, "x", tmp_path / "store")
+    assert finished(tmp_path / "store") == finished(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"index_bits": "x"}'])
+def test_a_store_that_is_damaged_is_replaced_by_force(tmp_path, text):
+    finished(tmp_path / "store")
+    (tmp_path / "store" / "meta.json").write_text(text)
+    with pytest.raises(ForetokenError, match="holds a store already"):
+        build(WORDS, None, "x", tmp_path / "store")
+    build(WORDS, None, "x", tmp_path / "store", force=True)
+    assert contents(tmp_path / "store") == finished(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "name", ["partial/tokens.bin", "partial/state.json.new", "meta.json.new", "rows.npy", "partial"]
+)
+def test_nothing_is_written_through_a_link(tmp_path, name, force):
+    stopped(tmp_path / "store")
+    link = tmp_path / "store" / name
+    if name == "partial":
+        link.rename(tmp_path / "novel")
+        before = sorted((tmp_path / "novel").iterdir())
+    else:
+        link.unlink(missing_ok=True)
+        (tmp_path / "novel").write_text("Once upon a time")
+    link.symlink_to(tmp_path / "novel")
+    with pytest.raises(ForetokenError, match="holds something else"):
+        build(WORDS, None, "x", tmp_path / "store", force=force)
+    if name == "partial":
+        assert sorted((tmp_path / "novel").iterdir()) == before
+    else:
+        assert (tmp_path / "novel").read_text() == "Once upon a time"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_nobody_waits_for_a_pipe(tmp_path):
+    partial = stopped(tmp_path / "store")
+    (partial / "state.json").unlink()
+    os.mkfifo(partial / "state.json")
+    with pytest.raises(ForetokenError, match="holds something else"):
+        build(WORDS, None, "x", tmp_path / "store", force=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs locks of folders")
+def test_a_second_build_of_one_store_is_refused_while_the_first_is_at_work(tmp_path):
+    """In another process, until that one ends in whatever way."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path / "store")])
+    documents = [[i * j % 17 for j in range(60)] for i in range(400)]
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "store" / "partial" / "state.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        for force in (False, True):
+            with pytest.raises(
+                ForetokenError, match=r"Another process builds in the folder .*: wait until it has ended"
+            ):
+                build(documents, None, "x", tmp_path / "store", force=force)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    build(documents, None, "x", tmp_path / "store")
+    build(documents, None, "x", tmp_path / "whole")
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["min_count", "memory"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, float("nan"), float("inf"), "2", None, True, 1 << 70])
+def test_numbers_that_are_none_are_refused(tmp_path, name, value):
+    with pytest.raises(ForetokenError, match=f"{name} is .*: give a whole number from 1 to"):
+        build(WORDS, None, "x", tmp_path / "store", **{name: value})
+    assert not (tmp_path / "store").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    build(WORDS, None, "x", tmp_path / "store", min_count=np.int64(1), memory=np.uint32(SMALL))
+    assert contents(tmp_path / "store") == finished(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "document", [None, 5, 1.5, [1.5], [1, None], ["a"], [[1, 2], [3]], [[1, 2]], b"bytes", {1: 2}, [True], [b"a"]]
+)
+def test_what_is_no_document_is_a_sentence(tmp_path, document):
+    with pytest.raises(ForetokenError, match="neither text nor a list of tokens"):
+        build([[1, 2, 1, 2], document], None, "x", tmp_path / "store")
+
+
+@pytest.mark.parametrize("token", [1 << 63, 1 << 64, 1 << 100, -(1 << 100)])
+def test_tokens_of_any_size_are_refused(tmp_path, token):
+    with pytest.raises(ForetokenError, match=f"The token {token} does not fit"):
+        build([[1, token]], None, "x", tmp_path / "store")
+
+
+@pytest.mark.parametrize("fingerprint", [None, 3, b"x", "\x1b[2J", "x" * 1000])
+def test_a_fingerprint_that_no_store_can_have_is_refused(tmp_path, fingerprint):
+    with pytest.raises(ForetokenError, match="The fingerprint is"):
+        build(WORDS, None, fingerprint, tmp_path / "store")
+
+
+def test_too_little_memory_is_a_sentence(tmp_path, monkeypatch):
+    def none_left(slots):
+        raise MemoryError
+
+    monkeypatch.setattr(counts_module, "Table", none_left)
+    with pytest.raises(ForetokenError, match="There are no 1073741824 bytes of memory left"):
+        build(WORDS, None, "x", tmp_path / "store")

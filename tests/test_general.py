@@ -100,3 +100,42 @@ def test_a_cache_that_may_not_be_written_but_holds_the_corpus_is_read(few, tmp_p
 def test_a_tokenizer_too_big_is_a_sentence(few, tmp_path):
     with pytest.raises(ForetokenError, match="use a tokenizer with at most 1048576"):
         general_folder(lambda texts: [[1, 2**20]] * len(texts), MARK, tmp_path)
+
+
+def test_a_relative_cache_is_ignored(few, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert general_folder(ENCODE, MARK).parent == tmp_path / "home" / ".cache" / "foretoken"
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"text", None])
+def test_a_damaged_package_is_a_sentence(tmp_path, monkeypatch, damage):
+    if damage:
+        (tmp_path / "general.txt.xz").write_bytes(damage(general.PACKED.read_bytes()))
+    monkeypatch.setattr(general, "PACKED", tmp_path / "general.txt.xz")
+    with pytest.raises(ForetokenError, match=r"The package's general corpus .*: install foretoken again"):
+        general_folder(ENCODE, MARK, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", '{"foo": 1}', '{"source": 9}', '{"tokens": 10, "tokenized": true}', "[" * 99999]
+)
+def test_an_unfinished_build_that_cannot_be_is_begun_anew(few, tmp_path, state):
+    def killed(texts: list[str]) -> list[list[int]]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        general_folder(killed, MARK, tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder / "partial" / "state.json").write_text(state)
+    assert general_background(ENCODE, MARK, tmp_path).meta["documents"] == 3
+
+
+def test_another_process_is_not_waited_for_without_end(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(general, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(general, "_locked", lambda handle: False)
+    with pytest.raises(ForetokenError, match="Another process has been building"):
+        general_folder(ENCODE, MARK, tmp_path)

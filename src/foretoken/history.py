@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foretoken.core.errors import ForetokenError
+from foretoken.paths import data_folder
 
 Tokens = npt.NDArray[np.int32]
 Row = tuple[str, str, float, bytes]  # namespace, fingerprint, time and packed tokens
@@ -381,17 +382,7 @@ class History:
 
 def default_path() -> Path:
     """Where a user's history lies: beside other programs' data."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user whom the system does not know, as in some containers
-        home = Path(os.sep)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME", ""))
-        if not base.is_absolute():  # to be ignored, says the XDG specification
-            base = home / ".local" / "share"
-    return base / "foretoken" / "history.sqlite"
+    return data_folder() / "history.sqlite"
 
 
 def pack(tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from counting import context_hash, q, successors
 from foretoken.core.errors import ForetokenError
 from foretoken.corpus import build
 from foretoken.drafters.background import (
+    FIELDS,
     FORMAT,
     ORDERS,
     Background,
@@ -20,6 +26,8 @@ from foretoken.drafters.background import (
     position_hashes,
     quantize,
 )
+from foretoken.drafters.memory import Memory
+from foretoken.drafters.mixed import MixedNgram
 
 TOKENS = st.integers(0, 2**20 - 1)
 DOCUMENTS = [[1, 2, 3, 1, 2, 4, 1, 2, 3], [2, 3, 1], [], [7]]
@@ -109,3 +117,127 @@ def test_a_damaged_store_is_refused(store, name, damage):
     damage(store, name)
     with pytest.raises(ForetokenError, match="is damaged"):
         Background.open(store)
+
+
+def with_meta(**changes):
+    def change(store):
+        meta = json.loads((store / "meta.json").read_bytes()) | changes
+        (store / "meta.json").write_text(json.dumps({name: value for name, value in meta.items() if value is not None}))
+
+    return change
+
+
+def with_file(name, content):
+    return lambda store: (store / name).write_bytes(content)
+
+
+def as_npy(value, **options):
+    file = io.BytesIO()
+    np.save(file, value, **options)
+    return file.getvalue()
+
+
+def as_npz():
+    file = io.BytesIO()
+    np.savez(file, rows=np.zeros(3))
+    return file.getvalue()
+
+
+def other_order(store):
+    rows = np.load(store / "rows.npy")
+    (store / "rows.npy").write_bytes(as_npy(np.asfortranarray(rows)))
+
+
+def other_bytes(store):
+    rows = np.load(store / "rows.npy")
+    (store / "rows.npy").write_bytes(as_npy(rows.astype(">u4")))
+
+
+def without_its_end(store):
+    index = np.load(store / "index.npy")
+    content = (store / "index.npy").read_bytes()[:-4]
+    (store / "index.npy").write_bytes(content + (index[-1] + 1).tobytes())
+
+
+def as_pipe(name):
+    def change(store):
+        (store / name).unlink()
+        os.mkfifo(store / name)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(with_meta(**{field: value}) for field in FIELDS for value in (None, "x\x1b[2J", [], -1, 1.0, True, 10**40)),
+        *(with_meta(tokens=value) for value in (0, 1 << 63)),
+        *(with_meta(rows=value) for value in (0, 1 << 40, (1 << 63) - 1)),
+        *(with_meta(index_bits=value) for value in (1 << 20, 63, 64)),
+        with_file("meta.json", b"[" * 100_000),
+        with_file("meta.json", b"[]"),
+        with_file("meta.json", b'"format"'),
+        with_file("meta.json", b"\xff\xfe\x00"),
+        with_file("meta.json", b'{"format": ' + b"1" * 5000 + b"}"),
+        with_file("meta.json", b" " * (1 << 20) + b"{}"),
+        with_file("index.npy", as_npz()),
+        with_file("index.npy", as_npy(np.array([{}], object), allow_pickle=True)),
+        with_file("index.npy", pickle.dumps([1])),
+        with_file("index.npy", as_npy(np.zeros(3, np.float64))),
+        with_file("rows.npy", as_npy(np.zeros((1, 2), np.uint32))),
+        with_file("rows.npy", b"\x93NUMPY\x01\x00\x76\x00" + b"(" * 118),
+        other_order,
+        other_bytes,
+        without_its_end,
+    ],
+)
+def test_a_hostile_store_is_one_sentence(store, damage):
+    damage(store)
+    with pytest.raises(ForetokenError, match=r"is damaged|another tokenizer|has format \d+,") as raised:
+        Background.open(store, "0123456789abcdef")
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["meta.json", "rows.npy", "index.npy"])
+def test_nobody_waits_for_a_pipe(store, name):
+    as_pipe(name)(store)
+    with pytest.raises(ForetokenError, match=r"is damaged|no finished background corpus"):
+        Background.open(store)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "rows.npy", "index.npy"])
+def test_a_store_that_may_not_be_read_is_said_to_be_that(store, name, monkeypatch):
+    real = Path.open
+
+    def refused(path, *arguments, **options):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ForetokenError, match="could not be read: Permission denied"):
+        Background.open(store)
+
+
+def test_what_else_meta_says_is_left_out(store):
+    with_meta(note="\x1b[2J")(store)
+    assert tuple(Background.open(store).meta) == FIELDS
+
+
+def test_a_store_by_a_link_is_read(store, tmp_path):
+    (tmp_path / "link").symlink_to(store)
+    assert len(Background.open(tmp_path / "link").rows) == len(Background.open(store).rows)
+
+
+def test_a_bucket_of_a_hostile_store_is_not_read_without_end():
+    """One that holds every row would make each look-up read the whole file."""
+    (hash_,) = context_hashes([5])
+    for place, known in ((900, True), (1_000_000, False)):
+        rows = np.zeros((1_000_001, 2), np.uint32)
+        rows[:, 0] = ~np.uint32(hash_ & 0xFFFFFFFF)
+        rows[place] = hash_ & 0xFFFFFFFF, 7 | quantize(9) << 20
+        index = np.array([0, len(rows), len(rows)] if hash_ >> 63 == 0 else [0, 0, len(rows)], np.uint32)
+        drafter = MixedNgram(Memory(Background({}, index, rows)), floor=0.0)
+        drafter.begin([5])
+        assert (7 in drafter.propose([5], 8).tokens) == known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 from foretoken.core.errors import ForetokenError
 from foretoken.corpus.counts import count, index_bits
-from foretoken.corpus.partial import PARTIAL, State, begin, forget, write_json
+from foretoken.corpus.partial import PARTIAL, State, alone, begin, forget, refuse_others, write_json
 from foretoken.corpus.sources import Documents, Source, Tokens
 from foretoken.corpus.tokens import Encode, Progress, tokenize
-from foretoken.drafters.background import FORMAT, INDEX, META, ORDERS, ROWS, TOP, Background
+from foretoken.drafters.background import FORMAT, INDEX, META, ORDERS, ROWS, TOP, Background, is_fingerprint
 
 MEMORY = 1 << 30
+MAX_COUNT = (1 << 32) - 1  # the most that a successor can be counted
+MAX_MEMORY = 1 << 60
 
 
 def build(
@@ -63,47 +66,78 @@ def build_from(
         encode: Makes tokens of a list of texts; None where the documents are tokens.
         fingerprint: The tokenizer's, which the store will be opened with.
         folder: New, empty, or one in which this very build was stopped.
-        min_count: Successors seen less often are dropped.
+        min_count: Successors seen less often are dropped; 1 to 2**32 - 1.
         memory: Most bytes that counting takes, about; more is faster where the corpus is big.
-        force: Replace a store that is there, at the end; drop an unfinished build that is another.
+        force: Replace a store that is there, at the end; drop an unfinished build that is another or damaged.
         progress: Called with "read", bytes, all bytes; then with "count", parts, all parts.
 
     Returns:
         What was read and written.
 
     Raises:
-        ForetokenError: If a source cannot be read, the folder holds something else or another unfinished build, or the
-            disk is full.
+        ForetokenError: If a source cannot be read, the folder holds something else or another unfinished build, another
+            process builds there, the disk is full, or an argument has no such value.
     """
-    if min_count < 1:
-        raise ForetokenError(f"min_count is {min_count}: a successor that is kept was seen at least 1 time.")
+    min_count = _whole("min_count", min_count, 1, MAX_COUNT)
+    memory = _whole("memory", memory, 1, MAX_MEMORY)
+    if not is_fingerprint(fingerprint):
+        raise ForetokenError(f"The fingerprint is {fingerprint!r:.200}: give what foretoken.fingerprint says.")
     folder = Path(folder)
     progress = progress or (lambda stage, done, total: None)
     inputs = [[source.name, source.stamp] for source in sources]
     settings = {"format": FORMAT, "fingerprint": fingerprint, "min_count": min_count, "inputs": inputs}
     try:
-        state = begin(folder, settings, force)
-        if not state.tokenized:
-            tokenize(folder, sources, encode, state, progress)
-        if not state.counted:
-            count(folder, state, min_count, memory, progress)
-        if not state.rows:
-            forget(folder)
-            lines = sum(map(len, state.bad.values()))
-            passed = f" ({lines} lines were passed over, since they are not JSON with output or text)" if lines else ""
-            raise ForetokenError(
-                f"Nothing in the documents{passed} is followed at least {min_count} times by the same: give more text, "
-                "or a lower min_count."
-            )
-        _put_in_place(folder, state, settings)
+        refuse_others(folder)  # before the folder is made
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            return _build(sources, encode, folder, settings, memory, force, progress)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full: make room" if full else f"{error.strerror}: mend that"
+        reason = "the disk is full: make room" if full else f"{error.strerror or error}: mend that"
         raise ForetokenError(
             f"The store {str(folder)!r} could not be written, {reason}, and run the same again, which goes on where it "
             "stopped."
         ) from error
+    except MemoryError as error:
+        raise ForetokenError(f"There are no {memory} bytes of memory left: let counting take less.") from error
+
+
+def _build(
+    sources: Sequence[Source],
+    encode: Encode | None,
+    folder: Path,
+    settings: dict[str, Any],
+    memory: int,
+    force: bool,
+    progress: Progress,
+) -> State:
+    state = begin(folder, settings, force)
+    if not state.tokenized:
+        tokenize(folder, sources, encode, state, progress)
+    min_count = settings["min_count"]
+    if not state.counted:
+        count(folder, state, min_count, memory, progress)
+    if not state.rows:
+        forget(folder)
+        lines = sum(map(len, state.bad.values()))
+        passed = f" ({lines} lines were passed over, since they are not JSON with output or text)" if lines else ""
+        raise ForetokenError(
+            f"Nothing in the documents{passed} is followed at least {min_count} times by the same: give more text, "
+            "or a lower min_count."
+        )
+    _put_in_place(folder, state, settings)
     return state
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number between bounds, NumPy's too, as an int."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise ForetokenError(f"{name} is {value!r:.100}: give a whole number from {least} to {most}.")
+    return number
 
 
 def _put_in_place(folder: Path, state: State, settings: dict[str, Any]) -> None:
@@ -125,5 +159,10 @@ def _put_in_place(folder: Path, state: State, settings: dict[str, Any]) -> None:
         "rows": state.rows,
     }
     write_json(folder / META, meta)
-    Background.open(folder)
+    try:
+        Background.open(folder)
+    except ForetokenError:  # an unfinished build that is damaged: the next one begins anew
+        (folder / META).unlink()
+        forget(folder)
+        raise
     forget(folder)

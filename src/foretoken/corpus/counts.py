@@ -8,28 +8,44 @@ that rows are only ever appended, and how the hashes are divided does not show i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from foretoken.corpus.partial import COUNTS, PARTIAL, TOKENS, State, flush, save
-from foretoken.corpus.tokens import FIRST, Progress
-from foretoken.drafters.background import GOLDEN, INDEX, LOG_BITS, ORDERS, ROWS, TOKEN_BITS, TOP, extend_hash
+from foretoken.corpus import partial
+from foretoken.corpus.partial import COUNTS, FIRST, PARTIAL, TOKENS, State, flush, save
+from foretoken.corpus.tokens import Progress
+from foretoken.drafters import background, compiling, kernels
+from foretoken.drafters.background import (
+    HEADER,
+    INDEX,
+    LOG_BITS,
+    ORDERS,
+    ROWS,
+    TOKEN_BITS,
+    TOP,
+    header,
+    index_type,
+)
+from foretoken.drafters.kernels import GOLDEN, extend_hash
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 CHUNK = 1 << 20  # tokens read at once
 ROW_CHUNK = 1 << 20  # rows written at once
 PER_BUCKET = 8
 SLOT_BYTES = 28  # of the table, and of sorting what is in it
 LOAD = 0.75
-HEADER = 128  # bytes of an .npy file before its numbers
 POSITION_SHIFT = np.uint64(TOKEN_BITS)
 TOKEN_MASK = np.uint64((1 << TOKEN_BITS) - 1)
 
-_extend_hash = njit(cache=True)(extend_hash)
+
+def compiled(function: F) -> F:
+    """Compile on first use."""
+    return compiling.compiled(function, [__file__, partial.__file__, background.__file__, kernels.__file__])
 
 
 def index_bits(rows: int) -> int:
@@ -101,12 +117,12 @@ class Table:
 
 def count(folder: Path, state: State, min_count: int, memory: int, progress: Progress) -> None:
     """Write the rows of what is left of the hashes, and the index."""
-    partial = folder / PARTIAL
+    within = folder / PARTIAL
     bits = index_bits(ORDERS * state.tokens)  # there cannot be more; the index is made coarser once they are counted
     buckets = 1 << bits
     for name in (ROWS, COUNTS):
-        (partial / name).touch()
-    with (partial / ROWS).open("r+b") as rows, (partial / COUNTS).open("r+b") as sizes:
+        (within / name).touch()
+    with (within / ROWS).open("r+b") as rows, (within / COUNTS).open("r+b") as sizes:
         rows.truncate(HEADER + 8 * state.rows)
         rows.seek(HEADER + 8 * state.rows)
         sizes.truncate(4 * state.buckets)
@@ -117,7 +133,7 @@ def count(folder: Path, state: State, min_count: int, memory: int, progress: Pro
         rows.write(header("<u4", (state.rows, 2)))
         flush(rows)
         sizes.seek(0)
-        with (partial / INDEX).open("wb") as index:
+        with (within / INDEX).open("wb") as index:
             _write_index(sizes, index, bits, state.rows)
     state.counted = True
     save(folder, state)
@@ -184,7 +200,7 @@ def _write_index(sizes: IO[bytes], index: IO[bytes], bits: int, rows: int) -> No
     """Add up the sizes of the finest buckets to where the rows of each bucket of the index begin."""
     wanted = index_bits(rows)
     merge = 1 << (bits - wanted)
-    dtype = np.dtype("<u4" if rows < 1 << 32 else "<u8")
+    dtype = np.dtype(index_type(rows))
     index.write(header(dtype.str, ((1 << wanted) + 1,)))
     index.write(np.zeros(1, dtype).tobytes())
     end = 0
@@ -197,14 +213,7 @@ def _write_index(sizes: IO[bytes], index: IO[bytes], bits: int, rows: int) -> No
     flush(index)
 
 
-def header(descr: str, shape: tuple[int, ...]) -> bytes:
-    """The beginning of an .npy file, of the same length whatever the shape, so that it can be written last."""
-    described = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
-    start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-    return start + described.ljust(HEADER - 11) + b"\n"
-
-
-@njit(cache=True)
+@compiled
 def _add(
     tokens: Any,
     known: int,
@@ -228,7 +237,7 @@ def _add(
             pair = token | (position + np.uint64(i)) << POSITION_SHIFT
             hash_ = np.uint64(0)
             for j in range(1, depth + 1):
-                hash_ = _extend_hash(hash_, np.uint64(tokens[i - j]) & TOKEN_MASK)
+                hash_ = extend_hash(hash_, np.uint64(tokens[i - j]) & TOKEN_MASK)
                 if hash_ < first or hash_ > last:
                     continue
                 # The slot depends on both, or the successors of a frequent context would all want the same.
@@ -249,7 +258,7 @@ def _add(
     return used
 
 
-@njit(cache=True)
+@compiled
 def _compact(hashes: Any, pairs: Any, counts: Any) -> None:
     """Move the used slots to the front."""
     used = 0
@@ -259,12 +268,12 @@ def _compact(hashes: Any, pairs: Any, counts: Any) -> None:
             used += 1
 
 
-@njit(cache=True)
+@compiled
 def _quantize(count: int) -> Any:
     return np.uint32(min(63, 1 + round(4 * math.log2(count))) if count else 0)
 
 
-@njit(cache=True)
+@compiled
 def _rows(
     order: Any,
     start: int,

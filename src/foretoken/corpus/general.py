@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +13,35 @@ from pathlib import Path
 
 from foretoken.core.errors import ForetokenError
 from foretoken.corpus.build import build
+from foretoken.corpus.partial import refuse_others
 from foretoken.corpus.tokens import Encode, Progress
-from foretoken.drafters.background import META, Background
+from foretoken.drafters.background import Background
+from foretoken.paths import cache_folder
 
 PACKED = files("foretoken.corpus") / "general.txt.xz"
 SEPARATOR = "\0"  # between phrases
+MAX_WAIT = 600  # seconds for another process that builds the same
 
 
 def phrases() -> list[str]:
-    """The phrases of the corpus, as ``scripts/make_background.py`` learned them."""
-    return lzma.decompress(PACKED.read_bytes()).decode().split(SEPARATOR)
+    """The phrases of the corpus, as ``scripts/make_background.py`` learned them.
+
+    Raises:
+        ForetokenError: If the package's file is damaged or missing.
+    """
+    try:
+        return lzma.decompress(_packed()).decode().split(SEPARATOR)
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise ForetokenError("The package's general corpus is damaged: install foretoken again.") from error
+
+
+def _packed() -> bytes:
+    try:
+        return PACKED.read_bytes()
+    except OSError as error:
+        raise ForetokenError(
+            f"The package's general corpus could not be read, {error.strerror}: install foretoken again."
+        ) from error
 
 
 def general_background(
@@ -45,14 +62,15 @@ def general_folder(
     Args:
         encode: Makes tokens of texts.
         fingerprint: The tokenizer's.
-        cache: Where stores are kept; ``default_cache()`` where None.
+        cache: Where stores are kept; ``cache_folder()`` where None.
         progress: As ``build`` takes it; also called with "wait" while another process builds.
 
     Raises:
-        ForetokenError: If the cache cannot be written, or the tokenizer is too big.
+        ForetokenError: If the cache cannot be written, the tokenizer is too big, the package's file is damaged, or
+            another process has been building for ``MAX_WAIT`` seconds.
     """
-    version = hashlib.sha256(PACKED.read_bytes()).hexdigest()[:8]
-    folder = (cache or default_cache()) / f"general-{version}-{fingerprint}"
+    version = hashlib.sha256(_packed()).hexdigest()[:8]
+    folder = (cache or cache_folder()) / f"general-{version}-{fingerprint}"
     try:
         if not _is_built(folder, fingerprint):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,23 +79,20 @@ def general_folder(
                     _build(encode, fingerprint, folder, progress)
     except OSError as error:
         raise ForetokenError(
-            f"The background corpus could not be kept in {str(folder.parent)!r}: {error.strerror}; make room there, or "
-            "let it be written."
+            f"The background corpus could not be kept in {str(folder.parent)!r}: {error.strerror}; make room there, "
+            "let it be written, or name another place by XDG_CACHE_HOME."
         ) from error
     return folder
 
 
 def _build(encode: Encode, fingerprint: str, folder: Path, progress: Progress | None) -> None:
-    """Go on with a build, or begin anew where what is there is damaged."""
-    if (folder / META).exists():
-        shutil.rmtree(folder)
+    """Go on with a build, or begin anew where what is there is damaged: by its name the folder is ours."""
+    texts = phrases()
     try:
-        build(phrases(), encode, fingerprint, folder, progress=progress)
-    except (ForetokenError, ValueError, TypeError, LookupError, AttributeError) as error:
-        if isinstance(error.__cause__, OSError) or not folder.exists():
-            raise
+        refuse_others(folder)
+    except ForetokenError:
         shutil.rmtree(folder)
-        build(phrases(), encode, fingerprint, folder, progress=progress)
+    build(texts, encode, fingerprint, folder, force=True, progress=progress)
 
 
 def _is_built(folder: Path, fingerprint: str) -> bool:
@@ -88,20 +103,16 @@ def _is_built(folder: Path, fingerprint: str) -> bool:
     return True
 
 
-def default_cache() -> Path:
-    """The folder for what can be made again: the user's cache."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "foretoken"
-
-
 @contextmanager
 def _only_one(lock: Path, progress: Progress | None) -> Iterator[None]:
     """Wait until this is the only process here; where files cannot be locked, it is taken for granted."""
+    give_up_at = time.monotonic() + MAX_WAIT
     with lock.open("a") as file:
         while not _locked(file.fileno()):
+            if time.monotonic() > give_up_at:
+                raise ForetokenError(
+                    f"Another process has been building in {str(lock.parent)!r} for {MAX_WAIT} seconds."
+                )
             if progress is not None:
                 progress("wait", 0, 1)
             time.sleep(0.05)

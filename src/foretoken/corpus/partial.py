@@ -2,6 +2,7 @@
 
 ``folder/partial/`` holds ``inputs.json``, what is built from what, written once, and ``state.json``, replaced after
 every step that is safely on the disk. The other files may be longer than the state says: that part is made again.
+While a process builds it holds a lock on the folder, which ends with the process.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters.background import INDEX, META, ROWS
+from foretoken.drafters.background import HEADER, INDEX, META, ROWS
 
 PARTIAL = "partial"
 INPUTS, STATE, TOKENS, COUNTS = "inputs.json", "state.json", "tokens.bin", "counts.bin"
 NEW = ".new"  # of a file that is about to replace another
 OURS = {META, INDEX, ROWS, META + NEW, PARTIAL}
 OURS_WITHIN = {INPUTS, STATE, INPUTS + NEW, STATE + NEW, TOKENS, COUNTS, ROWS, INDEX}
+FIRST = np.uint32(1 << 31)  # in TOKENS, set in the first token of a document
+MAX_JSON = 1 << 24  # bytes that are read of a file
+MAX_NUMBER = 1 << 62
 
 
 @dataclass
@@ -53,28 +62,76 @@ class State:
     counted: bool = False
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that builds in ``folder``; where folders cannot be locked, that is taken for granted.
+
+    Raises:
+        ForetokenError: If another one builds there.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ForetokenError(
+                f"Another process builds in the folder {str(folder)!r}: wait until it has ended, or give another "
+                "folder."
+            ) from None
+        except OSError:  # some network file systems
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def begin(folder: Path, settings: dict[str, Any], force: bool) -> State:
     """The state of the unfinished build in ``folder``, or of a new one.
 
     Args:
         folder: Where the store will be.
         settings: What is built from what; only the same build can go on.
-        force: Drop an unfinished build that is another, and begin beside a finished store, to replace it.
+        force: Drop an unfinished build that is another or damaged, and begin beside a finished store, to replace it.
 
     Raises:
-        ForetokenError: If the folder holds something else, or without ``force`` a store or another unfinished build.
+        ForetokenError: If the folder holds something else, or without ``force`` a store or an unfinished build that
+            cannot go on.
     """
     refuse_others(folder)
     partial = folder / PARTIAL
-    if (folder / META).exists() and not (partial / INPUTS).exists() and not force:
-        raise ForetokenError(f"{str(folder)!r} holds a store already: give another folder, or replace it by force.")
-    if force and (partial / INPUTS).exists() and json.loads((partial / INPUTS).read_bytes()) != settings:
+    if (partial / INPUTS).exists():
+        try:
+            return _unfinished(folder, settings)
+        except ForetokenError:
+            if not force:
+                raise
         forget(folder)
-    if not (partial / INPUTS).exists():
-        partial.mkdir(parents=True, exist_ok=True)
-        (partial / STATE).unlink(missing_ok=True)
-        write_json(partial / INPUTS, settings)
-    begun = json.loads((partial / INPUTS).read_bytes())
+    elif (folder / META).exists() and not force:
+        raise ForetokenError(f"{str(folder)!r} holds a store already: give another folder, or replace it by force.")
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / STATE).unlink(missing_ok=True)
+    write_json(partial / INPUTS, settings)
+    return State()
+
+
+def _unfinished(folder: Path, settings: dict[str, Any]) -> State:
+    """The state of the unfinished build in ``folder``.
+
+    Raises:
+        ForetokenError: If it is another build, or if it is damaged.
+    """
+    partial = folder / PARTIAL
+    damaged = ForetokenError(
+        f"The folder {str(folder)!r} holds an unfinished build that is damaged: begin anew by force."
+    )
+    begun = _read_json(partial / INPUTS)
+    if not isinstance(begun, dict):
+        raise damaged
     if begun != settings:
         raise ForetokenError(
             f"The folder {str(folder)!r} holds an unfinished build with {_difference(begun, settings)}: repeat "
@@ -82,7 +139,53 @@ def begin(folder: Path, settings: dict[str, Any], force: bool) -> State:
         )
     if not (partial / STATE).exists():
         return State()
-    return State(**json.loads((partial / STATE).read_bytes()))
+    state = _state_of(_read_json(partial / STATE))
+    if state is None or state.source >= max(1, len(settings["inputs"])) or not _is_on_disk(folder, state):
+        raise damaged
+    return state
+
+
+def _state_of(value: Any) -> State | None:
+    """The state that was written as this JSON value; None where it is none."""
+    if not isinstance(value, dict) or not value.keys() <= asdict(State()).keys():
+        return None
+    state = State(**value)
+    for name, default in asdict(State()).items():
+        if type(getattr(state, name)) is not type(default):
+            return None
+    numbers = [state.source, state.pieces, state.documents, state.tokens, state.buckets, state.rows]
+    for lines in state.bad.values():
+        if not isinstance(lines, list):
+            return None
+        numbers += lines
+    return state if all(type(number) is int and 0 <= number < MAX_NUMBER for number in numbers) else None
+
+
+def _is_on_disk(folder: Path, state: State) -> bool:
+    """Whether the files hold what the state says was written."""
+    partial = folder / PARTIAL
+    if state.counted:  # what is in place already is no longer in ``partial``
+        return all((partial / name).exists() or (folder / name).exists() for name in (INDEX, ROWS))
+    if (state.buckets or state.rows) and not state.tokenized:
+        return False
+    written = {TOKENS: 4 * state.tokens, COUNTS: 4 * state.buckets, ROWS: 8 * state.rows and HEADER + 8 * state.rows}
+    return all(not size or _size(partial / name) >= size for name, size in written.items())
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _read_json(path: Path) -> Any:
+    """What a file says; None where it is no JSON."""
+    with path.open("rb") as file:
+        try:
+            return json.loads(file.read(MAX_JSON))
+        except (ValueError, RecursionError):
+            return None
 
 
 def save(folder: Path, state: State) -> None:
@@ -107,13 +210,23 @@ def refuse_others(folder: Path) -> None:
         return
     within = folder / PARTIAL
     others = not _only(folder, OURS) or (within.exists() and not _only(within, OURS_WITHIN))
-    if not others and (folder / META).exists():
-        try:
-            others = "index_bits" not in json.loads((folder / META).read_bytes())
-        except (OSError, ValueError, TypeError):
-            others = True
-    if others:
+    if others or ((folder / META).exists() and not _is_store(folder)):
         raise ForetokenError(f"{str(folder)!r} holds something else: give a new or an empty folder for the store.")
+
+
+def _is_store(folder: Path) -> bool:
+    """Whether we made this ``meta.json``, which may be damaged."""
+    meta = _read_json(folder / META)
+    if isinstance(meta, dict) and "index_bits" in meta:
+        return True
+    return all(_begins_with(folder / name, b"\x93NUMPY") for name in (INDEX, ROWS))
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,18 +246,27 @@ def flush(file: IO[Any]) -> None:
 
 
 def _only(folder: Path, names: set[str]) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= names
+    """Whether all that is in a folder are files of these names and the folder ``PARTIAL``, none of them a link."""
+    if not folder.is_dir():
+        return False
+    for path in folder.iterdir():
+        kind = stat.S_IFDIR if path.name == PARTIAL else stat.S_IFREG
+        if path.name not in names or stat.S_IFMT(path.lstat().st_mode) != kind:
+            return False
+    return True
 
 
 def _difference(begun: dict[str, Any], settings: dict[str, Any]) -> str:
     for name, words in (("fingerprint", "another tokenizer"), ("min_count", "another min_count")):
         if begun.get(name) != settings[name]:
             return words
-    old: Sequence[Any] = begun.get("inputs", [])
+    old: Any = begun.get("inputs")
     new: Sequence[Any] = settings["inputs"]
-    if [name for name, _ in old] == [name for name, _ in new]:
-        changed = next((name for (name, before), (_, after) in zip(old, new, strict=True) if before != after), None)
-        if changed is not None:
-            return f"another {changed!r}, which has changed since"
-        return "another format"
+    if isinstance(old, list) and len(old) == len(new):
+        changed = [after[0] for before, after in zip(old, new, strict=True) if before != after]
+        names = [before[0] if isinstance(before, list) and before else None for before in old]
+        if changed and names == [name for name, _ in new]:
+            return f"another {changed[0]!r}, which has changed since"
+        if not changed:
+            return "another format"
     return "other files"

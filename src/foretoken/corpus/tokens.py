@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretoken.core.errors import ForetokenError
-from foretoken.corpus.partial import PARTIAL, TOKENS, State, flush, save
+from foretoken.corpus.partial import FIRST, PARTIAL, TOKENS, State, flush, save
 from foretoken.corpus.sources import Piece, Source
 from foretoken.drafters.background import MAX_VOCABULARY
 
 Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 Progress = Callable[[str, int, int], None]
 
-FIRST = np.uint32(1 << 31)
 BATCH = 1 << 21  # characters, or tokens where they come ready
 
 
@@ -26,7 +26,8 @@ def tokenize(folder: Path, sources: Sequence[Source], encode: Encode | None, sta
     """Write the tokens of what is left of ``sources``.
 
     Raises:
-        ForetokenError: If a source cannot be read, or a token does not fit a row.
+        ForetokenError: If a source cannot be read, a document is neither text nor tokens, or a token does not fit a
+            row.
     """
     total = sum(source.stamp[0] for source in sources)
     before = [0]
@@ -65,9 +66,11 @@ def _batches(sources: Sequence[Source], state: State) -> Iterator[list[tuple[int
     )
     batch: list[tuple[int, Piece]] = []
     size = 0
-    for each in left:
-        batch.append(each)
-        size += len(each[1].content)
+    for number, piece in left:
+        if not isinstance(piece.content, str):
+            piece = replace(piece, content=_row_tokens(piece.content))
+        batch.append((number, piece))
+        size += len(piece.content)
         if size >= BATCH:
             yield batch
             batch, size = [], 0
@@ -82,14 +85,30 @@ def _encoded(batch: list[tuple[int, Piece]], encode: Encode | None) -> Iterator[
     encoded = iter(encode(texts)) if encode is not None and texts else iter(())
     for _, piece in batch:
         ids: Any = next(encoded) if isinstance(piece.content, str) else piece.content
-        tokens = np.asarray(ids, np.int64)
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < MAX_VOCABULARY:
-            wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-            raise ForetokenError(
-                f"The token {wrong} does not fit a background corpus: use a tokenizer with at most {MAX_VOCABULARY} "
-                "tokens."
-            )
-        yield tokens.astype(np.uint32)
+        yield _row_tokens(ids)
+
+
+def _row_tokens(ids: Any) -> NDArray[np.uint32]:
+    """Tokens that fit a row.
+
+    Raises:
+        ForetokenError: If they are no whole numbers, or one is too large or negative.
+    """
+    try:
+        tokens = np.asarray(ids)
+    except ValueError:  # lists of several lengths
+        tokens = np.asarray(ids, object)
+    if tokens.dtype.kind not in "iu":
+        tokens = np.asarray(ids, object)  # Python's whole numbers may be larger than NumPy's
+    whole = tokens.dtype.kind in "iu" or all(type(token) is int for token in tokens.ravel())
+    if tokens.ndim != 1 or not whole:
+        raise ForetokenError("A document is neither text nor a list of tokens: give texts, or lists of whole numbers.")
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < MAX_VOCABULARY:
+        wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
+        raise ForetokenError(
+            f"The token {wrong} does not fit a background corpus: use a tokenizer with at most {MAX_VOCABULARY} tokens."
+        )
+    return tokens.astype(np.uint32)
 
 
 def _advance(state: State, sources: Sequence[Source], numbers: list[int]) -> None:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters.kernels import BACKGROUND_ORDERS, extend_hashes
 
 FORMAT = 1
-ORDERS = 5
+ORDERS = BACKGROUND_ORDERS
 TOP = 4
 TOKEN_BITS = 20
 LOG_BITS = 6
@@ -37,22 +40,9 @@ MAX_VOCABULARY = 1 << TOKEN_BITS
 META, INDEX, ROWS = "meta.json", "index.npy", "rows.npy"
 FIELDS = ("format", "fingerprint", "orders", "top", "min_count", "index_bits", "documents", "tokens", "rows")
 
-# NumPy scalars, so that one definition wraps at 64 bits both over arrays and compiled by numba.
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
-HALF = np.uint64(32)
-ONE = np.uint64(1)
-
-
-def extend_hash(hashes: Any, tokens: Any) -> Any:
-    """The hashes of contexts that reach one token further back, to ``tokens``; the empty context's hash is 0.
-
-    Both are arrays of uint64, or both scalars where numba compiles it.
-    """
-    z = hashes ^ ((tokens + ONE) * GOLDEN)
-    z = (z ^ (z >> HALF)) * MULTIPLIER
-    z = (z ^ (z >> HALF)) * MULTIPLIER
-    return z ^ (z >> HALF)
+HEADER = 128  # bytes of an .npy file before its numbers
+MAX_META = 1 << 16  # bytes of meta.json
+MAX_NUMBER = 1 << 63
 
 
 def context_hashes(context: Sequence[int] | NDArray[Any], orders: int = ORDERS) -> list[int]:
@@ -64,7 +54,7 @@ def context_hashes(context: Sequence[int] | NDArray[Any], orders: int = ORDERS) 
     hashes = []
     state = np.zeros(1, np.uint64)  # an array, since scalars warn where they wrap
     for token in list(context)[::-1][:orders]:
-        state = extend_hash(state, np.array([token], np.uint64))
+        state = extend_hashes(state, np.array([token], np.uint64))
         hashes.append(int(state[0]))
     return hashes
 
@@ -75,7 +65,7 @@ def position_hashes(tokens: Sequence[int] | NDArray[Any], orders: int = ORDERS) 
     hashes = []
     state = np.zeros(len(words) + 1, np.uint64)
     for order in range(1, min(orders, len(words)) + 1):
-        state = extend_hash(state[1:], words[: len(words) - order + 1])
+        state = extend_hashes(state[1:], words[: len(words) - order + 1])
         hashes.append(state[:-1])  # the last context has no successor
     return hashes
 
@@ -122,19 +112,9 @@ class Background:
                 f"The background corpus {str(folder)!r} was built with another tokenizer than this model's: build one "
                 "with foretoken corpus build --model."
             )
-        try:
-            index = np.load(folder / INDEX, mmap_mode="r")
-            rows = np.load(folder / ROWS, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise _damaged(folder) from error
-        fits = (
-            index.shape == ((1 << meta["index_bits"]) + 1,)
-            and index.dtype in (np.uint32, np.uint64)
-            and rows.shape == (meta["rows"], 2)
-            and rows.dtype == np.uint32
-            and int(index[-1]) == len(rows)
-        )
-        if not fits:
+        index = _mapped(folder, INDEX, index_type(meta["rows"]), ((1 << meta["index_bits"]) + 1,))
+        rows = _mapped(folder, ROWS, "<u4", (meta["rows"], 2))
+        if int(index[-1]) != len(rows):
             raise _damaged(folder)
         return cls(meta, index, rows)
 
@@ -166,34 +146,88 @@ def unpack(value: int) -> tuple[int, int, int]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What the store's ``meta.json`` says.
+    """What the store's ``meta.json`` says, ``FIELDS`` and nothing else.
 
     Raises:
         ForetokenError: If there is no finished store, or this version cannot read it.
     """
     name = repr(str(folder))
-    if not folder.is_dir():
-        raise ForetokenError(f"There is no background corpus {name}: make one with foretoken corpus build.")
-    if not (folder / META).is_file():
-        raise ForetokenError(
-            f"The folder {name} holds no finished background corpus: it has no {META}; run foretoken corpus build "
-            "again, which goes on where it stopped."
-        )
     try:
-        meta = json.loads((folder / META).read_bytes())
-        format_ = meta["format"]
-        newer = format_ > FORMAT
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if not folder.is_dir():
+            raise ForetokenError(f"There is no background corpus {name}: make one with foretoken corpus build.")
+        if not (folder / META).is_file():
+            raise ForetokenError(
+                f"The folder {name} holds no finished background corpus: it has no {META}; run foretoken corpus build "
+                "again, which goes on where it stopped."
+            )
+        with (folder / META).open("rb") as file:
+            text = file.read(MAX_META)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder) from error
-    if newer:
+    if not isinstance(meta, dict):
+        raise _damaged(folder)
+    format_ = meta.get("format")
+    if type(format_) is int and FORMAT < format_ < MAX_NUMBER:
         raise ForetokenError(
             f"The background corpus {name} has format {format_}, and this version of foretoken reads format {FORMAT}: "
             "update foretoken, or build the corpus again."
         )
     numbers = [meta.get(field) for field in FIELDS if field != "fingerprint"]
-    if not all(isinstance(number, int) for number in numbers) or not 1 <= meta["index_bits"] <= 48:
+    if not (
+        is_fingerprint(meta.get("fingerprint"))
+        and all(type(number) is int and 0 < number < MAX_NUMBER for number in numbers)
+        and (meta["format"], meta["orders"], meta["top"]) == (FORMAT, ORDERS, TOP)
+        and meta["index_bits"] <= 48
+    ):
         raise _damaged(folder)
-    return dict(meta)
+    return {field: meta[field] for field in FIELDS}
+
+
+def is_fingerprint(value: Any) -> bool:
+    """Whether it can be a tokenizer's fingerprint: a short text that a terminal shows as it is."""
+    return isinstance(value, str) and len(value) <= 100 and value.isprintable()
+
+
+def index_type(rows: int) -> str:
+    """The numbers of an index over so many rows, as NumPy writes their type."""
+    return "<u4" if rows < 1 << 32 else "<u8"
+
+
+def header(descr: str, shape: tuple[int, ...]) -> bytes:
+    """The beginning of an .npy file, of the same length whatever the shape, so that it can be written last."""
+    described = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+    return start + described.ljust(HEADER - 11) + b"\n"
+
+
+def _mapped(folder: Path, name: str, descr: str, shape: tuple[int, ...]) -> Any:
+    """Map an array that ``header`` begins; no other file is looked into any further.
+
+    Raises:
+        ForetokenError: If the file holds another array or cannot be read.
+    """
+    path = folder / name
+    try:
+        if stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for a writer
+            with path.open("rb") as file:
+                whole = os.fstat(file.fileno()).st_size >= HEADER + math.prod(shape) * np.dtype(descr).itemsize
+                if whole and file.read(HEADER) == header(descr, shape):
+                    return np.memmap(file, descr, "r", HEADER, shape)
+    except FileNotFoundError as error:
+        raise _damaged(folder) from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    raise _damaged(folder)
+
+
+def _unreadable(folder: Path, error: OSError) -> ForetokenError:
+    return ForetokenError(
+        f"The background corpus {str(folder)!r} could not be read: {error.strerror}: let it be read, or build another."
+    )
 
 
 def _damaged(folder: Path) -> ForetokenError:

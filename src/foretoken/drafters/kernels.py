@@ -1,28 +1,27 @@
 """The compiled inner loops of the n-gram core: counting, looking up, mixing votes, growing a tree of guesses.
 
-All of them are in this one file, because numba's cache on disk notices a change of the file that it compiled and of no
-other. What the arrays mean is said at the named tuples; the ideas are told in ``mixed.py``.
+All of them are in this one file, with every constant that they read: what was compiled is compiled anew once this file
+has changed. What the arrays mean is said at the named tuples; the ideas are told in ``mixed.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from foretoken.drafters import background
+from foretoken.drafters import compiling
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 F = TypeVar("F", bound=Callable[..., Any])
 
 ORDERS = 8  # the longest context that is counted, in tokens
-BACKGROUND_ORDERS = background.ORDERS
+BACKGROUND_ORDERS = 5  # the longest context of a background corpus
+MAX_BUCKET = 1024  # rows of a background corpus that are looked at: far more than hashes that are spread evenly need
 SKIPS = 3  # how many tokens may lie between a context and the next token
 WINDOW = 32  # last tokens of a context that are looked at
 SEPARATOR = -1  # between sequences of one store
@@ -189,19 +188,33 @@ NOTHING_RECYCLED = room_for_recycled(1)  # where a drafter does not recycle
 
 
 def compiled(function: F) -> F:
-    """Compile on first use and keep the result on disk, where there is a place that can be written.
+    """Compile on first use.
 
     Without numba's runtime, which counts the references to every array that is handed on and would take half of the
     time, nothing can be allocated: room to work in comes with the arguments.
     """
-    compile_ = partial(numba.njit, nogil=True, fastmath=True, error_model="numpy", _nrt=False)
-    try:
-        return cast(F, compile_(cache=True)(function))
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return cast(F, compile_()(function))
+    return compiling.compiled(function, sources=[__file__], nogil=True, fastmath=True, error_model="numpy", _nrt=False)
 
 
-extend_hash = compiled(background.extend_hash)
+# NumPy scalars, so that one definition wraps at 64 bits both over arrays and compiled.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
+HALF = np.uint64(32)
+ONE = np.uint64(1)
+
+
+def extend_hashes(hashes: Any, tokens: Any) -> Any:
+    """The hashes of contexts that reach one token further back, to ``tokens``; the empty context's hash is 0.
+
+    Both are arrays of uint64, or both scalars where it is compiled.
+    """
+    z = hashes ^ ((tokens + ONE) * GOLDEN)
+    z = (z ^ (z >> HALF)) * MULTIPLIER
+    z = (z ^ (z >> HALF)) * MULTIPLIER
+    return z ^ (z >> HALF)
+
+
+extend_hash = compiled(extend_hashes)
 
 
 def few(number: int) -> int:
@@ -451,7 +464,7 @@ def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
         known = False
         num_rows = np.uint64(frozen.rows.shape[0])
         first = min(np.uint64(frozen.buckets[bucket]), num_rows)  # whatever a damaged index says
-        end = min(np.uint64(frozen.buckets[bucket + 1]), num_rows)
+        end = min(np.uint64(frozen.buckets[bucket + 1]), num_rows, first + np.uint64(MAX_BUCKET))
         for i in range(np.int64(first), np.int64(end)):
             if frozen.rows[i, 0] == check:
                 packed = np.int64(frozen.rows[i, 1])

@@ -31,7 +31,7 @@ def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
         unknown = [token for token in _tokens(getattr(config, name, None)) if not 0 <= token < vocab_size]
         if unknown:
             raise ForetokenError(
-                f"The generation config has token {unknown[0]} in {name}, and the model {vocab_size} tokens: leave it out."
+                f"The generation config has token {unknown[0]} in {name}, and the model has {vocab_size}: leave it out."
             )
 
 
@@ -48,7 +48,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_tokens(value: Any) -> bool:
-    return isinstance(value, Tensor) or _is_whole(value) or (isinstance(value, list | tuple) and all(map(_is_whole, value)))
+    several = isinstance(value, list | tuple) and all(map(_is_whole, value))
+    return several or _is_whole(value) or isinstance(value, Tensor)
 
 
 def _is_strings(value: Any) -> bool:

@@ -24,7 +24,7 @@ from foretoken.api.detokenize import Detokenizer
 from foretoken.api.draft_model import check_same_tokens, load_draft_model
 from foretoken.api.drafting import Situation
 from foretoken.api.generation_config import check_generation_config
-from foretoken.api.loading import load_model, load_tokenizer, reason
+from foretoken.api.loading import is_fault, load_model, load_tokenizer, reason
 from foretoken.api.memories import Memories, is_text
 from foretoken.api.request import Request, read_request
 from foretoken.core.budget import AdaptiveBudget, Budget
@@ -242,22 +242,26 @@ class LanguageModel:
                     "This model's tokenizer has no chat template: give the prompt as one string instead of messages."
                 )
             try:
-                text = self.tokenizer.apply_chat_template(
-                    [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True
+                text = str(
+                    self.tokenizer.apply_chat_template(
+                        [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True
+                    )
                 )
             except Exception as error:  # the template is a program that came with the model
                 raise ForetokenError(f"The chat template does not take these messages: {reason(error)}") from error
             ids = self._tokenized(text, add_special_tokens=False)
         if ids and max(ids) >= self.vocab_size:
             raise ForetokenError(
-                f"The prompt has token {max(ids)}, and the model {self.vocab_size} tokens: the tokenizer is another model's."
+                f"The prompt has token {max(ids)}, and the model {self.vocab_size} tokens: its tokenizer is another's."
             )
         return ids
 
     def _tokenized(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
             return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
-        except Exception as error:  # of a vocabulary without a token for what it does not know
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             raise ForetokenError(f"The prompt cannot be made into tokens: {reason(error)}") from error
 
     def _situation(

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     dynamic_module_utils,
 )
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from foretoken.core.errors import ForetokenError
 
@@ -38,6 +38,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+MAX_WEIGHTS_PER_BYTE = 16  # a weight of two bits takes a quarter of a byte
+MAX_LAYERS = 1000
 logger = logging.getLogger("foretoken")
 _asking = threading.Lock()
 
@@ -64,19 +67,20 @@ def load_model(
                 f"The model {name!r} ({config.model_type}) is not a causal language model: "
                 "choose one that continues text."
             )
+        _check_folder(path, config)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=trust_remote_code
+                path,
+                dtype=DTYPES[dtype],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with a sentence that says which
+                trust_remote_code=trust_remote_code,
             )
             model, info = loaded
             model.to(place)
         except Exception as error:
             raise ForetokenError(f"The weights of {name!r} could not be loaded: {reason(error)}") from error
-    if info["missing_keys"]:
-        raise ForetokenError(
-            f"The weights of {name!r} lack {len(info['missing_keys'])} tensors, {min(info['missing_keys'])} for one: "
-            "download them again."
-        )
+    _check_weights(name, info)
     if "generate" in vars(model):  # a folder's custom_generate/generate.py
         raise ForetokenError(f"The model {name!r} brings its own generate, which is not drafted for: use it as it is.")
     if place.type == "cpu":
@@ -99,7 +103,9 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             )
             vocabulary = set(tokenizer.get_vocab().values())
             ordinary = vocabulary.difference(tokenizer.all_special_ids, tokenizer.added_tokens_decoder)
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             raise ForetokenError(f"{refused} {reason(error)}") from error
     # Where the files are missing, transformers makes a tokenizer of special tokens, and a marked space at most.
     if len(ordinary) < 2:
@@ -120,13 +126,12 @@ def resolve(name: str) -> str:
         return str(TINY)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        if os.path.isfile(os.path.join(path, "config.json")):
-            return path
-        if os.path.isfile(os.path.join(path, "adapter_config.json")):
-            raise ForetokenError(
-                f"The folder {name!r} holds an adapter, not a model: merge it into its model with peft, and save that."
-            )
-        raise ForetokenError(f"The folder {name!r} holds no model: it has no config.json.")
+        is_model, is_adapted = (os.path.isfile(os.path.join(path, f"{name}config.json")) for name in ("", "adapter_"))
+        if is_adapted and not (is_model and is_peft_available()):
+            raise ForetokenError(f"The folder {name!r} holds an adapter: merge it into its model with peft, save that.")
+        if not is_model:
+            raise ForetokenError(f"The folder {name!r} holds no model: it has no config.json.")
+        return path
     if os.path.exists(path) or os.path.isabs(path) or name.startswith((".", "~")) or name.count("/") > 1:
         raise ForetokenError(f"There is no model folder {name!r}: give a folder with a config.json, or a hub name.")
     return name
@@ -150,7 +155,12 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def reason(error: Exception) -> str:
+def is_fault(error: BaseException) -> bool:
+    """Whether something failed, rather than that somebody wants to stop: tokenizers' panics are no ``Exception``."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def reason(error: BaseException) -> str:
     """What went wrong, on one line, not too long, and without what would move a terminal's cursor."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     if "trust_remote_code" in text:
@@ -159,6 +169,58 @@ def reason(error: Exception) -> str:
             "foretoken.load(..., trust_remote_code=True)."
         )
     return text[:300] or type(error).__name__
+
+
+def _check_folder(path: str, config: PreTrainedConfig) -> None:
+    """Refuse a folder that would take far more time or memory than its files are worth, or lose its own settings.
+
+    Raises:
+        ForetokenError: If so.
+    """
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if not 0 < layers <= MAX_LAYERS:
+        raise ForetokenError(f"The config.json of {path!r} asks for {layers} layers, which cannot be: it is damaged.")
+    if not os.path.isdir(path):
+        return
+    if os.path.lexists(os.path.join(path, "generation_config.json")):
+        try:
+            GenerationConfig.from_pretrained(path)  # where it cannot be read, transformers goes on without
+        except Exception as error:
+            raise ForetokenError(f"The generation_config.json of {path!r} cannot be read: {reason(error)}") from error
+    num_bytes = sum(file.stat().st_size for file in Path(path).iterdir() if file.suffix in WEIGHTS and file.is_file())
+    num_weights = _num_weights(config)
+    if num_bytes and num_weights > MAX_WEIGHTS_PER_BYTE * num_bytes:
+        raise ForetokenError(
+            f"The config.json of {path!r} asks for {num_weights:,} weights, and its files hold {num_bytes:,} bytes: "
+            "one of them is damaged."
+        )
+
+
+def _num_weights(config: PreTrainedConfig) -> int:
+    """How many numbers the model of a config consists of; 0 where it cannot be made without weights."""
+    try:
+        with torch.device("meta"):
+            return int(AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters())
+    except Exception:  # whatever is wrong, it shows again where the weights are loaded
+        return 0
+
+
+def _check_weights(name: str, info: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the config.
+
+    Raises:
+        ForetokenError: If tensors lack, or have other shapes.
+    """
+    missing, mismatched = info["missing_keys"], info["mismatched_keys"]
+    if missing:
+        raise ForetokenError(
+            f"The weights of {name!r} lack {len(missing)} tensors, {min(missing)} for one: download them again."
+        )
+    if mismatched:
+        tensor, found, wanted = min(mismatched)
+        raise ForetokenError(
+            f"The weights of {name!r} do not fit its config.json: {tensor} is {list(found)}, not {list(wanted)}."
+        )
 
 
 @contextmanager
@@ -194,4 +256,4 @@ def _warn_of_slow(dtype: torch.dtype) -> None:
     supported = getattr(torch.ops.mkldnn, query, None) if query else None
     if supported is not None and not supported():
         name = str(dtype).removeprefix("torch.")
-        logger.warning('This processor has no arithmetic for %s: dtype "float32" is faster here, and rounds less.', name)
+        logger.warning('This processor has no arithmetic for %s: dtype "float32" is faster, and rounds less.', name)

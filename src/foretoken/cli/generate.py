@@ -190,7 +190,7 @@ def check(
     as_json: AsJson = False,
     device: Device = None,
 ) -> None:
-    """Report the numeric promise on a model; status 1 if drafting changes a token in float32, or logits are no numbers."""
+    """Report the numeric promise on a model; status 1 if float32 changes a token, or logits are not numbers."""
     from foretoken.check import check as check_model
 
     reports = []

@@ -25,9 +25,10 @@ from foretoken.engines.transformers import TransformersScores, TransformersTarge
 
 CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
 TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
-and the gate had been open for so long that grass grew through its lower bars. "Somebody lives here," said Anna, "or somebody did."
-She held up a cup, still half full, with a ring of dust around its rim. Her brother did not answer at once. He counted
-the windows, 1, 2, 3, 4, 5, 6, and then the doors, of which there were more than a house of that size could need.
+and the gate had been open for so long that grass grew through its lower bars. "Somebody lives here," said Anna, "or
+somebody did." She held up a cup, still half full, with a ring of dust around its rim. Her brother did not answer at
+once. He counted the windows, 1, 2, 3, 4, 5, 6, and then the doors, of which there were more than a house of that size
+could need.
 
 def read_lines(path):
     """Yield the lines of a file, without what ends them."""

@@ -10,6 +10,6 @@ class LogitsError(ForetokenError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The logits are not numbers: the weights of the model or of its draft model are damaged, or too large for the "
-            "dtype, or for the temperature. Try dtype float32, or download them again."
+            "The logits are not numbers: the weights of the model or of its draft model are damaged, or too large for "
+            "the dtype or the temperature. Try dtype float32, or download them again."
         )

@@ -22,7 +22,7 @@ import foretoken
 from foretoken import ForetokenError
 from foretoken.api import loading
 from foretoken.api.loading import find_device, load_model, load_tokenizer
-from shapes import VOCAB
+from shapes import LLAMA, VOCAB
 from tokenizing import PIECES
 
 
@@ -203,6 +203,7 @@ def test_a_tokenizer_of_more_tokens_than_the_model_has(folder):
         ({"num_hidden_layers": 10**7}, "10000000 layers"),
         ({"num_hidden_layers": 0}, "0 layers"),
         ({"num_hidden_layers": -1}, "-1 layers"),
+        ({"model_type": "got_ocr2", "text_config": LLAMA | {"num_hidden_layers": 10**7}}, "10000000 layers"),
         ({"vocab_size": VOCAB + 1}, "lm_head.weight is [61, 32], not [62, 32]"),
         ({"intermediate_size": 65}, "do not fit its config.json"),
         ({"model_type": "gpt2"}, "lack 28 tensors"),

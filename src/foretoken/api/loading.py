@@ -177,9 +177,9 @@ def _check_folder(path: str, config: PreTrainedConfig) -> None:
     Raises:
         ForetokenError: If so.
     """
-    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
-    if not 0 < layers <= MAX_LAYERS:
-        raise ForetokenError(f"The config.json of {path!r} asks for {layers} layers, which cannot be: it is damaged.")
+    for layers in _nums_layers(config):
+        if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
+            raise ForetokenError(f"The config.json of {path!r} asks for {layers} layers, so it is damaged.")
     if not os.path.isdir(path):
         return
     if os.path.lexists(os.path.join(path, "generation_config.json")):
@@ -194,6 +194,15 @@ def _check_folder(path: str, config: PreTrainedConfig) -> None:
             f"The config.json of {path!r} asks for {num_weights:,} weights, and its files hold {num_bytes:,} bytes: "
             "one of them is damaged."
         )
+
+
+def _nums_layers(config: PreTrainedConfig) -> Iterator[object]:
+    """How many layers a model and its parts have, where a config says it."""
+    if getattr(config, "num_hidden_layers", None) is not None:
+        yield config.num_hidden_layers
+    for name in config.sub_configs:
+        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
+            yield from _nums_layers(part)
 
 
 def _num_weights(config: PreTrainedConfig) -> int:

@@ -42,7 +42,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 MAX_WEIGHTS_PER_BYTE = 16  # a weight of two bits takes a quarter of a byte
 MAX_LAYERS = 1000
 logger = logging.getLogger("foretoken")
-_asking = threading.Lock()
+_asking = threading.RLock()  # code that a caller trusts may load a model, too
 
 
 def load_model(

@@ -41,7 +41,7 @@ def test_two_processes_write_one_answer(model_folder):
     pipes = [server.Pipe() for _ in range(2)]
     for rank, (_, end) in enumerate(pipes):
         server.Process(target=command, args=(end, meeting | {"RANK": str(rank)}, *words), daemon=True).start()
-    (first, text), (second, nothing) = [mine.recv() if mine.poll(100) else ("no answer", "") for mine, _ in pipes]
+    (first, text), (second, nothing) = [mine.recv() if mine.poll(600) else ("no answer", "") for mine, _ in pipes]
     assert (first, second, nothing) == (0, 0, "")
     answer = json.loads(text)
     assert len(answer["tokens"]) == 24 and answer["stats"]["drafted"] > 0

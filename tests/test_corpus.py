@@ -184,6 +184,7 @@ def documents():
     for i in range(400):
         time.sleep(0.02)
         yield [i * j % 17 for j in range(60)]
+    time.sleep(3600)  # it never ends by itself
 build(documents(), None, "x", sys.argv[1])
 """
 
@@ -192,7 +193,7 @@ def test_kill_9(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path / "store")])
     try:
         state = tmp_path / "store" / "partial" / "state.json"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not (state.exists() and json.loads(state.read_bytes())["tokens"] > 1000):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)

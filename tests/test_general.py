@@ -74,7 +74,7 @@ def test_two_processes_make_one(tmp_path):
     command, env = [sys.executable, "-c", code, str(tmp_path)], os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     for process in both:
-        assert process.communicate(timeout=120) == (b"2\n", b"") and process.returncode == 0
+        assert process.communicate(timeout=600) == (b"2\n", b"") and process.returncode == 0
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 

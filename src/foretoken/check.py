@@ -6,6 +6,7 @@ that nearly tie may change places.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,14 +19,45 @@ from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
+from foretoken.core.errors import LogitsError
 from foretoken.drafters import AdaptiveNgram
 from foretoken.engines.transformers import TransformersScores, TransformersTarget
 
-PROMPTS = (
-    "The first thing they noticed about the house was",
-    "def read_lines(path):\n    with open(path) as file:\n",
-    "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,",
-)
+CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
+TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
+and the gate had been open for so long that grass grew through its lower bars. "Somebody lives here," said Anna, "or
+somebody did." She held up a cup, still half full, with a ring of dust around its rim. Her brother did not answer at
+once. He counted the windows, 1, 2, 3, 4, 5, 6, and then the doors, of which there were more than a house of that size
+could need.
+
+def read_lines(path):
+    """Yield the lines of a file, without what ends them."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            yield number, line.rstrip("\\n")
+
+
+class Counter:
+    def __init__(self, start=0):
+        self.value = start
+
+    def add(self, amount=1):
+        if amount < 0:
+            raise ValueError(f"amount is {amount}: give a number from 0 on")
+        self.value += amount
+        return self.value
+
+| year | visitors | of them abroad |
+|------|----------|----------------|
+| 2019 |   48,210 |         12,077 |
+| 2020 |   11,934 |          1,208 |
+| 2021 |   19,406 |          2,655 |
+
+What the table shows is simple enough: fewer people came, and those who came lived nearby. Why the numbers did not rise
+again as fast as they had fallen is harder to say, and the letters that the museum kept do not agree about it. Some of
+'''
 
 
 @dataclass(frozen=True)
@@ -38,7 +70,7 @@ class Difference:
         position: How many tokens of the answer agree.
         plain: The plain answer's token there.
         drafted: The drafted answer's.
-        gap: By how much the plain run's best logit there led the second.
+        gap: By how much the plain run's best logit there led the second; None if that is no number.
     """
 
     prompt: int
@@ -46,7 +78,7 @@ class Difference:
     position: int
     plain: int
     drafted: int
-    gap: float
+    gap: float | None
 
 
 @dataclass
@@ -58,7 +90,10 @@ class Report:
         trees: Whether the model takes draft trees, so that they were tried.
         answers: How many drafted answers were compared with their plain one.
         tokens: Tokens of the plain answers.
-        noise: The most that a logit moved between a one-row forward and a row of a wide one, on the same tokens.
+        noise: The most that a logit moved between a one-row forward and a row of a wide one, on the same tokens; None
+            where none was compared.
+        contexts: For each prompt, how many tokens stood before the answer's first token and before its last.
+        not_numbers: How many answers met logits that are not numbers, plain or drafted, so that none could be chosen.
         differences: One for every answer that differed.
     """
 
@@ -66,12 +101,19 @@ class Report:
     trees: bool
     answers: int = 0
     tokens: int = 0
-    noise: float = 0.0
+    noise: float | None = None
+    contexts: list[tuple[int, int]] = field(default_factory=list)
+    not_numbers: int = 0
     differences: list[Difference] = field(default_factory=list)
 
     @property
     def identical(self) -> bool:
-        return not self.differences
+        return not self.differences and not self.not_numbers
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise is kept: logits are numbers, and the texts identical where rounding is no excuse."""
+        return self.identical if self.dtype in ("float32", "float64") else not self.not_numbers
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -102,29 +144,53 @@ class RecordedTree:
         return Draft(tuple(tokens), tuple(parents))
 
 
-def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] = PROMPTS) -> Report:
+def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None = None) -> Report:
     """Answer every prompt greedily, plainly and drafted, and compare tokens and logits.
 
     Args:
         lm: The model, in the dtype to be checked.
         max_new_tokens: Length of the answers.
-        prompts: What to answer.
+        prompts: What to answer; where None, one text up to each of ``CONTEXTS``, as far as the model's context goes.
+
+    Raises:
+        ForetokenError: If a prompt leaves no room for its answer.
     """
     target = TransformersTarget(lm.model, max_length=lm.max_length)
     report = Report(str(lm.model.dtype).removeprefix("torch."), target.supports_trees)
-    for index, prompt in enumerate(prompts):
-        ids = lm.encode(prompt)
-        plain = list(_tokens_with_logits(target, None, ids, max_new_tokens))
+    for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
+        try:
+            plain = list(_tokens_with_logits(target, None, ids, max_new_tokens))
+        except LogitsError:
+            report.answers += 1
+            report.not_numbers += 1
+            continue
         tokens = [token for token, _ in plain]
         report.tokens += len(tokens)
-        vocab_size = lm.model.config.get_text_config(decoder=True).vocab_size
-        drafters: list[Drafter] = [AdaptiveNgram(), RecordedTree([*ids, *tokens], vocab_size, False)]
-        if target.supports_trees:
-            drafters.append(RecordedTree([*ids, *tokens], vocab_size, True))
-        for drafter in drafters:
-            drafted = list(_tokens_with_logits(target, drafter, ids, max_new_tokens))
-            _compare(report, index, type(drafter).__name__, plain, drafted)
+        report.contexts.append((len(ids), len(ids) + len(tokens) - 1))
+        for drafter in _drafters(target, [*ids, *tokens]):
+            report.answers += 1
+            try:
+                drafted = list(_tokens_with_logits(target, drafter, ids, max_new_tokens))
+            except LogitsError:
+                report.not_numbers += 1
+            else:
+                _compare(report, index, type(drafter).__name__, plain, drafted)
     return report
+
+
+def _contexts(lm: LanguageModel, max_new_tokens: int) -> list[list[int]]:
+    ids = lm.encode(TEXT)
+    room = len(ids) if lm.max_length is None else max(1, lm.max_length - max_new_tokens)
+    return [ids[:length] for length in sorted({min(length, room, len(ids)) for length in CONTEXTS})]
+
+
+def _drafters(target: TransformersTarget, text: Sequence[int]) -> Iterator[Drafter]:
+    """One that guesses, and the known answer as a chain and, where the model takes it, as a tree."""
+    vocab_size = target.model.config.get_text_config(decoder=True).vocab_size
+    yield AdaptiveNgram()
+    yield RecordedTree(text, vocab_size, False)
+    if target.supports_trees:
+        yield RecordedTree(text, vocab_size, True)
 
 
 def _tokens_with_logits(
@@ -144,10 +210,14 @@ def _compare(
     report: Report, prompt: int, drafter: str, plain: list[tuple[int, Tensor]], drafted: list[tuple[int, Tensor]]
 ) -> None:
     """Add a pair of answers to the report, up to their first difference."""
-    report.answers += 1
     for position, ((token, logits), (other, others)) in enumerate(zip(plain, drafted, strict=True)):
-        report.noise = max(report.noise, float((logits - others).abs().max()))
+        moved = float((logits - others)[logits != others].abs().max()) if bool((logits != others).any()) else 0.0
+        if not math.isfinite(moved) or not math.isfinite(float(logits[token])):
+            report.not_numbers += 1
+            return
+        report.noise = max(report.noise or 0.0, moved)
         if token != other:
             best, second = torch.topk(logits, 2).values.tolist()
-            report.differences.append(Difference(prompt, drafter, position, token, other, best - second))
+            gap = best - second if math.isfinite(best - second) else None
+            report.differences.append(Difference(prompt, drafter, position, token, other, gap))
             return

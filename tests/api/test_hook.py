@@ -172,7 +172,7 @@ def test_a_conversation_goes_on_in_its_cache(shape):
 
 def test_a_streamer_receives_every_token():
     tokenizer = character_tokenizer()
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=600)
     model = tiny_model("llama")
     thread = Thread(target=ours, args=(model,), kwargs={"streamer": streamer, "max_new_tokens": 30, "do_sample": False})
     thread.start()

@@ -234,7 +234,7 @@ def test_a_program_may_end_while_the_corpus_is_made(model_folder, tmp_path, nap)
         env=os.environ | places | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert ended.returncode == 0
     assert not any(word in ended.stderr for word in ("Fatal", "Traceback", "Exception", "terminate"))

@@ -160,3 +160,11 @@ def test_the_pretrained_models_tell_a_story(pytestconfig, name):
     with torch.inference_mode():
         told = model.generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)[0].tolist()
     assert tokenizer.decode(told).startswith("Once upon a time, there was a little girl named Lily. She loved to play")
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", '{"dim": "x"}'])
+def test_a_damaged_config_is_a_sentence(tmp_path, content):
+    np.savez(tmp_path / "weights.npz", norm=np.zeros(2))
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ForetokenError, match="could not be read"):
+        load_small(tmp_path)

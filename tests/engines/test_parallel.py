@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import random
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
@@ -29,7 +28,8 @@ from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers import TransformersTarget
 from shapes import LLAMA, VOCAB, tiny_model
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(minutes=10)  # for an answer; a job takes a second, but who knows how busy the machine is
+TIMEOUT = 6 * PATIENCE  # of a group, so that an answer that came did not come by waiting for it
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def ranks(server, tmp_path):
         results = []
         for process, end in zip(processes, ends, strict=True):
             try:
-                results.append(end.recv() if end.poll(2 * PATIENCE.seconds) else "no answer")
+                results.append(end.recv() if end.poll(PATIENCE.seconds) else "no answer")
             except EOFError:
                 results.append(None)
             end.close()
@@ -70,7 +70,7 @@ def ranks(server, tmp_path):
 
 def work(end: Any, where: str, rank: int, num: int, job: Callable[..., Any], *arguments: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=num, timeout=PATIENCE)
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=num, timeout=TIMEOUT)
     try:
         end.send(job(*arguments))
     except ForetokenError as error:
@@ -313,7 +313,7 @@ def test_processors_see_the_calls_of_plain_decoding(ranks):
 
 
 def in_a_smaller_group() -> Any:
-    group = dist.new_group([1, 2], timeout=PATIENCE)
+    group = dist.new_group([1, 2], timeout=TIMEOUT)
     member = dist.get_rank() in (1, 2)
     answer = told(ParallelTarget(ToyTarget(), group), Windows(RandomTrees(3, 5)), [1, 2]) if member else None
     dist.barrier()  # a process that leaves early may take the group with it
@@ -375,12 +375,10 @@ def killed() -> Any:
 
 
 def test_a_rank_that_dies_ends_the_others(ranks):
-    started = time.monotonic()
     first, second, third = ranks(3, killed)
     assert second is None
     for survivor in (first, third):
         assert isinstance(survivor, ForetokenError) and "Another process of the group has ended" in str(survivor)
-    assert time.monotonic() - started < PATIENCE.seconds
 
 
 def different_drafts() -> Any:

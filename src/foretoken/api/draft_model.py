@@ -17,7 +17,11 @@ from foretoken.fingerprint import fingerprint
 
 
 def load_draft_model(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str = "auto"
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model of this name as a draft model for ``model``, on the same device.
 
@@ -26,15 +30,16 @@ def load_draft_model(
         model: The larger model.
         tokenizer: Its tokenizer.
         dtype: See ``foretoken.load``.
+        trust_remote_code: See ``foretoken.load``.
 
     Raises:
         ForetokenError: If it cannot be loaded, cannot rewind, or has other tokens.
     """
     if not isinstance(name, str):
         raise ForetokenError(f"The draft model is {type(name).__name__}: give the name of a model.")
-    draft_model = load_model(name, dtype, str(model.device))
+    draft_model = load_model(name, dtype, str(model.device), trust_remote_code)
     rewindable_cache(draft_model)
-    check_same_tokens(draft_model, model, load_tokenizer(name), tokenizer)
+    check_same_tokens(draft_model, model, load_tokenizer(name, trust_remote_code), tokenizer)
     return draft_model
 
 

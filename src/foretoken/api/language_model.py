@@ -22,7 +22,8 @@ from transformers import (
 from foretoken.api.detokenize import Detokenizer
 from foretoken.api.draft_model import check_same_tokens, load_draft_model
 from foretoken.api.drafting import Situation
-from foretoken.api.loading import load_model, load_tokenizer
+from foretoken.api.generation_config import check_generation_config
+from foretoken.api.loading import is_fault, load_model, load_tokenizer, reason
 from foretoken.api.memories import Memories, is_text
 from foretoken.api.request import Request, read_request, refuse_modes
 from foretoken.api.stop_strings import StopStrings, config_stop_strings, read_stop_strings, without_stop_strings
@@ -168,6 +169,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.drafter = model.eval(), tokenizer, drafter
         self.draft_model, self.exit_layer = draft_model, exit_layer
         self.max_length = context_length(model)
+        self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self.budget = AdaptiveBudget()  # what forwards cost is learned once, for all answers
         target = TransformersTarget(model)  # refuses what cannot rewind, before any prompt
         if draft_model is not None:
@@ -237,17 +239,34 @@ class LanguageModel:
         if isinstance(prompt, str):
             if not is_text(prompt):
                 raise ForetokenError("The prompt holds bytes that are no text: give it as UTF-8.")
-            ids = self.tokenizer(prompt)["input_ids"]
+            ids = self._tokenized(prompt, add_special_tokens=True)
         else:
             if not self.tokenizer.chat_template:
                 raise ForetokenError(
                     "This model's tokenizer has no chat template: give the prompt as one string instead of messages."
                 )
-            text = self.tokenizer.apply_chat_template(
-                [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True
+            try:
+                text = str(
+                    self.tokenizer.apply_chat_template(
+                        [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True
+                    )
+                )
+            except Exception as error:  # the template is a program that came with the model
+                raise ForetokenError(f"The chat template does not take these messages: {reason(error)}") from error
+            ids = self._tokenized(text, add_special_tokens=False)
+        if ids and max(ids) >= self.vocab_size:
+            raise ForetokenError(
+                f"The prompt has token {max(ids)}, and the model {self.vocab_size} tokens: its tokenizer is another's."
             )
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return list(ids)
+        return ids
+
+    def _tokenized(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            raise ForetokenError(f"The prompt cannot be made into tokens: {reason(error)}") from error
 
     def _situation(
         self, target: TransformersTarget, memory: Callable[[], Memory], references: Sequence[Sequence[int]] = ()
@@ -291,6 +310,7 @@ class LanguageModel:
         """The request that transformers' own preparation makes of a prompt and the options."""
         seed = None if seed is None else whole("seed", seed)
         config = generation_config or self.model.generation_config
+        check_generation_config(config, self.vocab_size)
         stops = read_stop_strings("stop", stop) + config_stop_strings(config, self.model.generation_config)
         config = without_stop_strings(config)
         apply_options(config, **rest)
@@ -314,8 +334,10 @@ class LanguageModel:
             request: Request = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=config, custom_generate=capture
             )
-        except ValueError as error:  # transformers' own checks of the config
-            raise error if isinstance(error, ForetokenError) else ForetokenError(str(error)) from error
+        except ForetokenError:
+            raise
+        except Exception as error:  # transformers' own checks of the config, and what is unfit for them, of any kind
+            raise ForetokenError(f"The generation config cannot be used: {reason(error)}") from error
         if stops:
             request = replace(request, stop=StopStrings(stops, self.tokenizer, request.prompt, request.stop))
         return request
@@ -331,6 +353,7 @@ def load(
     exit_layer: int | None = None,
     background: str | Path | None = "general",
     history: bool | str | Path = True,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A language model, ready to draft for.
 
@@ -345,6 +368,7 @@ def load(
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
             ``foretoken.history.default_path()``, False to forget them with the process.
+        trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
 
     Raises:
         ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
@@ -353,12 +377,16 @@ def load(
     if isinstance(drafter, str):
         check_name(drafter)
     kept = None if history is False else History(None if history is True else Path(history))
-    loaded, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
+    loaded = load_model(model, dtype, device, trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code)
+    drafting = None
+    if draft_model is not None:
+        drafting = load_draft_model(draft_model, loaded, tokenizer, dtype, trust_remote_code)
     return LanguageModel(
         loaded,
         tokenizer,
         drafter,
-        draft_model=load_draft_model(draft_model, loaded, tokenizer, dtype) if draft_model is not None else None,
+        draft_model=drafting,
         exit_layer=exit_layer,
         background=background,
         history=kept,

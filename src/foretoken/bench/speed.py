@@ -90,7 +90,7 @@ def measure(model: str, dtypes: Sequence[str], rounds: int, device: str | None) 
     noise = {}
     for dtype in dtypes:
         lm = load(model, dtype=dtype, device=device)
-        noise[dtype] = check(lm, 64).noise
+        noise[dtype] = check(lm, 64).noise or 0.0
         for prompt in track(read_prompts(), description=f"{dtype}: 36 prompts, methods in turns"):
             rows += [_measure_prompt(lm, prompt, dtype, decoding, rounds) for decoding in ("greedy", "sampled")]
     _fail_on_differences(rows, noise)

@@ -190,20 +190,23 @@ def check(
     as_json: AsJson = False,
     device: Device = None,
 ) -> None:
-    """Report the numeric promise on a model; exit status 1 if drafting changes a token in float32."""
-    from foretoken.check import PROMPTS
+    """Report the numeric promise on a model; status 1 if float32 changes a token, or logits are not numbers."""
     from foretoken.check import check as check_model
 
     reports = []
     for name in dtype or ["float32", "bfloat16", "float16"]:
         lm = quiet_load(model, name, device, None, "none")
         with err.status(f"{name}: plain and drafted"):
-            reports.append(check_model(lm, max_new_tokens, prompt or PROMPTS))
+            reports.append(check_model(lm, max_new_tokens, prompt or None))
     if as_json:
         print_json([report.as_dict() for report in reports])
     else:
         out.print(check_table(reports))
-    if not all(report.identical for report in reports if report.dtype == "float32"):
+    for report in reports:
+        if report.not_numbers:
+            told = f"In {report.dtype} the logits are not numbers in {report.not_numbers} of {report.answers} answers"
+            err.print(f"foretoken: {told}: the weights are damaged, or too large for this dtype.", style="red")
+    if not all(report.holds for report in reports):
         raise typer.Exit(1)
 
 
@@ -428,18 +431,21 @@ def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
 
 def check_table(reports: Sequence[Report]) -> Table:
     """One row a dtype."""
-    table = Table("dtype", title="drafted against plain, greedy")
+    contexts = dict.fromkeys(f"{start} to {end}" for report in reports for start, end in report.contexts)
+    table = Table("dtype", title="drafted against plain, greedy", caption=f"after {', '.join(contexts) or 'no'} tokens")
     for heading in ("answers", "tokens", "draft trees", "identical", "largest logit change", "first difference"):
         table.add_column(heading)
     for report in reports:
         first = min(report.differences, key=lambda difference: difference.position, default=None)
+        change = "unknown" if report.noise is None else f"{report.noise:.2g}"
+        tie = "" if first is None or first.gap is None else f", best logits {first.gap:.2g} apart"
         table.add_row(
             report.dtype,
             str(report.answers),
             str(report.tokens),
             "yes" if report.trees else "chains only",
-            f"{report.answers - len(report.differences)} of {report.answers}",
-            f"{report.noise:.2g}",
-            f"token {first.position + 1}, best logits {first.gap:.2g} apart" if first else "none",
+            f"{report.answers - len(report.differences) - report.not_numbers} of {report.answers}",
+            change,
+            f"token {first.position + 1}{tie}" if first else "none",
         )
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foretoken.core.errors import ForetokenError, LogitsError
 from foretoken.core.law import Law
 from foretoken.core.noise import GOLDEN, MIX_1, MIX_2, position_key
 
@@ -43,7 +45,11 @@ class Choice:
         return scores if self.processors is None else self.processors(ids, scores[None])[0]
 
     def choose(self, ids: Tensor, logits: Tensor) -> int:
-        """The token that follows ``ids``, and stands at position ``ids.shape[1]``."""
+        """The token that follows ``ids``, and stands at position ``ids.shape[1]``.
+
+        Raises:
+            ForetokenError: If none can be chosen, as the logits are not numbers.
+        """
         return self.compare(ids, logits).best
 
     def compare(self, ids: Tensor, logits: Tensor) -> Compared:
@@ -51,7 +57,7 @@ class Choice:
         scores = self.process(ids, logits)
         if self.seed is None:
             return Compared(scores, argmax(scores))
-        candidates = (scores >= scores.max() - NOISE_RANGE).nonzero()[:, 0]
+        candidates = (scores >= _best(scores) - NOISE_RANGE).nonzero()[:, 0]
         scores = scores[candidates].double() + gumbel(self.seed, ids.shape[1], candidates)
         return Compared(scores, argmax(scores), candidates)
 
@@ -59,7 +65,10 @@ class Choice:
         """The distribution that ``choose`` draws from."""
         scores = self.process(ids, logits)
         if self.seed is None:
-            return TensorLaw(torch.nn.functional.one_hot(scores.argmax(), len(scores)).double())
+            probs = torch.zeros_like(scores, dtype=torch.float64)
+            probs[argmax(scores)] = 1.0
+            return TensorLaw(probs)
+        _best(scores)  # refuses what has no distribution
         return TensorLaw(scores.double().softmax(-1))
 
 
@@ -123,10 +132,35 @@ def argmax(logits: Tensor) -> int:
 
     On a CPU numpy finds it ten times faster than torch, and torch's max four times faster than its argmax: that counts
     with 150,000 of them.
+
+    Raises:
+        LogitsError: If one of them is not a number: both take that for the largest.
     """
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return int(logits.numpy().argmax())
-    return int(logits.max(dim=0).indices)
+        numbers = logits.numpy()
+        index = int(numbers.argmax())
+        largest = float(numbers[index])
+    else:
+        found = logits.max(dim=0)
+        index, largest = int(found.indices), float(found.values)
+    if math.isnan(largest):
+        raise LogitsError
+    return index
+
+
+def _best(scores: Tensor) -> Tensor:
+    """The largest of what a token is drawn from, float32 [vocab].
+
+    Raises:
+        ForetokenError: If it has no distribution.
+    """
+    best = scores.max()
+    number = float(best)
+    if number == -math.inf:
+        raise ForetokenError("The logits processors leave no token to draw: loosen the options of sampling.")
+    if not math.isfinite(number):
+        raise LogitsError
+    return best
 
 
 def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

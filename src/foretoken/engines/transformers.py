@@ -14,7 +14,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from foretoken.core.contracts import Scores, Top
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ForetokenError, LogitsError
 from foretoken.engines.attention import implementation, is_causal_over_rows
 from foretoken.engines.choice import Choice, Compared, TensorLaw, argmax, top
 from foretoken.engines.inputs import PREPARES, overrides, refuse_own_inputs
@@ -278,7 +278,11 @@ class TransformersScores:
             elif self.logits.device.type == "cpu":
                 self._chosen[row] = argmax(self.logits[row])
             else:  # all rows at once, since every answer of the device costs a wait
-                self._chosen = dict(enumerate(self.logits.argmax(-1).tolist()))
+                tokens = self.logits.argmax(-1)
+                unknown = self.logits.gather(-1, tokens[:, None])[:, 0].isnan()
+                self._chosen = dict(enumerate(tokens.masked_fill(unknown, -1).tolist()))
+        if self._chosen[row] < 0:
+            raise LogitsError
         return self._chosen[row]
 
     @torch.inference_mode()

@@ -1,0 +1,86 @@
+"""The types of a generation config's values, which transformers takes from a file as they stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from foretoken.core.errors import ForetokenError
+
+
+def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
+    """Refuse values of a wrong type, and tokens that the model does not have, where something would come of them.
+
+    Args:
+        config: A model's own, or a caller's; values that are None are not given.
+        vocab_size: How many tokens the model has.
+
+    Raises:
+        ForetokenError: At the first.
+    """
+    for kind, holds, names in KINDS:
+        for name in names.split():
+            value = getattr(config, name, None)
+            if value is not None and not holds(value):
+                raise ForetokenError(f"The generation config has {name} = {value!r}: make it {kind}.")
+    for name in ("bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id"):
+        unknown = [token for token in _tokens(getattr(config, name, None)) if not 0 <= token < vocab_size]
+        if unknown:
+            raise ForetokenError(
+                f"The generation config has token {unknown[0]} in {name}, and the model has {vocab_size}: leave it out."
+            )
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_tokens(value: Any) -> bool:
+    several = isinstance(value, list | tuple) and all(map(_is_whole, value))
+    return several or _is_whole(value) or isinstance(value, Tensor)
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(text, str) for text in value))
+
+
+def _tokens(value: Any) -> Iterator[int]:
+    """The whole numbers in a value, however deep; of pairs, a sequence and its bias, those of the sequence."""
+    if _is_whole(value):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        for item in value:
+            yield from _tokens(item[0] if _is_biased(item) else item)
+
+
+def _is_biased(item: Any) -> bool:
+    return isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], list | tuple)
+
+
+KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("true or false", _is_flag, "do_sample use_cache renormalize_logits remove_invalid_values return_dict_in_generate"),
+    (
+        "a number",
+        _is_number,
+        "temperature top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty guidance_scale max_time",
+    ),
+    (
+        "a whole number",
+        _is_whole,
+        "max_length max_new_tokens min_length min_new_tokens top_k no_repeat_ngram_size num_beams num_return_sequences",
+    ),
+    ("a token or a list of tokens", _is_tokens, "eos_token_id forced_bos_token_id forced_eos_token_id suppress_tokens"),
+    ("a string or a list of strings", _is_strings, "stop_strings"),
+)

@@ -338,7 +338,8 @@ def load(
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
-            ``foretoken.history.default_path()``, False to forget them with the process.
+            ``foretoken.history.default_path()``, False to forget them with the process. One that cannot be used gets a
+            warning and is left alone.
 
     Raises:
         ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
@@ -347,6 +348,8 @@ def load(
     if isinstance(drafter, str):
         check_name(drafter)
     kept = None if history is False else History(None if history is True else Path(history))
+    if kept is not None:
+        kept.check()
     loaded, tokenizer = load_model(model, dtype, device), load_tokenizer(model)
     return LanguageModel(
         loaded,

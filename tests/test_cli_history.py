@@ -35,6 +35,17 @@ def run(monkeypatch, capsys, path):
     return run
 
 
+@pytest.mark.parametrize("command", [["stats"], ["clear"], ["export", "saved"], ["import", "lines"]])
+@pytest.mark.parametrize(("name", "said"), [("", "is empty"), ("\udcff", "is no text")])
+def test_a_namespace_that_is_none_ends_in_one_sentence(run, path, monkeypatch, tmp_path, command, name, said):
+    """The name of a variable that is not set, and an argument that is not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    before = rows(path)
+    status, out, err = run(*command, "--namespace", name)
+    assert status == 2 and said in err and out == "" and err.count("\n") == 1 and "\udcff" not in err
+    assert rows(path) == before and {file.name for file in tmp_path.iterdir()} == {"history.sqlite"}
+
+
 def rows(path: Path) -> dict[str, int]:
     with History(path) as history:
         return {row.namespace: row.answers for row in history.stats()}
@@ -55,6 +66,16 @@ def test_stats_are_json(run):
     oldest, newest = (datetime.fromisoformat(row.pop(end)) for end in ("oldest", "newest"))
     assert status == 0 and oldest.tzinfo is not None and oldest <= newest
     assert row == {"namespace": "code", "fingerprint": "qwen", "answers": 2, "tokens": 4, "bytes": 16}
+
+
+def test_names_that_others_made_reach_no_terminal_as_control_sequences(run, path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with History(path) as history:
+        history.add("\x1b[2J\x9b1m\u202etxt\n", "\x07f", [1])
+    status, out, err = run("stats")
+    assert status == 0 and err == ""
+    assert r"\x1b[2J\x9b1m\u202etxt\n" in out and r"\x07f" in out
+    assert out.replace("\n", "").isprintable()
 
 
 def test_a_history_that_does_not_exist_yet_is_empty(run, tmp_path, monkeypatch):
@@ -118,7 +139,7 @@ def test_a_history_that_cannot_be_used_ends_in_one_sentence_and_status_2(run, tm
     monkeypatch.chdir(tmp_path)
     Path("lines").write_text(json.dumps({"namespace": "n", "fingerprint": "f", "tokens": [1]}))
     Path("text").write_text("no database " * 1000)
-    for history, said in (("text", "not a database"), ("text/history", "Not a directory"), (".", "no regular file")):
+    for history, said in (("text", "left alone"), ("text/history", "Not a directory"), (".", "no regular file")):
         status, out, err = run(*command, history=Path(history))
         assert status == 2 and said in err and out == "" and err.count("\n") == 1
     assert {file.name for file in tmp_path.iterdir()} == {"history.sqlite", "lines", "text"}  # nothing moved or made

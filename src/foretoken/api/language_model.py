@@ -367,7 +367,8 @@ def load(
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
-            ``foretoken.history.default_path()``, False to forget them with the process.
+            ``foretoken.history.default_path()``, False to forget them with the process. One that cannot be used gets a
+            warning and is left alone.
         trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
 
     Raises:
@@ -377,6 +378,8 @@ def load(
     if isinstance(drafter, str):
         check_name(drafter)
     kept = None if history is False else History(None if history is True else Path(history))
+    if kept is not None:
+        kept.check()
     loaded = load_model(model, dtype, device, trust_remote_code)
     tokenizer = load_tokenizer(model, trust_remote_code)
     drafting = None

@@ -23,3 +23,8 @@ def write(text: str, accepted: bool = False) -> None:
 def print_json(value: Any) -> None:
     """Print what a script will read."""
     write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def plain(text: str) -> str:
+    """Text that others may have made, fit for a terminal: what is no visible character stands as a backslash escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

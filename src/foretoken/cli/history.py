@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from foretoken.cli.console import err, out, print_json
+from foretoken.cli.console import err, out, plain, print_json
 from foretoken.core.errors import ForetokenError
 
 if TYPE_CHECKING:
     from foretoken.history import History, NamespaceStats
 
 HistoryFile = Annotated[Path | None, typer.Option("--history", help="The history's file, if it is not the usual one.")]
-Namespace = Annotated[str | None, typer.Option(help="Only the answers of this namespace.")]
+Namespace = Annotated[
+    str | None, typer.Option(help="Only the answers of this namespace.", callback=lambda name: checked(name))
+]
 
 MAX_NAMED = 20  # more bad lines than this are only counted
 
@@ -84,6 +86,21 @@ def import_(
         err.print(f"{lines}.", style="yellow")
 
 
+def checked(namespace: str | None) -> str | None:
+    """The namespace that was named.
+
+    Raises:
+        ForetokenError: If its name is empty, as that of a variable which is not set, or no text.
+    """
+    if namespace == "":
+        raise ForetokenError("The namespace is empty: name one, or leave out --namespace.")
+    if namespace is not None:
+        from foretoken.history import check_names
+
+        check_names(namespace)
+    return namespace
+
+
 def open_history(path: Path | None) -> History:
     """The history, which here says what is wrong instead of going on without."""
     from foretoken.history import History  # numpy, which no help needs
@@ -117,6 +134,12 @@ def stats_table(rows: Sequence[NamespaceStats]) -> Table:
     for row in rows:
         oldest, newest = (datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M") for when in (row.oldest, row.newest))
         table.add_row(
-            row.namespace, row.fingerprint, f"{row.answers:,}", f"{row.tokens:,}", f"{row.bytes:,}", oldest, newest
+            plain(row.namespace),
+            plain(row.fingerprint),
+            f"{row.answers:,}",
+            f"{row.tokens:,}",
+            f"{row.bytes:,}",
+            oldest,
+            newest,
         )
     return table

@@ -31,7 +31,7 @@ def writing(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
         ForetokenError: If it cannot be written.
     """
     try:
-        if _is_special(path):
+        if is_special(path):
             with path.open("ab") as file:  # what a shell's >> has put there before stays
                 yield file
             return
@@ -60,7 +60,7 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise ForetokenError(f"The file {str(path)!r} could not be written: it is a folder.")
-    if _is_special(path):
+    if is_special(path):
         return
     target = path.resolve()
     try:
@@ -70,7 +70,7 @@ def check_writable(path: Path) -> None:
         raise ForetokenError(f"The file {str(path)!r} could not be written: {error.strerror or error}.") from error
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether it leads to something that is neither a file nor a folder, or to an open file such as /dev/stdout."""
     try:
         mode = path.stat().st_mode

@@ -102,7 +102,7 @@ def test_tune_says_what_to_use(run, log, tmp_path):
         (["tune", "LOG", "--costs", "flat", "--background", "CORPUS"], "built with another tokenizer"),
         (["replay", "BAD"], "no answer to replay: 1 lines are unusable, 1 answers have under 16 tokens"),
         (["replay", "LOG", "--json", "tokenizer.json/x"], "could not be written"),
-        (["tune", "LOG", "--costs", "steep"], "'steep' could not be read: No such file"),
+        (["tune", "LOG", "--costs", "steep"], "no file 'steep' of costs; costs are"),
         (["tune", "BAD", "--costs", "flat"], "There is no answer to replay"),
         (["tune", "nothing.jsonl", "--costs", "flat"], "No such file"),
     ],

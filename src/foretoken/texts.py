@@ -1,6 +1,6 @@
 """Texts from files of any origin: plain, .gz or .xz, in the encoding that a byte order mark names, in bounded memory.
 
-Without a mark a file is UTF-8. No encoding is guessed: what does not fit is refused, in JSON lines line by line.
+Without a mark a file is UTF-8. No encoding is guessed: a text that does not fit is refused, and of JSON lines the line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from foretoken.files import is_special
 
 MAX_LINE = 1 << 24  # characters of a row
 MAX_TEXT = 1 << 26  # characters of a text that is read as a whole
+NUL = "NUL bytes, as UTF-16 without a byte order mark has"
 BLOCK = 1 << 16  # bytes that are read at a time
 
 # An archive may unpack to so many times its size, and to so many bytes in any case: a few kB can claim to be many GB.
@@ -40,6 +41,11 @@ ARCHIVES: dict[str, tuple[bytes, Callable[[], Any]]] = {
     ".gz": (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),
     ".xz": (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY)),
 }
+
+MARK_WRONG = (
+    "foretoken.mark_wrong"  # as ``errors``: bytes that do not fit become half of a surrogate pair, no character
+)
+codecs.register_error(MARK_WRONG, lambda error: ("\udc80", cast(UnicodeDecodeError, error).end))
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
 
     Args:
         path: The file; .gz and .xz are unpacked.
-        errors: What becomes of bytes that are not UTF-8, as ``bytes.decode`` takes it. With "strict" they are refused.
+        errors: What becomes of bytes that do not fit the encoding, as ``bytes.decode`` takes it; "strict" refuses them.
 
     Raises:
         ForetokenError: As ``open_unpacked`` does, and if the file is not text of its encoding.
@@ -93,11 +99,8 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
     with open_unpacked(path) as stream:
         head = stream.peek(4)[:4]
         encoding = next((name for mark, name in MARKS if head.startswith(mark)), "utf-8")
-        if encoding == "utf-8" and b"\0" in head:  # so begins UTF-16 and UTF-32 of ASCII, where there is no mark
-            raise _nul(path)
-        strictly = errors if encoding.startswith("utf-8") else "strict"
         try:
-            with io.TextIOWrapper(stream, encoding, strictly, newline="\n") as text:
+            with io.TextIOWrapper(stream, encoding, errors, newline="\n") as text:
                 yield text
         except UnicodeDecodeError as error:
             name = encoding.removesuffix("-sig").upper()
@@ -112,7 +115,7 @@ def blocks(path: Path, text: io.TextIOWrapper, size: int) -> Iterator[str]:
     """
     while block := text.read(size):
         if "\0" in block:
-            raise _nul(path)
+            raise _unreadable(path, f"it has {NUL}; save it as UTF-8, or leave it out")
         yield block
 
 
@@ -131,12 +134,12 @@ def read_text(path: Path, most: int = MAX_TEXT) -> str:
 
 @contextmanager
 def open_lines(path: Path) -> Iterator[Lines]:
-    """The lines of a file; one that is not UTF-8, or is too long, concerns only itself.
+    """The lines of a file; one that does not fit the encoding, or is too long, concerns only itself.
 
     Raises:
         ForetokenError: As ``open_text`` does.
     """
-    with open_text(path, "surrogateescape") as text:
+    with open_text(path, MARK_WRONG) as text:
         yield Lines(text)
 
 
@@ -144,7 +147,7 @@ class Lines:
     """Iterates over a text's lines that are not blank: the number from 1, the line, and why it cannot be used or None.
 
     Args:
-        text: As ``open_text`` gives it, with the bytes escaped that are not UTF-8.
+        text: As ``open_text`` gives it with ``MARK_WRONG``.
     """
 
     def __init__(self, text: io.TextIOWrapper) -> None:
@@ -164,7 +167,17 @@ class Lines:
                     pass
                 yield number, "", f"it has more than {MAX_LINE} characters"
             elif not line.isspace():
-                yield number, line, None if _is_text(line) else "it is not UTF-8 text"
+                yield number, line, self._fault(line)
+
+    def _fault(self, line: str) -> str | None:
+        if "\0" in line:
+            return f"it has {NUL}"
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                return f"it is not {self._text.encoding.removesuffix('-sig').upper()} text"
+        return None
 
 
 def position(text: io.TextIOWrapper) -> int:
@@ -195,23 +208,8 @@ def readable_again(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def _is_text(line: str) -> bool:
-    """Whether no byte of it has been escaped as half of a surrogate pair."""
-    if line.isascii():
-        return True
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _unreadable(path: Path, reason: str) -> ForetokenError:
     return ForetokenError(f"The file {str(path)!r} could not be read: {reason.rstrip('.')}.")
-
-
-def _nul(path: Path) -> ForetokenError:
-    return _unreadable(path, "it has NUL bytes, as UTF-16 without a byte order mark has; save it as UTF-8")
 
 
 class _Unpacked(io.RawIOBase):

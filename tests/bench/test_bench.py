@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from foretoken.bench import speed
+from foretoken.bench.differences import TextChanged
 from foretoken.bench.loops import loops
 from foretoken.bench.overhead import half_predictable
 from foretoken.bench.speed import Row, read_prompts, summarise
@@ -39,7 +40,7 @@ def test_a_difference_stops_the_benchmark_loudly():
         row(dtype="bfloat16", as_transformers=False),
         row(decoding="sampled", differs_at=3, gap=0.0),
     ):
-        with pytest.raises(SystemExit, match="code-1"):
+        with pytest.raises(TextChanged, match="code-1"):
             speed._fail_on_differences([row(), wrong], noise)
 
 

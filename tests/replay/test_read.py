@@ -83,7 +83,7 @@ def test_bad_lines_are_skipped_and_named(tmp_path):
         9: "its 'content' has parts that are not text",
         10: "its 'output' is not a text",
         11: "its 'output' is not Unicode text",
-        12: "it is not UTF-8 text",
+        12: "it has NUL bytes, as UTF-16 without a byte order mark has",
         13: "it is not JSON",
         14: "its 'output' is not a text",
         15: "its prompt is empty",

@@ -171,4 +171,3 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
         rest = rest[start:]
     if rest or first:
         yield rest
-

@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from foretoken.core.errors import ForetokenError
 from foretoken.texts import open_lines
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ from logs import rows, write_log, write_tokenizer
 
 VALUES = ["", " ", "-1", "0", "1e999", "nan", "-inf", "2.5", "٣", "9" * 25, "\udcff", "x" * 300, "\x1b[31m", "[/red]"]
 VALUES += ["missing/file", "folder", "binary", "deep.json", "~nobody/x"]
-MEASURED = ["--model", "--draft-model", "--dtype", "--device", "--drafter"]  # these reach what loads a model
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -60,34 +58,36 @@ def words_for(command: tuple[str, ...]) -> list[str]:
     return words + (["--costs", "flat", "--budget", "2"] if command[0] == "tune" else [])
 
 
-@contextlib.contextmanager
-def nothing_measured(option: str) -> Iterator[None]:
-    """Benchmarks find nothing, at once, unless the option is about what they load."""
+@pytest.fixture
+def nothing_measured(monkeypatch) -> None:
+    """Benchmarks find nothing, at once; models are loaded where an option says which."""
     from foretoken.bench import latency, never_slower, overhead, recorded, replayed, speed, turns
-    from foretoken.cli import bench
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorded, "background_for", lambda tokenizer: None)
-        if option not in MEASURED:
-            for part in (never_slower, overhead, latency):
-                patch.setattr(part, "measure", lambda *_: [])
-            patch.setattr(speed, "measure", lambda *_: {"summary": []})
-            patch.setattr(replayed, "measure", lambda *_: {"rows": []})
-            patch.setattr(turns, "measure", lambda *_: iter([[]]))
-            patch.setattr(bench, "_subject", lambda *_: None)
-        yield
+    def only_load(*arguments: Any, **options: Any) -> None:
+        load(*arguments, **options)
+        raise typer.Exit
+
+    load = speed.load
+    monkeypatch.setattr(recorded, "background_for", lambda tokenizer: None)
+    for part in (speed, never_slower):
+        monkeypatch.setattr(part, "load", only_load)
+    for part in (overhead, latency):
+        monkeypatch.setattr(part, "measure", lambda *_: [])
+    monkeypatch.setattr(replayed, "measure", lambda *_: {"rows": []})
+    monkeypatch.setattr(turns, "measure", lambda *_: iter([[]]))
 
 
-@pytest.mark.parametrize(("command", "option", "is_option"), CASES, ids=lambda value: str(value))
-def test_no_value_of_an_option_is_a_traceback_or_leaves_anything(
-    place, monkeypatch, capsys, command, option, is_option
+@pytest.mark.parametrize(("command", "option", "is_option"), CASES, ids=str)
+def test_no_value_is_a_traceback_or_leaves_anything(
+    place, nothing_measured, monkeypatch, capsys, command, option, is_option
 ):
+    if command[0] == "bench" and option not in ("--model", "--draft-model", "--dtype", "--device"):
+        monkeypatch.setattr("foretoken.cli.bench._subject", lambda *_: None)
     sys.stderr.reconfigure(errors="backslashreplace")  # as the interpreter's own is
     for value in VALUES:
         before = set(place.rglob("*"))
         given = [option, value] if is_option else ["--", value]
-        with nothing_measured(option):
-            status, out, err = call(monkeypatch, capsys, *command, *words_for(command), *given)
+        status, _, err = call(monkeypatch, capsys, *command, *words_for(command), *given)
         assert status in (0, 2), (value, err)
         sentences = [line for line in err.splitlines() if line.startswith("foretoken: ")]
         assert len(sentences) == (1 if status == 2 and "Usage:" not in err else 0), (value, err)

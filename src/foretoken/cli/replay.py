@@ -148,6 +148,8 @@ def background_folder(name: str, tokenizer: str) -> str | None:
 
     loaded = load_tokenizer(tokenizer)
     if name != "general":
+        if not os.path.isdir(name):
+            raise ForetokenError(f'There is no folder {name!r} of a corpus: give one, or "general", or "none".')
         Background.open(name, fingerprint(loaded))
         return name
     with err.status("cutting the background corpus with this tokenizer, once"):

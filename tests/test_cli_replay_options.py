@@ -13,6 +13,7 @@ import typer
 
 from commanding import call
 from foretoken import cli
+from foretoken.replay import run
 from logs import rows, write_log, write_tokenizer
 
 VALUES = ["", " ", "-1", "0", "1e999", "nan", "-inf", "2.5", "٣", "9" * 25, "\udcff", "x" * 300, "\x1b[31m", "[/red]"]
@@ -42,6 +43,7 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.setitem(sys.modules, "ray", None)  # no cluster is looked for
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # and no model
     monkeypatch.setattr("foretoken.replay.tune.RESAMPLES", 2)
+    monkeypatch.setattr("foretoken.replay.run._on_cores", lambda jobs, processes: run._here(jobs))
     write_log(Path("log.jsonl"), rows(2))
     write_tokenizer(Path("tokenizer.json"))
     Path("folder").mkdir()
@@ -53,7 +55,8 @@ def place(tmp_path, monkeypatch) -> Path:
 def words_for(command: tuple[str, ...]) -> list[str]:
     """What the command needs, and what makes it quick."""
     if command[0] == "bench":
-        return ["--data", "folder", "--tokenizer", "tokenizer.json"] if command[1] == "traces" else []
+        needed = {"traces": ["--data", "folder", "--tokenizer", "tokenizer.json"], "methods": ["--background", "none"]}
+        return needed.get(command[1], [])
     words = ["log.jsonl", "--tokenizer", "tokenizer.json", "--background", "none", "--drafter", "anpd", "--jobs", "1"]
     return words + (["--costs", "flat", "--budget", "2"] if command[0] == "tune" else [])
 

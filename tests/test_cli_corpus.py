@@ -99,8 +99,8 @@ def test_many_bad_lines_are_not_all_listed(build, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", b"\xff\xfe", "is not UTF-8 text: leave it out"),
-        ("a.txt.gz", b"text", "is damaged"),
+        ("a.txt", b"\xe9t\xe9", "is not UTF-8 text; save it as UTF-8, or leave it out"),
+        ("a.txt.gz", b"text", "is no .gz archive"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:30], "is damaged"),
         ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 99)[:60], "is damaged"),
         ("a.jsonl", b"no\nno\n", "(2 lines were passed over, since they are not JSON with output or text)"),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_tune_says_what_to_use(run, log, tmp_path):
         (["tune", "LOG", "--costs", "flat", "--background", "CORPUS"], "built with another tokenizer"),
         (["replay", "BAD"], "no answer to replay: 1 lines are unusable, 1 answers have under 16 tokens"),
         (["replay", "LOG", "--json", "tokenizer.json/x"], "could not be written"),
-        (["tune", "LOG", "--costs", "steep"], "'steep' could not be read: No such file"),
+        (["tune", "LOG", "--costs", "steep"], "no file 'steep' of costs; costs are"),
         (["tune", "BAD", "--costs", "flat"], "There is no answer to replay"),
         (["tune", "nothing.jsonl", "--costs", "flat"], "No such file"),
     ],
@@ -125,6 +126,77 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ["--json", "a.jsonl"],
+        ["--json", "link"],
+        ["--json", "tokenizer.json"],
+        ["--json", "costs.json"],
+        ["--json", "r", "--html", "r"],
+        ["--json", "old.json", "--html", "old"],
+    ],
+)
+def test_an_output_is_no_input_and_no_other_output(run, log, tmp_path, monkeypatch, outputs):
+    pytest.importorskip("plotly")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("a.jsonl")
+    (tmp_path / "old.json").write_text("old")
+    (tmp_path / "old").symlink_to("old.json")
+    (tmp_path / "costs.json").write_text(json.dumps({"rows": [1, 99], "milliseconds": [1, 2]}))
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    status, out, err = run("tune", "a.jsonl", "--costs", "costs.json", "--drafter", "anpd", *outputs)
+    assert status == 2 and out == "" and ("is read by this command" in err or "Two files would be written" in err)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_a_run_that_fails_leaves_nothing_and_the_old_report(run, log, tmp_path):
+    (tmp_path / "old.json").write_text("old")
+    (tmp_path / "empty").mkdir()
+    before = names(tmp_path)
+    assert run("replay", log, "--tokenizer", tmp_path / "empty", "--json", tmp_path / "new/dir/r.json")[0] == 2
+    assert run("replay", log, "--tokenizer", tmp_path / "empty", "--json", tmp_path / "old.json")[0] == 2
+    assert names(tmp_path) == before and (tmp_path / "old.json").read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_sentence(run, log):
+    status, _, err = run("replay", log, "--drafter", "none", "--json", "/dev/full")
+    assert status == 2 and "'/dev/full' could not be written: No space left" in err
+
+
+def test_a_log_from_a_pipe_is_the_file(run, log, tmp_path):
+    def settings(name: str) -> list[tuple[str, int, bool, float]]:
+        found = json.loads((tmp_path / name).read_text())["settings"]
+        return sorted((row["drafter"], row["budget"], row["trees"], row["speed"]) for row in found)
+
+    words = ["--costs", "flat", "--drafter", "anpd", "--drafter", "ngram", "--background", "none", "--json"]
+    assert run("tune", log, *words, tmp_path / "file.json")[0] == 0
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[log.read_bytes()], daemon=True)
+    writer.start()
+    assert run("tune", pipe, *words, tmp_path / "pipe.json")[0] == 0
+    writer.join()
+    assert settings("pipe.json") == settings("file.json")
+
+
+def test_names_of_files_do_not_reach_the_terminal_as_they_are(run, tmp_path):
+    log = write_log(tmp_path / "a\x1b[31m[red].jsonl", [*rows(2), {"prompt": 1}])
+    status, out, err = run("replay", log, "--drafter", "none", "--json", tmp_path / "r\x1b[2J.json")
+    assert status == 0 and "\x1b" not in out + err and "a\\x1b[31m[red]" in err and "a\\x1b[31m[red]" in out
+
+
+def test_a_file_name_that_is_no_text_is_reported_as_json_writes_it(run, tmp_path):
+    log = write_log(tmp_path / os.fsdecode(b"\xff.jsonl"), rows(2))
+    assert run("replay", log, "--drafter", "none", "--json", tmp_path / "r.json")[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["rows"][0]["file"] == "\udcff.jsonl"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes as Linux lists them")

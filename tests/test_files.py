@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foretoken.core.errors import ForetokenError
-from foretoken.files import PRIVATE, check_writable, writing
+from foretoken.files import PRIVATE, check_apart, check_writable, writing
 
 
 def put(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -94,3 +94,30 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path: Pat
 def test_a_full_device_is_one_sentence():
     with pytest.raises(ForetokenError, match="No space left"):
         put(Path("/dev/full"), b"new")
+
+
+def test_folders_are_made_for_a_file_that_comes_to_be(tmp_path: Path):
+    check_writable(tmp_path / "a" / "b" / "report", folders=True)
+    with pytest.raises(RuntimeError), writing(tmp_path / "a" / "b" / "report", folders=True):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with writing(tmp_path / "a" / "b" / "report", folders=True) as file:
+        file.write(b"new")
+    assert (tmp_path / "a" / "b" / "report").read_bytes() == b"new"
+    for bad in (tmp_path / "a" / "b" / "report" / "c" / "d", tmp_path / "c" / ("x" * 300), tmp_path / ("x" * 300)):
+        with pytest.raises(ForetokenError, match="could not be written"):
+            check_writable(bad, folders=True)
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "report"}
+
+
+def test_outputs_are_kept_apart_from_inputs_and_each_other(tmp_path: Path):
+    (tmp_path / "log").write_bytes(b"")
+    (tmp_path / "link").symlink_to("log")
+    (tmp_path / "gone").symlink_to("report")
+    os.link(tmp_path / "log", tmp_path / "hard")
+    for name in ("log", "link", "hard"):
+        with pytest.raises(ForetokenError, match="is read by this command"):
+            check_apart([tmp_path / name], [tmp_path / "log"])
+    with pytest.raises(ForetokenError, match="Two files would be written"):
+        check_apart([tmp_path / "report", tmp_path / "gone"], [])
+    check_apart([tmp_path / "report", tmp_path / "page"], [tmp_path / "log", tmp_path / "missing", tmp_path])

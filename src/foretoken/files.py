@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,60 +18,112 @@ OPEN_FILES = (("/", "dev"), ("/", "proc"))  # where the names of open files and 
 
 
 @contextmanager
-def writing(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
+def writing(path: Path, mode: int | None = None, folders: bool = False) -> Iterator[IO[bytes]]:
     """Write a file beside ``path`` and put it in place once the block has ended without an error.
 
     Until then, and if the block raises, whatever was at ``path`` stays as it was. A link is written through. A pipe or
     a device, such as /dev/stdout, is written directly, because it cannot be replaced.
 
     Args:
-        path: Where the file will stand; its folder must exist.
+        path: Where the file will stand.
         mode: Its permissions; those of the file that it replaces, or the user's default, if None.
+        folders: Make the folders that are missing; they go again if the file does not come to be. Otherwise its folder
+            must exist.
 
     Raises:
         ForetokenError: If it cannot be written.
     """
     try:
-        if _is_special(path):
+        if is_special(path):
             with path.open("ab") as file:  # what a shell's >> has put there before stays
                 yield file
             return
-        target = path.resolve()
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, _mode_of(target) if mode is None else mode)
-            os.replace(name, target)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
+        target = Path(os.path.realpath(path))
+        with _folders(target) if folders else nullcontext():
+            handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(name, _mode_of(target) if mode is None else mode)
+                os.replace(name, target)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name)
+                raise
     except OSError as error:
         raise ForetokenError(f"The file {str(path)!r} could not be written: {error.strerror or error}.") from error
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, folders: bool = False) -> None:
     """Refuse before the work what ``writing`` would refuse after it; nothing is left behind.
+
+    Args:
+        path: Where the file will stand.
+        folders: As ``writing`` takes it.
 
     Raises:
         ForetokenError: If ``path`` is a folder, or its folder does not exist or takes no file.
     """
-    if path.is_dir():
-        raise ForetokenError(f"The file {str(path)!r} could not be written: it is a folder.")
-    if _is_special(path):
-        return
-    target = path.resolve()
     try:
-        with tempfile.TemporaryFile(dir=target.parent):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if is_special(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        target = Path(os.path.realpath(path))
+        folder = next(folder for folder in target.parents if folder.exists()) if folders else target.parent
+        for name in target.relative_to(folder).parts:
+            with suppress(FileNotFoundError):
+                (folder / name).lstat()  # names that are too long
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ForetokenError(f"The file {str(path)!r} could not be written: {error.strerror or error}.") from error
 
 
-def _is_special(path: Path) -> bool:
+def check_apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write two files to one place, or one onto a file that is read.
+
+    Raises:
+        ForetokenError: If two paths lead to the same file, through links too.
+    """
+    seen: list[Path] = []
+    sources = [path for path in inputs if os.path.isfile(path)]  # a terminal or the null device may be both
+    for path in outputs:
+        if any(_same(path, other) for other in seen):
+            raise ForetokenError(f"Two files would be written to {str(path)!r}: give each another name.")
+        if any(_same(path, source) for source in sources):
+            raise ForetokenError(f"The file {str(path)!r} is read by this command: write to another one.")
+        seen.append(path)
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one is not there yet
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
+@contextmanager
+def _folders(path: Path) -> Iterator[None]:
+    """Make the folders of ``path`` that are missing; if the block raises, they go again as far as they are empty."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+def is_special(path: Path) -> bool:
     """Whether it leads to something that is neither a file nor a folder, or to an open file such as /dev/stdout."""
     try:
         mode = path.stat().st_mode

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from foretoken.core.errors import ForetokenError
+from foretoken.texts import read_bytes
 
 TINY = Path(__file__).parent / "models" / "tiny"
+MAX_SIZE = 1 << 28  # bytes of a tokenizer.json; the largest in use have some 40 MB
 
 
 def load_tokenizer(where: str) -> Tokenizer:
@@ -23,10 +24,10 @@ def load_tokenizer(where: str) -> Tokenizer:
     Raises:
         ForetokenError: If there is none.
     """
-    path = TINY if where == "tiny" else Path(where).expanduser()
-    if path.is_file():
+    path = TINY if where == "tiny" else Path(os.path.expanduser(where))
+    if os.path.isfile(path):
         return _read(path)
-    if path.is_dir() and (path == TINY or not (path / "config.json").is_file()):
+    if os.path.isdir(path) and (path == TINY or not (path / "config.json").is_file()):
         if not (path / "tokenizer.json").is_file():
             raise ForetokenError(f"The folder {where!r} holds no tokenizer: it has no tokenizer.json.")
         return _read(path / "tokenizer.json")
@@ -51,13 +52,8 @@ def batch_encoder(tokenizer: Tokenizer) -> Callable[[list[str]], list[list[int]]
 
 
 def _read(path: Path) -> Tokenizer:
+    content = read_bytes(path, MAX_SIZE)
     try:
-        packed = path.read_bytes()
-        return Tokenizer.from_buffer(gzip.decompress(packed) if path.suffix == ".gz" else packed)
-    except OSError as error:
-        reason = error.strerror or "it is no gzip file"
-    except (EOFError, zlib.error):
-        reason = "it is damaged"
-    except Exception:  # tokenizers raises nothing narrower
-        reason = "it is not a tokenizer.json"
-    raise ForetokenError(f"The tokenizer {str(path)!r} could not be read: {reason}.")
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ForetokenError(f"The file {str(path)!r} could not be read: it is not a tokenizer.json.") from error

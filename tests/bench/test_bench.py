@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import gzip
+import json
 from collections import Counter
 
 import pytest
 
-from foretoken.bench import speed
+from commanding import call
+from foretoken import ForetokenError
+from foretoken.bench import replayed, speed
+from foretoken.bench.differences import TextChanged
 from foretoken.bench.loops import loops
 from foretoken.bench.overhead import half_predictable
+from foretoken.bench.recorded import log_files, read_texts
 from foretoken.bench.speed import Row, read_prompts, summarise
 
 
@@ -39,8 +45,33 @@ def test_a_difference_stops_the_benchmark_loudly():
         row(dtype="bfloat16", as_transformers=False),
         row(decoding="sampled", differs_at=3, gap=0.0),
     ):
-        with pytest.raises(SystemExit, match="code-1"):
+        with pytest.raises(TextChanged, match="code-1"):
             speed._fail_on_differences([row(), wrong], noise)
+
+
+def test_another_text_ends_a_command_with_status_1_and_leaves_nothing(monkeypatch, capsys, tmp_path):
+    def measure(*_):
+        raise TextChanged("Drafting changed a text.")
+
+    monkeypatch.setattr(replayed, "measure", measure)
+    status, out, err = call(monkeypatch, capsys, "bench", "replayed", "--out", tmp_path / "new" / "r.json")
+    assert (status, out) == (1, "") and "Drafting changed a text." in err and not list(tmp_path.iterdir())
+
+
+def test_recorded_texts_are_long_answers(tmp_path):
+    rows = [{"output": "a" * 999}, {"output": "b" * 1000}, {"output": None}, {"x": 1}, {"text": "c" * 1000}]
+    content = "no JSON\n" + "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-16")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    long = ["b" * 1000, "c" * 1000]
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"]
+    assert read_texts(files) == {"a.jsonl": long, "b.jsonl.gz": long}
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"x": 1}\n'))
+    for name in ("c.jsonl.gz", "missing"):
+        with pytest.raises(ForetokenError, match=name):
+            read_texts([*files, tmp_path / name])
+    with pytest.raises(ForetokenError, match="has no recorded answers"):
+        log_files([tmp_path, tmp_path / "missing"])
 
 
 def test_outputs_that_loop_are_counted_apart():

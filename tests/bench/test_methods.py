@@ -11,7 +11,7 @@ import pytest
 
 from commanding import call
 from foretoken.bench import turns
-from foretoken.bench.differences import gap
+from foretoken.bench.differences import TextChanged, gap
 from foretoken.bench.methods import METHODS, choose_methods
 from foretoken.bench.methods_page import methods_page
 from foretoken.bench.subject import Subject, is_small, load_measured
@@ -140,7 +140,7 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
     methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", make=lambda given: Wrong())]
     right = [row.differs_at for (_, row) in measure(subject, [PROMPT], methods, SHORT)]
     monkeypatch.setattr(turns, "decode", partial(decode, verify=accept_the_first_guess))
-    with pytest.raises(SystemExit, match=r"abc .float32, greedy., method wrong: another token after 1 "):
+    with pytest.raises(TextChanged, match=r"abc .float32, greedy., method wrong: another token after 1 "):
         list(measure(subject, [PROMPT], methods, SHORT))
     half = Subject(*load_measured("tiny", "bfloat16", "cpu"))
     ((plain, wrong),) = measure(half, [PROMPT], methods, SHORT)

@@ -26,7 +26,19 @@ def test_a_file_is_interpolated_and_ends_where_it_ends(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("", "not JSON"),
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"rows": [1, 2], "milliseconds": [1, ' + "9" * 5000 + "]}", "not JSON"),
+        ('{"rows": [1, 2], "milliseconds": [1, ' + "9" * 400 + "]}", "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1, 1e308]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1e-320, 1]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1, Infinity]}', "equally long"),
+        ('{"rows": [1, 2], "milliseconds": [1, -2]}', "equally long"),
+        ('{"rows": [], "milliseconds": []}', "equally long"),
+        ('{"rows": [0, 1], "milliseconds": [1, 2]}', "equally long"),
+        ('{"rows": [1, 4, 2], "milliseconds": [1, 2, 3]}', "rise from 1"),
+        (" " * (1 << 20) + "{}", "more than 1048576 characters"),
         ("[1, 2]", "equally long"),
         ('{"rows": [1, 2]}', "equally long"),
         ('{"rows": [1, 2], "milliseconds": [1]}', "equally long"),
@@ -45,7 +57,26 @@ def test_files_that_say_nothing_are_refused(tmp_path, content, said):
         Costs.read(str(tmp_path / "costs.json"))
 
 
-@pytest.mark.parametrize("form", ["linear", "linear:", "linear:x", "linear:-1", "linear:nan", "nowhere.json"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "linear",
+        "linear:",
+        "linear:x",
+        "linear:-1",
+        "linear:nan",
+        "linear:inf",
+        "linear:1e308",
+        "x" * 300,
+        "nowhere.json",
+    ],
+)
 def test_forms_that_do_not_exist_are_refused(form):
     with pytest.raises(ForetokenError, match=r"linear:0\.05"):
         Costs.read(form)
+
+
+def test_a_file_is_read_by_its_byte_order_mark(tmp_path):
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps({"rows": [1, 2], "milliseconds": [1, 2]}), encoding="utf-16")
+    assert Costs.read(str(path))(2) == 2

@@ -80,14 +80,57 @@ def test_bad_lines_are_skipped_and_named(tmp_path):
         6: "it has no 'prompt'",
         7: "its prompt is neither a text nor a list of messages with role and content",
         8: "its prompt is neither a text nor a list of messages with role and content",
-        9: "its 'content' is not a text",
+        9: "its 'content' has parts that are not text",
         10: "its 'output' is not a text",
         11: "its 'output' is not Unicode text",
-        12: "it is not JSON",
+        12: "it has NUL bytes, as UTF-16 without a byte order mark has",
         13: "it is not JSON",
         14: "its 'output' is not a text",
         15: "its prompt is empty",
     }
+
+
+def test_columns_that_are_null_or_have_parts_are_read(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    good = {"output": "y" * 16, "task": None, "followups": None, "meta": None}
+    log = [good | {"prompt": [call, parts]}, good | {"prompt": [picture]}, {"prompt": "p", "output": None}]
+    log += [good | {"prompt": "p", "task": "\ud800"}, good | {"prompt": "p", "task": 7}]
+    found = read_traces(write_log(tmp_path / "a.jsonl", log), letters, Reading("", followups=True))
+    assert ["".join(map(chr, trace.prompt)) for trace in found.traces] == ["assistant: \nuser: ab", "p"]
+    assert found.skipped == [
+        (2, "its 'content' has parts that are not text"),
+        (3, "it has no 'output'"),
+        (4, "its 'task' is not Unicode text"),
+    ]
+
+
+def test_of_many_bad_lines_the_first_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("foretoken.replay.read.MAX_NAMED", 2)
+    (tmp_path / "a.jsonl").write_text("x\n" * 9)
+    log = read_traces(tmp_path / "a.jsonl", letters, Reading(""))
+    assert (log.unusable, [line for line, _ in log.skipped]) == (9, [1, 2])
+
+
+def test_a_very_long_text_is_tokenized_as_far_as_it_is_kept(tmp_path):
+    sizes = []
+
+    def encode(texts):
+        sizes.extend(map(len, texts))
+        return letters(texts)
+
+    log = [{"prompt": "a" * 999_999 + "\n" + "b" * 99_999, "output": "c\n" * 500_000}]
+    (trace,) = read_traces(write_log(tmp_path / "a.jsonl", log), encode, Reading("")).traces
+    assert max(sizes) <= 6000 * 64
+    assert trace.prompt.tolist() == [ord("b")] * 6000 and trace.record.tolist() == letters(["c\n" * 200])[0]
+
+
+def test_later_turns_cannot_take_all_memory(tmp_path):
+    turn = {"input": [{"role": "user", "content": "u"}], "output": "o"}
+    log = [{"prompt": "p" * 100_000, "output": "y" * 16, "followups": [turn] * 1000}]
+    found = read_traces(write_log(tmp_path / "a.jsonl", log), letters, Reading("", followups=True))
+    assert found.traces == [] and "come to more than" in found.skipped[0][1]
 
 
 @pytest.mark.parametrize("limit", [None, 1, BATCH, BATCH + 1, 3 * BATCH])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_the_page_of_tune(jobs_to_tune):
     page = report.tune_page(advice, scores, "<flat>")
     assert_needs_nothing(page)
     assert "&lt;flat&gt;" in page and "emulated" in page and "anpd, trees" in page
+
+
+def test_names_from_a_log_are_no_markup(jobs_to_tune):
+    scores = run_jobs(jobs_to_tune, 1)
+    for score in scores:
+        score.items = [replace(item, task='<a href="http://there">click</a>') for item in score.items]
+    page = report.replay_page(scores)
+    assert "\\u0026lt;a href=" in page or "&lt;a href=" in page
+    assert "\\u003ca href=" not in page and "<a href=" not in page.split("</script>")[-1]
 
 
 def test_figures_by_task_add_up(jobs_to_tune):

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers import TransformersScores, TransformersTarget
+
+
+class TextChanged(ForetokenError):
+    """A measurement found a text that is not plain decoding's where it has to be: no fault of the input."""
 
 
 def first_difference(plain: Sequence[int], drafted: Sequence[int]) -> int | None:

@@ -75,7 +75,7 @@ def _speeds(lines: Lines) -> go.Figure:
             hovertemplate="%{y}: %{x:.2f}x, the least %{customdata[0]:.2f}x, %{customdata[1]} prompts",
             mode="markers",
             marker=marker | {"opacity": 0.9},
-            name=kind,
+            name=html.escape(kind),  # plotly takes tags and links in a name for its own
         )
     figure.add_vline(x=1, line={"color": "#9aa5b1", "dash": "dot"})
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order, automargin=True)

@@ -12,6 +12,7 @@ from rich.progress import track
 
 from foretoken.api.drafting import Situation
 from foretoken.api.language_model import LanguageModel, load
+from foretoken.bench.differences import TextChanged
 from foretoken.bench.speed import read_prompts
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
@@ -42,7 +43,7 @@ def measure(
         drafter: Its name.
 
     Raises:
-        SystemExit: If drafting changed a text in float32.
+        TextChanged: If drafting changed a text in float32.
     """
     rows = []
     for dtype in dtypes:
@@ -65,7 +66,7 @@ def measure(
             if plain.tokens < MIN_TOKENS:
                 continue
             if text != other and dtype == "float32":
-                raise SystemExit(f"Drafting changed a text ({kind}, {dtype}).")
+                raise TextChanged(f"Drafting changed a text ({kind}, {dtype}).")
             rows.append(
                 {
                     "dtype": dtype,

@@ -13,6 +13,7 @@ from rich.progress import track
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from foretoken.api.language_model import load
+from foretoken.bench.differences import TextChanged
 from foretoken.bench.speed import NEW_TOKENS, read_prompts
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.decode import decode
@@ -41,7 +42,7 @@ def measure(rounds: int, sets: Mapping[str, Sequence[Trace]], background: Backgr
         background: What the n-gram core also drafts from.
 
     Raises:
-        SystemExit: If a method did not give the record.
+        TextChanged: If a method did not give the record.
     """
     model = qwen2_half_billion()
     engine = TransformersTarget(model)
@@ -164,5 +165,5 @@ def _lookup_seconds(model: PreTrainedModel, prompt: list[int], record: list[int]
     )
     ended = time.perf_counter()
     if output[0, len(prompt) :].tolist() != record:
-        raise SystemExit("Transformers' prompt lookup did not give the record.")
+        raise TextChanged("Transformers' prompt lookup did not give the record.")
     return ended - (processor.first_asked or ended)

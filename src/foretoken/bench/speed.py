@@ -15,7 +15,7 @@ from rich.progress import track
 
 from foretoken.api.hook import generate
 from foretoken.api.language_model import LanguageModel, load
-from foretoken.bench.differences import first_difference, gap
+from foretoken.bench.differences import TextChanged, first_difference, gap
 from foretoken.bench.loops import loops
 from foretoken.check import check
 from foretoken.core.stats import DecodeStats
@@ -84,7 +84,7 @@ def measure(model: str, dtypes: Sequence[str], rounds: int, device: str | None) 
     """Every prompt, greedy and sampled, in every dtype.
 
     Raises:
-        SystemExit: If drafting changed a text: in float32 at all, in half precision by more than rounding explains.
+        TextChanged: If drafting changed a text: in float32 at all, in half precision by more than rounding explains.
     """
     rows: list[Row] = []
     noise = {}
@@ -148,7 +148,7 @@ def _fail_on_differences(rows: Sequence[Row], noise: Mapping[str, float]) -> Non
     ]
     wrong += [f"{row.prompt} ({row.dtype}): plain is not transformers'" for row in rows if row.as_transformers is False]
     if wrong:
-        raise SystemExit("Drafting changed the text:\n" + "\n".join(wrong))
+        raise TextChanged("Drafting changed the text:\n" + "\n".join(wrong))
 
 
 def summarise(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

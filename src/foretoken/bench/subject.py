@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +63,15 @@ def load_measured(name: str, dtype: str, device: str | None = None) -> tuple[Pre
     if not isinstance(DTYPES.get(dtype), torch.dtype):
         raise ForetokenError(f"The model {name!r} is stored in no dtype of torch's: name one instead of {dtype!r}.")
     small: Any  # transformers wraps ``to`` so that types do not see it
-    small, pieces = load_small(Path(name).expanduser())
+    small, pieces = load_small(Path(os.path.expanduser(name)))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return small.to(dtype=DTYPES[dtype], device=device), pieces.encode
 
 
 def is_small(name: str) -> bool:
     """Whether a name is a file or a folder of weights as ``load_small`` reads them."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return any(path.glob("*.npz")) or (any(path.glob("*.bin")) and not (path / "config.json").is_file())
     return path.suffix in (".bin", ".npz")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foretoken.bench.recorded import log_files
 from foretoken.corpus.general import general_folder
 from foretoken.drafters import TEXT_DRAFTERS
 from foretoken.fingerprint import fingerprint
@@ -25,8 +26,11 @@ def measure(folders: Sequence[Path], tokenizer: str, limit: int) -> dict[str, An
     """Every drafter on every file of recorded answers, the n-gram core with and without background, trees and chains.
 
     One job after the other, so that the times are undisturbed.
+
+    Raises:
+        ForetokenError: If a folder has no file, or no file an answer.
     """
-    files = sorted(path for folder in folders for path in folder.glob("*.jsonl.gz"))
+    files = log_files(folders)
     loaded = load_tokenizer(tokenizer)
     corpus = str(general_folder(batch_encoder(loaded), fingerprint(loaded)))
     jobs = make_jobs(files, list(TEXT_DRAFTERS), [BUDGET], True, Reading(tokenizer, limit))

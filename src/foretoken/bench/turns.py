@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
 from foretoken.api.memories import is_text
-from foretoken.bench.differences import first_difference, gap
+from foretoken.bench.differences import TextChanged, first_difference, gap
 from foretoken.bench.loops import loops
 from foretoken.bench.methods import Given, Method
 from foretoken.bench.subject import Subject
@@ -48,7 +49,7 @@ class Conditions:
     max_new_tokens: int = 200
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise ForetokenError(f"temperature is {self.temperature}: use 0 for greedy or a number above it.")
         if self.rounds < 1:
             raise ForetokenError(f"rounds is {self.rounds}: each method needs at least 1.")
@@ -194,7 +195,7 @@ def measure(
 
     Raises:
         ForetokenError: If a prompt leaves no room for an answer.
-        SystemExit: If drafting changed a text in float32 or float64.
+        TextChanged: If drafting changed a text in float32 or float64.
     """
     encoded = [list(subject.encode(prompt["prompt"])) for prompt in prompts]
     for ids in encoded:
@@ -314,7 +315,7 @@ def _row(
     """What the runs of a method come to.
 
     Raises:
-        SystemExit: If a text is not the plain one in float32 or float64.
+        TextChanged: If a text is not the plain one in float32 or float64.
     """
     text = plain[0].tokens
     positions = [at for run in runs if (at := first_difference(text, run.tokens)) is not None]
@@ -340,7 +341,7 @@ def _row(
         gap=None if differs_at is None else gap(subject.model, [*ids, *text[:differs_at]]),
     )
     if row.difference is not None and row.dtype in ("float64", "float32"):
-        raise SystemExit(f"Drafting changed a text. {row.difference}")
+        raise TextChanged(f"Drafting changed a text. {row.difference}")
     return row
 
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from foretoken.cli.console import err, out
-from foretoken.cli.generate import BackgroundName, Device, Model, read_text
-from foretoken.cli.replay import HtmlFile, background_folder, check_outputs, write_text
+from foretoken.cli.console import err, out, plain
+from foretoken.cli.generate import BackgroundName, Device, Model
+from foretoken.cli.replay import HtmlFile, background_folder, check_outputs, read_from, write_quietly, write_text
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DEFAULT_DRAFTER
+from foretoken.texts import read_text
 
 if TYPE_CHECKING:
     from foretoken.bench.subject import Subject
 
 app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
 
-Rounds = Annotated[int, typer.Option(help="How often each answer is given; medians count.")]
+Rounds = Annotated[int, typer.Option(max=1000, help="How often each answer is given; medians count.")]
 Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32 and bfloat16.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Where the numbers are written.")]
 DataFolders = Annotated[
@@ -67,11 +70,12 @@ def methods(
     from foretoken.bench.methods import choose_methods
     from foretoken.bench.turns import SEED, Conditions, Row, headline, measure, parse_prompts, summarise
 
+    inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
+    check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
     workload = speed_part.workload() if prompts is None else read_text(prompts)
     taken = parse_prompts(workload, limit)
-    check_outputs(out_file, html_file)
     found: dict[str, Any] = _provenance(workload, SEED)
     found["provenance"] |= {
         "model": Path(model).name,
@@ -87,19 +91,20 @@ def methods(
         subject = _subject(model, draft_model, name, device, background)
         for some in conditions:
             said = f"{name}, {some.decoding}: {len(chosen)} methods in turns"
-            for more in track(measure(subject, taken, chosen, some), said, len(taken), console=err):
-                rows += more
-                # Written prompt by prompt, so that a run that is stopped keeps what it measured.
-                _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
+            with _ended_by_another_text():
+                for more in track(measure(subject, taken, chosen, some), said, len(taken), console=err):
+                    rows += more
+                    # Written prompt by prompt, so that a run that is stopped keeps what it measured.
+                    _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
     summary = summarise(rows)
     out.print(markdown(headline(summary)))
     for difference in filter(None, (row.difference for row in rows)):
-        err.print(difference)
+        err.print(plain(difference))
     if html_file is not None:
         from foretoken.bench.methods_page import methods_page
 
         write_text(html_file, methods_page(summary, Path(model).name))
-    err.print(f"written to {out_file}", style="dim")
+    err.print(f"written to {plain(str(out_file))}", style="dim")
 
 
 @app.command()
@@ -114,7 +119,8 @@ def speed(
 
     check_outputs(out_file, None)
     _quiet()
-    found = part.measure("tiny", dtype or ["float32", "bfloat16"], _checked(rounds), device)
+    with _ended_by_another_text():
+        found = part.measure("tiny", dtype or ["float32", "bfloat16"], _checked(rounds), device)
     _finish(out_file, found, found["summary"])
 
 
@@ -132,9 +138,11 @@ def never_slower(
     from foretoken.bench import never_slower as part
     from foretoken.bench.recorded import read_texts
 
-    check_outputs(out_file, None)
+    check_outputs(out_file, None, texts or [])
     _quiet()
-    rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), read_texts(texts or []), drafter)
+    records = read_texts(texts or [])
+    with _ended_by_another_text():
+        rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), records, drafter)
     summary = part.summarise(rows)
     _finish(out_file, {"rows": rows, "summary": summary}, summary)
 
@@ -170,14 +178,16 @@ def replayed(
 ) -> None:
     """Time recorded answers over a random model of 0.5B parameters; the bundled model's where none are given."""
     from foretoken.bench import replayed as part
-    from foretoken.bench.recorded import background_for, read_sets
+    from foretoken.bench.recorded import background_for, log_files, read_sets
 
     if bool(data) != bool(tokenizer):
         raise ForetokenError("Recorded answers need both --data and --tokenizer: give both or none.")
-    check_outputs(out_file, None)
+    check_outputs(out_file, None, [*log_files(data or []), *read_from(tokenizer or "")])
     _quiet()
     sets = read_sets(data, tokenizer, per_set) if data and tokenizer else {}
-    found = part.measure(_checked(rounds), sets, background_for(tokenizer) if tokenizer else None)
+    corpus = background_for(tokenizer) if tokenizer else None
+    with _ended_by_another_text():
+        found = part.measure(_checked(rounds), sets, corpus)
     _finish(out_file, found, found["rows"], [{key: value for key, value in found.items() if key != "rows"}])
 
 
@@ -190,8 +200,9 @@ def traces(
 ) -> None:
     """Count what each drafter would have had accepted in recorded answers, without a model."""
     from foretoken.bench import traces as part
+    from foretoken.bench.recorded import log_files
 
-    check_outputs(out_file, None)
+    check_outputs(out_file, None, [*log_files(data), *read_from(tokenizer)])
     found = part.measure(data, tokenizer, limit)
     _finish(out_file, found, found["summary"], found["rows"])
 
@@ -202,7 +213,7 @@ def _subject(model: str, draft_model: str | None, dtype: str, device: str | None
     from foretoken.drafters.background import Background
 
     _quiet()
-    with err.status(f"loading {model}"):
+    with err.status(Text(f"loading {plain(model)}")):
         loaded, encode = load_measured(model, dtype, device)
         draft = load_measured(draft_model, dtype, device)[0] if draft_model else None
     corpus = None if is_small(model) else background_folder(background, model)  # no tokenizer.json, no corpus
@@ -215,6 +226,18 @@ def _quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def _ended_by_another_text() -> Iterator[None]:
+    """End with status 1 where a drafted text is not the plain one."""
+    from foretoken.bench.differences import TextChanged
+
+    try:
+        yield
+    except TextChanged as error:
+        err.print(plain(str(error)), style="red")
+        raise typer.Exit(1) from error
 
 
 def _checked(rounds: int) -> int:
@@ -230,7 +253,7 @@ def _finish(path: Path, found: dict[str, Any], *tables: Sequence[dict[str, Any]]
     for rows in tables:
         out.print(markdown(rows))
     _write(path, _provenance(speed_part.workload(), speed_part.SEED) | found)
-    err.print(f"written to {path}", style="dim")
+    err.print(f"written to {plain(str(path))}", style="dim")
 
 
 def _provenance(workload: str, seed: int) -> dict[str, Any]:
@@ -240,7 +263,7 @@ def _provenance(workload: str, seed: int) -> dict[str, Any]:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_quietly(path, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -252,4 +275,4 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else plain(str(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -12,6 +13,19 @@ out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 ACCEPTED, PLAIN = "\x1b[1;32m", "\x1b[0m"  # how an accepted guess is shown
+
+# What a terminal obeys or what turns the order of letters: control characters, marks of direction, separators of lines,
+# and halves of characters.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    r"""The text with a backslash form for whatever a terminal would obey.
+
+    >>> print(plain("a\x1b[31mb\n"))
+    a\x1b[31mb\n
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def write(text: str, accepted: bool = False) -> None:

@@ -15,6 +15,7 @@ from foretoken.cli.console import err, out, print_json, write
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS
+from foretoken.texts import read_text
 
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
@@ -230,19 +231,6 @@ def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence
     if not prompts:
         raise ForetokenError("There is no prompt: give one with --prompt, a file with --file, or - for standard input.")
     return prompts
-
-
-def read_text(path: Path) -> str:
-    """A file's text, its line ends as they are.
-
-    Raises:
-        ForetokenError: If it cannot be read.
-    """
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
 
 
 def read_references(files: Sequence[Path] | None) -> list[str] | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +14,20 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from foretoken.cli.console import err, out
+from foretoken.cli.console import err, out, plain
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import TEXT_DRAFTERS
+from foretoken.files import check_apart, check_writable, writing
 
 if TYPE_CHECKING:
     from foretoken.replay.read import Reading
     from foretoken.replay.score import Job, Score
 
 SHOWN = 5  # skipped lines that are named for each file
+PARTS = (  # of a model's folder, and of a corpus
+    *("*config.json", "*token*.json", "*vocab*", "*.safetensors*", "*.bin*", "*.npz", "*.model", "*.txt", "*.jinja"),
+    *("meta.json", "*.npy"),
+)
 
 Files = Annotated[list[Path], typer.Argument(help="JSON lines with prompt and output, plain, .gz or .xz.")]
 TokenizerName = Annotated[
@@ -75,10 +82,12 @@ def replay(
     from foretoken.replay.read import Reading
     from foretoken.replay.score import with_answers
 
-    check_outputs(json_file, html_file)
+    check_outputs(json_file, html_file, [*files, *read_from(tokenizer), *read_from(background)])
     reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
-    corpus = background_folder(background, tokenizer)
-    scores = run(make_jobs(files, drafter, budget or [10], not chains, reading, corpus), jobs, ray)
+    with ExitStack() as copies:
+        logs = readable_logs(files, ray, copies)
+        corpus = background_folder(background, tokenizer)
+        scores = run(make_jobs(logs, drafter, budget or [10], not chains, reading, corpus), jobs, ray)
     report_skipped(scores)
     scores = with_answers(scores)
     out.print(figures_table(scores))
@@ -95,16 +104,31 @@ def replay(
         write_text(html_file, report.replay_page(scores))
 
 
+def readable_logs(files: Sequence[Path], ray: str | None, copies: ExitStack) -> dict[Path, Path]:
+    """Where each file can be read by every job: a pipe is read once, into a private file that ``copies`` removes.
+
+    Raises:
+        ForetokenError: If one cannot be read, or is a pipe that a cluster is to read.
+    """
+    from foretoken.texts import readable_again
+
+    logs = {path: copies.enter_context(readable_again(path)) for path in dict.fromkeys(files)}
+    pipes = [path for path, copy in logs.items() if copy != path]
+    if pipes and ray is not None:
+        raise ForetokenError(f"{str(pipes[0])!r} is a pipe, which a cluster cannot read: give a file.")
+    return logs
+
+
 def run(jobs: Sequence[Job], processes: int | None, ray: str | None) -> list[Score]:
     """Run the jobs under a progress bar."""
     from foretoken.replay.run import run_jobs
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
         task = progress.add_task("replaying", total=len(jobs))
 
         def done(job: Job) -> None:
-            progress.update(task, advance=1, description=f"{job.label}: {job.drafter}, budget {job.budget}")
+            progress.update(task, advance=1, description=f"{plain(job.label)}: {job.drafter}, budget {job.budget}")
 
         return run_jobs(jobs, processes, ray, done)
 
@@ -124,6 +148,8 @@ def background_folder(name: str, tokenizer: str) -> str | None:
 
     loaded = load_tokenizer(tokenizer)
     if name != "general":
+        if not os.path.isdir(name):
+            raise ForetokenError(f'There is no folder {name!r} of a corpus: give one, or "general", or "none".')
         Background.open(name, fingerprint(loaded))
         return name
     with err.status("cutting the background corpus with this tokenizer, once"):
@@ -131,7 +157,7 @@ def background_folder(name: str, tokenizer: str) -> str | None:
 
 
 def skipped(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Every line that was passed over, once."""
+    """The lines that were passed over, the first of each file where they are many, once."""
     files = {score.job.path: score for score in scores}.values()
     return [{"file": score.job.label, "line": line, "reason": why} for score in files for line, why in score.skipped]
 
@@ -139,13 +165,14 @@ def skipped(scores: Sequence[Score]) -> list[dict[str, Any]]:
 def report_skipped(scores: Sequence[Score]) -> None:
     """Name the lines that could not be used, on standard error."""
     for score in {score.job.path: score for score in scores}.values():
+        label = plain(score.job.label)
         if score.skipped:
             named = "; ".join(f"line {line}: {reason}" for line, reason in score.skipped[:SHOWN])
-            more = len(score.skipped) - SHOWN
+            more = score.unusable - SHOWN
             rest = f"; and {more} more" if more > 0 else ""
-            err.print(f"{score.job.label}: skipped {len(score.skipped)}: {named}{rest}", style="yellow")
+            err.print(f"{label}: skipped {score.unusable}: {named}{rest}", style="yellow")
         if not score.items:
-            err.print(f"{score.job.label}: no answer to replay", style="yellow")
+            err.print(f"{label}: no answer to replay", style="yellow")
 
 
 def figures_table(scores: Sequence[Score]) -> Table:
@@ -173,7 +200,7 @@ def figures_table(scores: Sequence[Score]) -> Table:
         )
 
     for score in scores:
-        add(score.job.title, [score])
+        add(plain(score.job.title), [score])
     groups = by_drafter(scores)
     if len(scores) > len(groups):
         table.add_section()
@@ -234,23 +261,31 @@ def reading_options(reading: Reading) -> dict[str, Any]:
     }
 
 
-def check_outputs(json_file: Path | None, html_file: Path | None) -> None:
-    """Refuse before the work what would fail after it.
+def read_from(name: str) -> list[Path]:
+    """The files that a command reads when it is given this tokenizer, model or corpus; none where it is no file's name.
+
+    Of a folder those that make up a model or a corpus, whatever else may lie there.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return [file for pattern in PARTS for file in path.glob(pattern)]
+    return [path] if os.path.isfile(path) else []
+
+
+def check_outputs(json_file: Path | None, html_file: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Refuse before the work what would fail after it, or would do harm.
 
     Raises:
-        ForetokenError: If a file cannot be written or a page not be made.
+        ForetokenError: If a file cannot be written, is another output or one of ``inputs``, or a page cannot be made.
     """
     if html_file is not None:
         from foretoken.replay.page import require_plotly
 
         require_plotly()
-    for path in (json_file, html_file):
-        if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.open("a").close()
-            except OSError as error:
-                raise ForetokenError(f"The file {str(path)!r} could not be written: {error.strerror}.") from error
+    outputs = [path for path in (json_file, html_file) if path is not None]
+    check_apart(outputs, inputs)
+    for path in outputs:
+        check_writable(path, folders=True)
 
 
 def write_json(path: Path, options: dict[str, Any], found: dict[str, Any]) -> None:
@@ -264,5 +299,11 @@ def write_json(path: Path, options: dict[str, Any], found: dict[str, Any]) -> No
 
 def write_text(path: Path, text: str) -> None:
     """Write a file and say so."""
-    path.write_text(text, encoding="utf-8")
-    err.print(f"written to {path}", style="dim")
+    write_quietly(path, text)
+    err.print(f"written to {plain(str(path))}", style="dim")
+
+
+def write_quietly(path: Path, text: str) -> None:
+    """Write a file, with the folders that it needs; half of a character, in a file's name, as JSON writes it."""
+    with writing(path, folders=True) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ from foretoken.cli.replay import (
     background_folder,
     check_outputs,
     numbers_table,
+    read_from,
+    readable_logs,
     reading_options,
     report_skipped,
     run,
@@ -85,14 +88,11 @@ def tune(
     from foretoken.replay.tune import affordable, vllm_jobs
     from foretoken.replay.tune import tune as tune_jobs
 
-    check_outputs(json_file, html_file)
+    check_outputs(json_file, html_file, [*files, Path(costs), *read_from(tokenizer), *read_from(background)])
     prices = Costs.read(costs)
     budgets = affordable(budget, prices)
     reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
-    plan = make_jobs(files, drafter, budgets, True, reading, background_folder(background, tokenizer))
-    firsts = {job.path: job for job in plan}.values()
-    plan += [job for first in firsts for job in vllm_jobs(first, budgets)]
-    plan.sort(key=lambda job: job.path)  # a process keeps the file that it read last
+    missing: list[dict[str, Any]] = []
 
     def run_and_report(some: Sequence[Job]) -> list[Score]:
         scores = run(some, jobs, ray)
@@ -101,8 +101,13 @@ def tune(
             report_skipped(scores)
         return scores
 
-    missing: list[dict[str, Any]] = []
-    advice, scores = tune_jobs(plan, run_and_report, prices, seed)
+    with ExitStack() as copies:
+        logs = readable_logs(files, ray, copies)
+        plan = make_jobs(logs, drafter, budgets, True, reading, background_folder(background, tokenizer))
+        firsts = {job.path: job for job in plan}.values()
+        plan += [job for first in firsts for job in vllm_jobs(first, budgets)]
+        plan.sort(key=lambda job: job.path)  # a process keeps the file that it read last
+        advice, scores = tune_jobs(plan, run_and_report, prices, seed)
     out.print(advice_table(advice))
     for sentence in report.sentences(advice):
         out.print(sentence)

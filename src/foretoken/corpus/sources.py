@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from stat import S_ISDIR, S_ISREG
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from foretoken.core.errors import ForetokenError
+from foretoken.texts import blocks, open_lines, open_text, position
 
+MAX_BAD = 1_000_000  # lines of a file that may be passed over; their numbers are kept
 PIECE = 1 << 18  # characters; what a tokenizer makes of a text takes a hundred times its size
 
 Tokens = Sequence[int] | NDArray[Any]
@@ -84,7 +83,9 @@ class Documents:
 
 
 class File:
-    """A file: JSON lines with ``output`` or ``text``, or else one document of UTF-8 text; plain, .gz or .xz.
+    """A file: JSON lines with ``output`` or ``text``, or else one document of text; plain, .gz or .xz.
+
+    The text is UTF-8, or what the file's byte order mark says.
 
     Args:
         path: The file; ``.jsonl`` is what tells JSON lines.
@@ -101,49 +102,51 @@ class File:
             stat = path.stat()
         except OSError as error:
             raise ForetokenError(f"The file {str(path)!r} could not be read: {error.strerror}.") from error
-        if not path.is_file():
+        if S_ISDIR(stat.st_mode):
             raise ForetokenError(f"{str(path)!r} is not a file: give files, {str(path / '*')!r} for those of a folder.")
+        if not S_ISREG(stat.st_mode):
+            raise ForetokenError(
+                f"{str(path)!r} is not a file: save what it gives to one, so that a build that was stopped can go on."
+            )
         self.stamp = [stat.st_size, stat.st_mtime_ns]
 
     def pieces(self) -> Iterator[Piece]:
         self.bad.clear()
         name = self.path.name.removesuffix(".gz").removesuffix(".xz")
-        try:
-            with self.path.open("rb") as raw, _unpacked(self.path, raw) as stream:
-                yield from self._lines(raw, stream) if name.endswith(".jsonl") else self._text(raw, stream)
-        except UnicodeDecodeError as error:
-            raise ForetokenError(f"The file {str(self.path)!r} is not UTF-8 text: leave it out.") from error
-        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-            raise ForetokenError(f"The file {str(self.path)!r} is damaged: fetch it again, or leave it out.") from error
-        except OSError as error:
-            raise ForetokenError(f"The file {str(self.path)!r} could not be read: {error.strerror}.") from error
+        yield from self._lines() if name.endswith(".jsonl") else self._text()
 
-    def _text(self, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Piece]:
-        with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:  # line ends stay as they are
-            for i, piece in enumerate(cut(iter(lambda: text.read(PIECE), ""))):
-                yield Piece(piece, i == 0, raw.tell())
+    def _text(self) -> Iterator[Piece]:
+        with open_text(self.path) as text:
+            for i, piece in enumerate(cut(blocks(self.path, text, PIECE))):
+                yield Piece(piece, i == 0, position(text))
 
-    def _lines(self, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Piece]:
-        for number, line in enumerate(stream, start=1):
-            if line.isspace():
-                continue
-            document = answer(line)
-            if document is None:
-                self.bad.append(number)
-                continue
-            for i, piece in enumerate(cut([document])):
-                yield Piece(piece, i == 0, raw.tell())
+    def _lines(self) -> Iterator[Piece]:
+        with open_lines(self.path) as lines:
+            for number, line, fault in lines:
+                document = answer(line) if fault is None else None
+                if document is None:
+                    self._pass_over(number)
+                    continue
+                for i, piece in enumerate(cut([document])):
+                    yield Piece(piece, i == 0, lines.position)
+
+    def _pass_over(self, number: int) -> None:
+        self.bad.append(number)
+        if len(self.bad) > MAX_BAD:
+            raise ForetokenError(
+                f"More than {MAX_BAD} lines of {str(self.path)!r} are not JSON with output or text: leave it out."
+            )
 
 
-def answer(line: bytes) -> str | None:
-    """The ``output`` of a row of JSON, its ``text`` where there is no output; None where there is neither."""
+def answer(line: str) -> str | None:
+    """The ``output`` of a row of JSON, its ``text`` where there is no output or null; None where there is neither."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict):
         return None
-    text = row.get("output", row.get("text"))
+    text = row.get("text") if row.get("output") is None else row["output"]
     if not isinstance(text, str):
         return None
     # JSON can hold half of a surrogate pair, which is no character.
@@ -168,11 +171,3 @@ def cut(blocks: Iterable[str]) -> Iterator[str]:
         rest = rest[start:]
     if rest or first:
         yield rest
-
-
-def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if path.suffix == ".xz":
-        return cast(IO[bytes], lzma.LZMAFile(raw))
-    return raw

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from foretoken.core.errors import ForetokenError
+from foretoken.texts import read_text
+
+MAX_FILE = 1 << 20  # characters
+MAX_SHARE = 1e6  # of a row, that a further one costs
+LEAST, MOST = 1e-9, 1e9  # milliseconds of a forward; sums of many stay far from the ends of what a float holds
 
 FORMS = '"flat", "linear:0.05" or a JSON file {"rows": [1, 2, 4, 8, 16], "milliseconds": [...]}'
 
@@ -49,29 +55,33 @@ class Costs:
                 slope = float(share)
             except ValueError:
                 slope = -1.0
-            if not 0 <= slope < math.inf:
-                raise ForetokenError(f"The costs {form!r} lack the share that a further row costs, as in linear:0.05.")
+            if not 0 <= slope <= MAX_SHARE:
+                raise ForetokenError(
+                    f"The costs {form!r} lack the share that a further row costs, from 0 to {MAX_SHARE:g}, as in "
+                    "linear:0.05."
+                )
             return cls((1,), (1.0,), slope)
         return cls._from_file(Path(form))
 
     @classmethod
     def _from_file(cls, path: Path) -> Costs:
+        if not os.path.exists(path):
+            raise ForetokenError(f"There is no file {str(path)!r} of costs; costs are {FORMS}.")
+        text = read_text(path, MAX_FILE)
         try:
-            value = json.loads(path.read_bytes())
-        except OSError as error:
-            reason = f"{error.strerror}; costs are {FORMS}"
-            raise ForetokenError(f"The costs {str(path)!r} could not be read: {reason}.") from error
-        except ValueError as error:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ForetokenError(f"The costs {str(path)!r} could not be read: the file is not JSON.") from error
         fields = value if isinstance(value, dict) else {}
         rows, times = _numbers(fields.get("rows")), _numbers(fields.get("milliseconds"))
         if not len(rows) == len(times) >= 2:
             raise ForetokenError(
-                f"The costs {str(path)!r} need rows and milliseconds, two equally long lists of 2 numbers or more."
+                f"The costs {str(path)!r} need rows and milliseconds, two equally long lists of 2 numbers or more, of "
+                f"milliseconds between {LEAST:g} and {MOST:g}."
             )
         if rows[0] != 1 or any(row != int(row) for row in rows) or any(a >= b for a, b in pairwise(rows)):
             raise ForetokenError(f"The costs {str(path)!r} need rows that are whole numbers and rise from 1.")
-        return cls(tuple(map(int, rows)), tuple(map(float, times)))
+        return cls(tuple(map(int, rows)), tuple(times))
 
     @property
     def max_rows(self) -> float:
@@ -89,8 +99,8 @@ class Costs:
 
 
 def _numbers(value: Any) -> list[float]:
-    """A list of positive numbers; an empty one where the value is none."""
+    """A list of numbers between ``LEAST`` and ``MOST``; an empty one where the value is none."""
     fits = isinstance(value, list) and all(
-        isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf for number in value
+        isinstance(number, int | float) and not isinstance(number, bool) and LEAST <= number <= MOST for number in value
     )
-    return value if fits else []
+    return list(map(float, value)) if fits else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from foretoken.core.errors import ForetokenError
@@ -13,7 +13,7 @@ from foretoken.replay.score import Job
 
 
 def make_jobs(
-    files: Sequence[Path],
+    files: Sequence[Path] | Mapping[Path, Path],
     drafters: Sequence[str] | None,
     budgets: Sequence[int],
     trees: bool,
@@ -23,7 +23,7 @@ def make_jobs(
     """A job for each file, drafter and budget.
 
     Args:
-        files: What to replay.
+        files: What to replay; a mapping says where to read what a name stands for.
         drafters: By name; all where None.
         budgets: Tokens to draft for each step.
         trees: Whether the target verifies trees.
@@ -33,20 +33,20 @@ def make_jobs(
     Raises:
         ForetokenError: If a file is missing or a drafter unknown.
     """
-    for path in files:
+    places = dict(files) if isinstance(files, Mapping) else {path: path for path in files}
+    for place in places.values():
         try:
-            path.open("rb").close()
+            place.open("rb").close()
         except OSError as error:
-            raise ForetokenError(f"The file {str(path)!r} could not be read: {error.strerror}.") from error
+            raise ForetokenError(f"The file {str(place)!r} could not be read: {error.strerror}.") from error
     names = list(dict.fromkeys(drafters or TEXT_DRAFTERS))
     for name in names:
         make_drafter(name)
-    paths = list(dict.fromkeys(files))
-    times = Counter(path.name for path in paths)
-    labels = {path: path.name if times[path.name] == 1 else str(path) for path in paths}
+    times = Counter(path.name for path in places)
+    labels = {path: path.name if times[path.name] == 1 else str(path) for path in places}
     return [
-        Job(str(path), labels[path], name, TEXT_DRAFTERS.get(name), size, trees, reading, background)
-        for path in paths
+        Job(str(place), labels[path], name, TEXT_DRAFTERS.get(name), size, trees, reading, background)
+        for path, place in places.items()
         for name in names
         for size in dict.fromkeys(budgets)
     ]

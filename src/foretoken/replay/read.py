@@ -2,27 +2,31 @@
 
 A line is an object with ``prompt``, a string or messages, and ``output``, the answer; ``task`` names its kind and
 ``followups``, a list of ``{"input": messages, "output": answer}``, holds later turns. Messages become ``role: content``
-lines. With later turns asked for, each is an item of its own whose prompt is all text before it.
+lines; a content that is null, as beside tool calls, is empty, and one of several text parts is all of them together.
+With later turns asked for, each is an item of its own whose prompt is all text before it.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
-import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from foretoken.core.errors import ForetokenError
+from foretoken.texts import open_lines
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 MIN_OUTPUT = 16  # shorter answers are passed over
-BATCH = 64  # texts that are tokenized together
+MAX_NAMED = 1000  # skipped lines of a file that are named
+MAX_TURNS = 1 << 26  # characters of a line's prompts together, each later turn's with all before it
+
+# A tokenizer takes a hundred times the size of a text, so that only so much is given to it at once: texts, characters,
+# and of one text what holds the tokens that are kept, many times over.
+BATCH, BATCH_CHARACTERS = 64, 1 << 21
+PIECE, TOKEN_CHARACTERS = 1 << 18, 64
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -61,13 +65,21 @@ class Log:
 
     Attributes:
         traces: The items, in the order of the file.
-        skipped: The lines that could not be used, as (number from 1, what is wrong).
+        skipped: The first ``MAX_NAMED`` lines that could not be used, as (number from 1, what is wrong).
+        unusable: How many could not be used.
         short: How many answers were passed over for having less than ``MIN_OUTPUT`` tokens.
     """
 
     traces: list[Trace] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    unusable: int = 0
     short: int = 0
+
+    def skip(self, line: int, reason: str) -> None:
+        """Note that a line could not be used."""
+        self.unusable += 1
+        if len(self.skipped) < MAX_NAMED:
+            self.skipped.append((line, reason))
 
 
 @lru_cache(maxsize=2)
@@ -88,12 +100,14 @@ def read_traces(path: Path, encode: Encode, reading: Reading) -> Log:
     """
     log = Log()
     batch: list[_Text] = []
-    for text in _texts(path, reading.followups, log):
+    size = 0
+    for text in _texts(path, reading, log):
         batch.append(text)
+        size += len(text.prompt) + len(text.output)
         missing = BATCH if reading.limit is None else min(BATCH, reading.limit - len(log.traces))
-        if len(batch) >= missing:
+        if len(batch) >= missing or size >= BATCH_CHARACTERS:
             _tokenize(batch, encode, reading, log)
-            batch = []
+            batch, size = [], 0
             if reading.limit is not None and len(log.traces) >= reading.limit:
                 return log
     _tokenize(batch, encode, reading, log)
@@ -130,41 +144,48 @@ def _tokenize(batch: list[_Text], encode: Encode, reading: Reading, log: Log) ->
             kept = array("i", prompt[-reading.max_prompt :]), array("i", record[: reading.max_output])
             log.traces.append(Trace(*kept, text.task))
         else:
-            log.skipped.append((text.line, "its prompt is empty"))
+            log.skip(text.line, "its prompt is empty")
 
 
-def _texts(path: Path, followups: bool, log: Log) -> Iterator[_Text]:
+def _texts(path: Path, reading: Reading, log: Log) -> Iterator[_Text]:
     """The items of a file before tokenizing; bad lines go to the log."""
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = _parse(line)
-                    # All turns first: a line is used whole or not at all.
-                    turns = list(_turns(row, followups))
-                except _Unusable as error:
-                    log.skipped.append((number, str(error)))
-                    continue
+    with open_lines(path) as lines:
+        for number, line, fault in lines:
+            try:
+                row = _parse(line, fault)
                 task = row.get("task")
-                for prompt, output in turns:
-                    yield _Text(number, prompt, output, task if isinstance(task, str) else None)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
-        raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
+                task = _checked_text(task, "task") if isinstance(task, str) else None
+                # All turns first: a line is used whole or not at all.
+                turns = list(_turns(row, reading.followups))
+            except _Unusable as error:
+                log.skip(number, str(error))
+                continue
+            for prompt, output in turns:
+                yield _Text(number, _end(prompt, reading.max_prompt), _beginning(output, reading.max_output), task)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return cast(BinaryIO, lzma.open(path, "rb")) if path.suffix == ".xz" else path.open("rb")
+def _beginning(text: str, tokens: int) -> str:
+    """What holds the first tokens of a text; of one that is very long, up to where a line ends if it can be."""
+    most = max(PIECE, TOKEN_CHARACTERS * tokens)
+    if len(text) <= most:
+        return text
+    return text[: text.rfind("\n", most // 2, most) + 1 or most]
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _end(text: str, tokens: int) -> str:
+    """What holds the last tokens of a text; of one that is very long, from where a line begins if it can be."""
+    most = max(PIECE, TOKEN_CHARACTERS * tokens)
+    if len(text) <= most:
+        return text
+    return text[text.find("\n", len(text) - most, len(text) - most // 2) + 1 or len(text) - most :]
+
+
+def _parse(line: str, fault: str | None) -> dict[str, Any]:
+    if fault is not None:
+        raise _Unusable(fault)
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # a line that is not UTF-8 is a ValueError too
+    except (ValueError, RecursionError) as error:
         raise _Unusable("it is not JSON") from error
     if not isinstance(row, dict):
         raise _Unusable("it is not a JSON object")
@@ -182,9 +203,13 @@ def _turns(row: dict[str, Any], followups: bool) -> Iterator[tuple[str, str]]:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _Unusable("its 'followups' are not a list of objects")
     opening = "" if isinstance(row["prompt"], str) else "\nassistant: "
+    size = len(text)
     for turn in turns:
         text += f"{opening}{output}\n{_checked_prompt(turn.get('input'))}"
         output = _checked_text(turn.get("output"), "output")
+        size += len(text)
+        if size > MAX_TURNS:
+            raise _Unusable(f"its turns come to more than {MAX_TURNS} characters")
         yield text, output
 
 
@@ -199,8 +224,19 @@ def _checked_prompt(prompt: Any) -> str:
     if not fits:
         raise _Unusable("its prompt is neither a text nor a list of messages with role and content")
     if not isinstance(prompt, str):
-        prompt = [message | {"content": _checked_text(message["content"], "content")} for message in prompt]
+        prompt = [message | {"content": _content(message["content"])} for message in prompt]
     return _checked_text(prompt_text(prompt), "prompt")
+
+
+def _content(content: Any) -> str:
+    """The text of a message."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return _checked_text(content, "content")
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise _Unusable("its 'content' has parts that are not text")
+    return "".join(_checked_text(part["text"], "content") for part in content)
 
 
 def _checked_text(text: Any, name: str) -> str:

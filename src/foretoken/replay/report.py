@@ -132,6 +132,7 @@ def _by_task(scores: Sequence[Score]) -> go.Figure:
     rows = [row for row in tasks(scores) if row["budget"] == budget]
     of_task: dict[str, list[float]] = defaultdict(list)
     for row in rows:
+        row["task"] = html.escape(row["task"])  # plotly takes tags and links in a name for its own
         of_task[row["task"]].append(row["tokens_per_step"])
     order = sorted(of_task, key=lambda task: max(of_task[task]))
     figure = go.Figure()

@@ -84,6 +84,7 @@ class Score:
         job: The job.
         items: An entry for each answer, in the order of the file.
         skipped: As ``Log.skipped``.
+        unusable: As ``Log.unusable``.
         short: As ``Log.short``.
         branched: Whether any verified draft was not a chain.
         draft_seconds: Spent in ``propose``.
@@ -95,6 +96,7 @@ class Score:
     job: Job
     items: list[Item] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
+    unusable: int = 0
     short: int = 0
     branched: bool = False
     draft_seconds: float = 0.0
@@ -116,7 +118,7 @@ def with_answers(scores: Sequence[Score]) -> list[Score]:
     found = [score for score in scores if score.items]
     if not found:
         files = {score.job.path: score for score in scores}.values()
-        bad, short = sum(len(score.skipped) for score in files), sum(score.short for score in files)
+        bad, short = sum(score.unusable for score in files), sum(score.short for score in files)
         raise ForetokenError(
             f"There is no answer to replay: {bad} lines are unusable, {short} answers have under {MIN_OUTPUT} tokens."
         )
@@ -163,7 +165,7 @@ def score(job: Job) -> Score:
         ForetokenError: If the file cannot be read or the drafter fails.
     """
     log = read_log(job.path, job.reading)
-    result = Score(job, skipped=log.skipped, short=log.short)
+    result = Score(job, skipped=log.skipped, unusable=log.unusable, short=log.short)
     try:
         if job.make is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.

@@ -6,7 +6,6 @@ import errno
 import operator
 import os
 import sqlite3
-import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence

@@ -3,23 +3,98 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import sys
 from typing import Any
 
-from rich.console import Console
-
-out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
-err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
 
 ACCEPTED, PLAIN = "\x1b[1;32m", "\x1b[0m"  # how an accepted guess is shown
+
+NAME_WIDTH = 10  # columns that a name gets in a table, however narrow the terminal
+WIDE = 10_000
+
+# What a terminal obeys or what turns the order of letters: control characters, marks of direction, separators of lines,
+# and halves of characters.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    r"""The text with a backslash form for whatever a terminal would obey.
+
+    >>> print(plain("a\x1b[31mb\n"))
+    a\x1b[31mb\n
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class PlainConsole(Console):
+    """A console that shows every string as it is: no markup, no control characters, no number cut short."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        if self.width < 1:
+            self.width = 80  # COLUMNS=0 means that nobody knows
+
+    @property
+    def is_dumb_terminal(self) -> bool:
+        """Whether it obeys nothing; one that does not say what it is, too."""
+        return super().is_dumb_terminal or (self.is_terminal and not os.environ.get("TERM"))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed passes here, a table's cells and titles, too."""
+        return super().render_str("\n".join(map(plain, text.split("\n"))), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        for table in objects:
+            if isinstance(table, Table):
+                self._keep_numbers(table)
+        super().print(*objects, **options)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        return super().status(Text(plain(status)) if isinstance(status, str) else status, **options)
+
+    def _keep_numbers(self, table: Table) -> None:
+        """Make a table as wide as its numbers; a narrower terminal breaks its lines, but no number is cut short."""
+        for column in table.columns:
+            column.no_wrap = column.no_wrap or column.justify == "right"
+        names = [column for column in table.columns if not column.no_wrap]
+        limits = [column.max_width for column in names]
+        for column in names:
+            column.max_width = NAME_WIDTH
+        least = self.measure(table, options=self.options.update_width(WIDE)).minimum
+        for column, limit in zip(names, limits, strict=True):
+            column.max_width = limit
+        if least > self.width:
+            table.width = least
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 def write(text: str, accepted: bool = False) -> None:
     """Write an answer's text at once and unchanged: tabs and control characters belong to it."""
-    sys.stdout.write(f"{ACCEPTED}{text}{PLAIN}" if accepted and out.is_terminal else text)
+    coloured = accepted and out.is_terminal and not out.is_dumb_terminal and not out.no_color
+    sys.stdout.write(f"{ACCEPTED}{text}{PLAIN}" if coloured else text)
     sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
-    """Print what a script will read."""
-    write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """Print what a script will read; the value is the same with and without what is escaped here."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(value, ensure_ascii=not unicode, indent=2)
+    lines = (CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))
+    write("\n".join(lines) + "\n")
+
+
+class Warnings(logging.Handler):
+    """Prints the package's warnings, which may quote what a file holds."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(f"foretoken: {record.getMessage()}", style="yellow")

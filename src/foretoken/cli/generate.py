@@ -429,7 +429,9 @@ def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
 def check_table(reports: Sequence[Report]) -> Table:
     """One row a dtype."""
     table = Table("dtype", title="drafted against plain, greedy")
-    for heading in ("answers", "tokens", "draft trees", "identical", "largest logit change", "first difference"):
+    for heading in ("answers", "tokens", "identical", "largest\nlogit change"):
+        table.add_column(heading, justify="right")
+    for heading in ("draft\ntrees", "first difference"):
         table.add_column(heading)
     for report in reports:
         first = min(report.differences, key=lambda difference: difference.position, default=None)
@@ -437,9 +439,9 @@ def check_table(reports: Sequence[Report]) -> Table:
             report.dtype,
             str(report.answers),
             str(report.tokens),
-            "yes" if report.trees else "chains only",
             f"{report.answers - len(report.differences)} of {report.answers}",
             f"{report.noise:.2g}",
+            "yes" if report.trees else "chains only",
             f"token {first.position + 1}, best logits {first.gap:.2g} apart" if first else "none",
         )
     return table

@@ -9,6 +9,7 @@ import re
 import sys
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.table import Table
@@ -61,9 +62,14 @@ class PlainConsole(Console):
 
     def _keep_numbers(self, table: Table) -> None:
         """Make a table as wide as its numbers; a narrower terminal breaks its lines, but no number is cut short."""
+        names = []
         for column in table.columns:
-            column.no_wrap = column.no_wrap or column.justify == "right"
-        names = [column for column in table.columns if not column.no_wrap]
+            if column.no_wrap or column.justify == "right":
+                column.no_wrap = True
+                lines = (line for cell in (column.header, *column.cells) for line in str(cell).split("\n"))
+                column.min_width = max(map(cell_len, lines))
+            else:
+                names.append(column)
         limits = [column.max_width for column in names]
         for column in names:
             column.max_width = NAME_WIDTH

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers read it, without the time that the module typing takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from foretoken.api.hook import generate
     from foretoken.api.language_model import Chunk, LanguageModel, Result, load
     from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget

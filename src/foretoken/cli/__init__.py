@@ -1,25 +1,24 @@
-"""The command line. Nothing that takes long is imported before ``run`` can say how it ended."""
+"""The command line. Whatever takes time to import is imported where Ctrl-C already ends quietly."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-
-from foretoken.core.errors import ForetokenError
 
 INTERRUPTED = 130  # 128 and the number of the signal, as shells count
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` names and end with its status."""
-    from foretoken.cli.streams import guard
-
     try:
+        from foretoken.cli.streams import guard
+
         guard()
         status = run()
     except KeyboardInterrupt:
         status = INTERRUPTED
+    import signal
+
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # Ctrl-C again, while threads are waited for
     sys.exit(status)
@@ -53,6 +52,8 @@ def run() -> int:
 
 def sentence(error: Exception) -> str | None:
     """What a person can do something about, in one sentence; None for any other error."""
+    from foretoken.core.errors import ForetokenError
+
     if isinstance(error, ForetokenError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers", "tokenizers"):

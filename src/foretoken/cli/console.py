@@ -58,6 +58,7 @@ class PlainConsole(Console):
         super().print(*objects, **options)
 
     def status(self, status: RenderableType, **options: Any) -> Status:
+        options.setdefault("spinner", "dots" if self.encoding.startswith("utf") else "line")
         return super().status(Text(plain(status)) if isinstance(status, str) else status, **options)
 
     def _keep_numbers(self, table: Table) -> None:

@@ -343,10 +343,10 @@ def choose_drafter(drafter: str | None, draft_model: str | None, exit_layer: int
         ("draft-model", "--draft-model", draft_model),
         ("early-exit", "--exit-layer", exit_layer),
     ):
-        if given is not None and (drafter or name) != name:
+        if given is not None and drafter not in (None, name):
             raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
         drafter = name if given is not None else drafter
-    return drafter or DEFAULT_DRAFTER
+    return DEFAULT_DRAFTER if drafter is None else drafter
 
 
 def refuse_together(drafter: str | None, others: Mapping[str, object]) -> None:

@@ -6,14 +6,13 @@ import sys
 
 import pytest
 
-from foretoken.cli import main
+from foretoken.cli import run
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     """Run ``foretoken`` with these words; (exit status, standard output, standard error), and never a traceback."""
     monkeypatch.setattr(sys, "argv", ["foretoken", *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
+    status = run()
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
-    return int(exit_.value.code or 0), captured.out, captured.err
+    return status, captured.out, captured.err

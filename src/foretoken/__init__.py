@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
-from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
-from foretoken.core.decode import decode
-from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
-from foretoken.core.stats import DecodeStats
-from foretoken.core.verify import rejection_verifier, verify_match
-
+TYPE_CHECKING = False  # as type checkers read it, without the time that the module typing takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from foretoken.api.hook import generate
     from foretoken.api.language_model import Chunk, LanguageModel, Result, load
+    from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
+    from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
+    from foretoken.core.decode import decode
+    from foretoken.core.draft import Draft
+    from foretoken.core.errors import ForetokenError
+    from foretoken.core.stats import DecodeStats
+    from foretoken.core.verify import rejection_verifier, verify_match
 
 __version__ = "0.1.0"
 
@@ -40,8 +40,22 @@ __all__ = [
     "verify_match",
 ]
 
-# What needs torch is imported when it is first asked for.
+# Where each name is. It is imported when it is first asked for, so that ``import foretoken`` takes no time.
 _LAZY = {
+    "AdaptiveBudget": "foretoken.core.budget",
+    "Budget": "foretoken.core.budget",
+    "FixedBudget": "foretoken.core.budget",
+    "Drafter": "foretoken.core.contracts",
+    "Scores": "foretoken.core.contracts",
+    "Step": "foretoken.core.contracts",
+    "Target": "foretoken.core.contracts",
+    "Verdict": "foretoken.core.contracts",
+    "decode": "foretoken.core.decode",
+    "Draft": "foretoken.core.draft",
+    "ForetokenError": "foretoken.core.errors",
+    "DecodeStats": "foretoken.core.stats",
+    "rejection_verifier": "foretoken.core.verify",
+    "verify_match": "foretoken.core.verify",
     "Chunk": "foretoken.api.language_model",
     "LanguageModel": "foretoken.api.language_model",
     "Result": "foretoken.api.language_model",
@@ -60,6 +74,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
+        from foretoken.core.errors import ForetokenError
+
         raise ForetokenError(f"foretoken.{name} needs {error.name}: pip install 'foretoken[transformers]'.") from error
 
 

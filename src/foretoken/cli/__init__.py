@@ -1,46 +1,70 @@
-"""The command line, a module for each group of commands."""
+"""The command line. Whatever takes time to import is imported where Ctrl-C already ends quietly."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 
-import typer
-
-from foretoken.cli import bench, corpus, generate, history, replay, tune
-from foretoken.cli.console import err
-from foretoken.core.errors import ForetokenError
-
-app = typer.Typer(
-    help="Makes a language model that you already run answer several times faster, with exactly the same text.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-for command in (generate.generate, generate.compare, generate.check, replay.replay, tune.tune):
-    app.command()(command)
-app.add_typer(bench.app, name="bench")
-app.add_typer(corpus.app, name="corpus")
-app.add_typer(history.app, name="history")
+INTERRUPTED = 130  # 128 and the number of the signal, as shells count
 
 
 def main() -> None:
-    """Run the command; a bad input ends in one sentence and status 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer is not lost for a character that a terminal lacks
+    """Run the command that ``sys.argv`` names and end with its status."""
     try:
-        app()
-    except ForetokenError as error:
-        err.print(f"foretoken: {error}", style="red")
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers", "tokenizers"):
-            raise
-        err.print(f"foretoken: This needs {error.name}: pip install 'foretoken[transformers]'.", style="red")
-        sys.exit(2)
-    except BrokenPipeError:  # whoever read the answer has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        from foretoken.cli.streams import guard
+
+        guard()
+        status = run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = INTERRUPTED
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # Ctrl-C again, while threads are waited for
+    sys.exit(status)
+
+
+def run() -> int:
+    """Run the command and return its status: 2 after a bad input, which one sentence names."""
+    try:
+        from foretoken.cli.app import app
+        from foretoken.cli.console import err, plain
+        from foretoken.cli.streams import OutputError
+
+        try:
+            status = app(standalone_mode=False) or 0
+            sys.stdout.flush()
+            return int(status)
+        except OutputError as error:
+            if error.reader_left:
+                return 1
+            said: str | None = str(error)
+        except Exception as error:
+            said = sentence(error)
+            if said is None:  # ours to mend
+                raise
+        if said:
+            err.print(plain(f"foretoken: {' '.join(said.splitlines())}"), style="red")
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def sentence(error: Exception) -> str | None:
+    """What a person can do something about, in one sentence; None for any other error."""
+    from foretoken.core.errors import ForetokenError
+
+    if isinstance(error, ForetokenError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers", "tokenizers"):
+        return f"This needs {error.name}: pip install 'foretoken[transformers]'."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may be missing
+        return "There is not enough memory: use a smaller model, a smaller dtype or a shorter text."
+    if isinstance(error, OSError):
+        where = f"The file {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else "A file"
+        return f"{where} could not be used: {error.strerror or error}."
+    if hasattr(error, "format_message"):  # typer's own errors, whose class is not public
+        usage = str(error.format_message()).rstrip(".")
+        command = getattr(getattr(error, "ctx", None), "command_path", "foretoken")
+        return f"{usage}; see {command} --help." if usage else ""
+    return None

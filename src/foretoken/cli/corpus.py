@@ -24,8 +24,12 @@ Files = Annotated[
 ]
 Model = Annotated[str, typer.Option(help='Whose tokens: a model folder, a tokenizer.json, a hub name, or "tiny".')]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The folder to build.")]
-MinCount = Annotated[int, typer.Option(min=1, help="Drop what was seen less often; give 2 for a big corpus.")]
-Memory = Annotated[float, typer.Option(min=0.001, help="GiB that counting may take; more is faster for a big corpus.")]
+MinCount = Annotated[
+    int, typer.Option(min=1, max=(1 << 32) - 1, help="Drop what was seen less often; give 2 for a big corpus.")
+]
+Memory = Annotated[
+    float, typer.Option(min=0.001, max=1 << 20, help="GiB that counting may take; more is faster for a big corpus.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a store, drop another unfinished build.")]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that was built.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
@@ -86,6 +90,8 @@ def info(store: Store, as_json: AsJson = False) -> None:
         print_json(facts)
         return
     table = Table(show_header=False, title=str(store))
+    for _ in range(2):
+        table.add_column(no_wrap=True)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), str(value))
     out.print(table)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,10 +118,20 @@ def generate(
     )
     asked = as_prompt(prompts[0], chat)
     if lookahead_parallel:
-        refuse_together(drafter, draft_model=draft_model, exit_layer=exit_layer, reference=reference, history=history)
+        others = {
+            "draft_model": draft_model,
+            "exit_layer": exit_layer,
+            "reference": reference,
+            "background": None if background in ("general", "none") else background,
+            "history": history,
+            "namespace": None if namespace == "default" else namespace,
+        }
+        refuse_together(drafter, others)
         generate_together(asked, options, model, dtype, device, show_drafts, as_json)
         return
     drafter = choose_drafter(drafter, draft_model, exit_layer)
+    if no_history and history is not None:
+        raise ForetokenError("--history and --no-history exclude each other: leave one of them out.")
     kept = False if no_history else history or True
     lm = quiet_load(model, dtype, device, drafter, background, kept, draft_model, exit_layer)
     write_answer(lm.stream(asked, **options), show_drafts, as_json)
@@ -220,10 +234,7 @@ def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence
     prompts = [(f"prompt {i}", text) for i, text in enumerate(texts or [], start=1)]
     prompts += [(path.name, read_text(path)) for path in files or []]
     if stdin == "-":
-        try:
-            prompts.append(("standard input", sys.stdin.buffer.read().decode()))
-        except UnicodeDecodeError as error:
-            raise ForetokenError("Standard input could not be read: it is not UTF-8 text.") from error
+        prompts.append(("standard input", read_stdin()))
     elif stdin is not None:
         raise ForetokenError(
             f"{stdin!r} is not an option: give a prompt with --prompt, a file with --file, or - alone."
@@ -231,6 +242,25 @@ def read_prompts(stdin: str | None, texts: Sequence[str] | None, files: Sequence
     if not prompts:
         raise ForetokenError("There is no prompt: give one with --prompt, a file with --file, or - for standard input.")
     return prompts
+
+
+def read_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+        ForetokenError: If it is closed or no text.
+    """
+    if sys.stdin.isatty():
+        err.print("Type the prompt and end it with Ctrl-D on a line of its own.", style="dim")
+    with suppress(OSError):
+        os.set_blocking(sys.stdin.fileno(), True)  # else a slow writer's text would be read in part
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ForetokenError("Standard input could not be read: it is not UTF-8 text.") from error
+    except OSError as error:
+        reason = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise ForetokenError(f"Standard input could not be read: {reason}.") from error
 
 
 def read_references(files: Sequence[Path] | None) -> list[str] | None:
@@ -245,7 +275,17 @@ def as_prompt(prompt: tuple[str, str], chat: bool) -> Prompt:
 
 
 def make_options(**options: Any) -> Options:
-    """The options that were given; the others follow the model's own config."""
+    """The options that were given; the others follow the model's own config.
+
+    Raises:
+        ForetokenError: If a number is not finite, or a stop string holds bytes that are no text.
+    """
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ForetokenError(f"--{name.replace('_', '-')} is {value}: give a finite number.")
+    for text in options.get("stop") or []:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ForetokenError("A stop string holds bytes that are no text: give it as UTF-8.")
     given: Options = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     return given
 
@@ -260,7 +300,13 @@ def quiet_load(
     draft_model: str | None = None,
     exit_layer: int | None = None,
 ) -> LanguageModel:
-    """Load a model without the library's progress bars and advice."""
+    """Load a model without the library's progress bars and advice.
+
+    Raises:
+        ForetokenError: As ``foretoken.load``, and if the device is an empty string.
+    """
+    if device == "":
+        raise ForetokenError('The device is empty: name one, such as "cpu", or leave out --device.')
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -288,13 +334,13 @@ def choose_drafter(drafter: str | None, draft_model: str | None, exit_layer: int
         ("draft-model", "--draft-model", draft_model),
         ("early-exit", "--exit-layer", exit_layer),
     ):
-        if given is not None and (drafter or name) != name:
+        if given is not None and drafter not in (None, name):
             raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
         drafter = name if given is not None else drafter
-    return drafter or DEFAULT_DRAFTER
+    return DEFAULT_DRAFTER if drafter is None else drafter
 
 
-def refuse_together(drafter: str | None, **others: object) -> None:
+def refuse_together(drafter: str | None, others: Mapping[str, object]) -> None:
     """Refuse what processes that draft together by lookahead cannot take.
 
     Raises:
@@ -401,7 +447,7 @@ def summary(stats: foretoken.DecodeStats) -> str:
 def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
     """One row a prompt."""
     table = Table("prompt", title="plain → drafted, in turns")
-    for heading in ("tokens", "steps", "seconds", "speed", "tokens/step"):
+    for heading in ("tokens", "steps", "seconds", "speed", "tokens\n/step"):
         table.add_column(heading, justify="right")
     table.add_column("identical")
     for name, row in zip(names, rows, strict=True):
@@ -421,8 +467,8 @@ def check_table(reports: Sequence[Report]) -> Table:
     """One row a dtype."""
     contexts = dict.fromkeys(f"{start} to {end}" for report in reports for start, end in report.contexts)
     table = Table("dtype", title="drafted against plain, greedy", caption=f"after {', '.join(contexts) or 'no'} tokens")
-    for heading in ("answers", "tokens", "draft trees", "identical", "largest logit change", "first difference"):
-        table.add_column(heading)
+    for heading in ("answers", "tokens", "draft\ntrees", "identical", "largest\nlogit change", "first difference"):
+        table.add_column(heading, justify="left" if heading in ("draft\ntrees", "first difference") else "right")
     for report in reports:
         first = min(report.differences, key=lambda difference: difference.position, default=None)
         change = "unknown" if report.noise is None else f"{report.noise:.2g}"

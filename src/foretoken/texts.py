@@ -97,14 +97,18 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
         ForetokenError: As ``open_unpacked`` does, and if the file is not text of its encoding.
     """
     with open_unpacked(path) as stream:
-        head = stream.peek(4)[:4]
-        encoding = next((name for mark, name in MARKS if head.startswith(mark)), "utf-8")
+        encoding = encoding_of(stream.peek(4))
         try:
             with io.TextIOWrapper(stream, encoding, errors, newline="\n") as text:
                 yield text
         except UnicodeDecodeError as error:
             name = encoding.removesuffix("-sig").upper()
             raise _unreadable(path, f"it is not {name} text; save it as UTF-8, or leave it out") from error
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text that begins so: what its byte order mark names, or UTF-8."""
+    return next((name for mark, name in MARKS if head.startswith(mark)), "utf-8")
 
 
 def blocks(path: Path, text: io.TextIOWrapper, size: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from foretoken.cli.console import err, out, print_json, write
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS
-from foretoken.texts import read_text
+from foretoken.texts import NUL, encoding_of, read_text
 
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
@@ -255,12 +255,18 @@ def read_stdin() -> str:
     with suppress(OSError):
         os.set_blocking(sys.stdin.fileno(), True)  # else a slow writer's text would be read in part
     try:
-        return sys.stdin.buffer.read().decode()
+        content = sys.stdin.buffer.read()
+        encoding = encoding_of(content[:4])
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ForetokenError("Standard input could not be read: it is not UTF-8 text.") from error
+        name = encoding.removesuffix("-sig").upper()
+        raise ForetokenError(f"Standard input could not be read: it is not {name} text.") from error
     except OSError as error:
         reason = "it is closed" if error.errno == errno.EBADF else error.strerror
         raise ForetokenError(f"Standard input could not be read: {reason}.") from error
+    if "\0" in text:
+        raise ForetokenError(f"Standard input could not be read: it has {NUL}.")
+    return text
 
 
 def read_references(files: Sequence[Path] | None) -> list[str] | None:

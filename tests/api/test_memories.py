@@ -369,7 +369,12 @@ def test_nobody_waits_for_what_is_loaded(tmp_path, monkeypatch):
     """A history and a corpus that never come."""
     never = threading.Event()
     monkeypatch.setattr(History, "answers", lambda *_, **__: never.wait() and [])
-    monkeypatch.setattr("foretoken.api.memories.general_background", lambda *_, **__: never.wait())
+
+    def no_background(*_: object, **__: object) -> None:
+        never.wait()
+        raise ForetokenError("No corpus came.")
+
+    monkeypatch.setattr("foretoken.api.memories.general_background", no_background)
     done = threading.Event()
 
     def work() -> None:

@@ -35,7 +35,7 @@ from foretoken.corpus.general import general_background
 from foretoken.drafters import kernels
 from foretoken.drafters.background import Background
 from foretoken.drafters.kernels import Weights
-from foretoken.drafters.memory import Memory, untrained_weights
+from foretoken.drafters.memory import Memory, sets_of, table_of, untrained_weights
 from foretoken.drafters.mixed import MixedNgram
 from foretoken.engines.choice import Choice
 from foretoken.engines.transformers import TransformersTarget
@@ -102,11 +102,12 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
 
 def learn_what_is_named(weights: Weights, asked: list[Asked], background: Background | None) -> None:
     """Learn what successors that targets named are worth; what is known of all other votes stays as it is."""
-    here = weights.weight[: kernels.CHOICES].reshape(-1, 4, kernels.SLOTS)
-    own = weights.weight[kernels.CHOICES : -1].reshape(-1, 4, kernels.SLOTS)
-    for sets in (here, own):
-        sets[:, 1:] = sets[:, :1]  # where something was named the other votes mean about the same
-    common, table = weights.weight[-1].copy(), weights.table.copy()
+    sets, table = sets_of(weights.own), table_of(weights.own)
+    here = weights.own[: kernels.CHOICES].reshape(-1, 4, kernels.ROW)
+    own = weights.own[kernels.CHOICES : kernels.SETS - 1].reshape(-1, 4, kernels.ROW)
+    for some in (here, own):
+        some[:, 1:] = some[:, :1]  # where something was named the other votes mean about the same
+    common, before = sets[-1].copy(), table.copy()
     memory = Memory(background, weights=weights)
     for i, (target, prompt) in enumerate(asked):
         if i % ALONE == 0:
@@ -116,10 +117,10 @@ def learn_what_is_named(weights: Weights, asked: list[Asked], background: Backgr
         for _ in decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED):
             pass
     # The weights that all share have moved: where something was named, that goes into the others.
-    here[:, 1:] += weights.weight[-1] - common
-    weights.weight[-1] = common
+    here[:, 1:, : kernels.SLOTS] += sets[-1] - common
+    sets[-1] = common
     others = np.arange(kernels.KEYS) // (kernels.ORDERS * kernels.STRENGTHS) != kernels.RECYCLED
-    weights.table[others] = table[others]
+    table[others] = before[others]
 
 
 def questions(runs: list[list[Trace]], tokenizer: str, models: list[Path]) -> Iterator[Asked]:
@@ -173,9 +174,10 @@ def main() -> None:
     )
     arrays = {}
     for name, weights in learned.items():
-        arrays[f"{name}_prob"] = weights.table[:, kernels.PROB]
-        arrays[f"{name}_seen"] = np.minimum(weights.table[:, kernels.SEEN], 1e4).astype(np.float16)
-        arrays[f"{name}_weight"] = weights.weight.astype(np.float16)
+        table = table_of(weights.own)
+        arrays[f"{name}_prob"] = table[:, kernels.PROB]
+        arrays[f"{name}_seen"] = np.minimum(table[:, kernels.SEEN], 1e4).astype(np.float16)
+        arrays[f"{name}_weight"] = sets_of(weights.own).astype(np.float16)
     np.savez_compressed(arguments.out, **arrays)
     print(f"learned from {sum(map(len, runs))} answers: {arguments.out.stat().st_size / 1000:.0f} kB")
 

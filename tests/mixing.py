@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from foretoken.drafters.kernels import BACKGROUND, LOCAL, LOGIT, OFFSET, PROB, RECYCLED, SEEN, SHARED, SKIP
-from foretoken.drafters.memory import Memory
+from foretoken.drafters.memory import Memory, rows_now, sets_of, table_of
 
 Vote = tuple[int, int]  # of a slot, and how strong
 
@@ -46,7 +46,8 @@ class Plain:
     """The votes and the mixer of one sequence, with a memory's weights as they are now."""
 
     def __init__(self, memory: Memory, earlier: Sequence[Sequence[int]], text: Sequence[int]) -> None:
-        self.table, self.weight = memory.weights.table.astype(float), memory.weights.weight.astype(float)
+        rows = rows_now(memory.weights).astype(float)
+        self.table, self.weight = table_of(rows), sets_of(rows)
         self.shared = [token for answer in earlier for token in [*answer, -1]]
         self.text = list(text)
         self.background: Callable[[Sequence[int]], list[list[tuple[int, int, int]]]] = lambda context: []

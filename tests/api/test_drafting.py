@@ -14,7 +14,7 @@ from tokenizing import character_tokenizer
 
 
 def situation(shape: str = "llama", **given) -> Situation:
-    return Situation(TransformersTarget(tiny_model(shape)), Memory, AdaptiveBudget(), **given)
+    return Situation(TransformersTarget(tiny_model(shape)), Memory, **given)
 
 
 def test_what_pays_is_the_budget_of_all_that_know_their_chances():
@@ -22,8 +22,8 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances():
     for name in DRAFTERS:
         drafter, budget = here.drafting(name)
         assert drafter is not None
-        assert (budget is here.budget) == (name not in ("anpd", "prompt-lookup"))
-    assert here.drafting("none") == (None, here.budget)
+        assert (budget is here.memory.budget) == (name not in ("anpd", "prompt-lookup"))
+    assert here.drafting("none") == (None, None)
     assert here.drafting(None) == (None, None)
     mine, fixed = Recycle(), FixedBudget(3)
     assert here.drafting(mine) == (mine, None), "nobody knows what a drafter of one's own says of its chances"
@@ -32,7 +32,7 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances():
 
 def test_only_mixed_recycles_and_only_mixed_and_ngram_share_the_memory():
     memory = Memory()
-    here = Situation(TransformersTarget(tiny_model("llama")), lambda: memory, AdaptiveBudget(), [[1, 2, 3]])
+    here = Situation(TransformersTarget(tiny_model("llama")), lambda: memory, [[1, 2, 3]])
     for name in ("mixed", "ngram"):
         drafter, _ = here.drafting(name)
         assert isinstance(drafter, MixedNgram) and drafter.memory is memory and drafter.references == [[1, 2, 3]]
@@ -42,25 +42,33 @@ def test_only_mixed_recycles_and_only_mixed_and_ngram_share_the_memory():
 def test_a_window_is_as_large_as_its_rows_are_cheap():
     windows = []
     for seconds_of_72_rows in (1.0, 20.0):
-        here = Situation(
-            TransformersTarget(tiny_model("llama")), Memory, AdaptiveBudget(costs={1: 1.0, 72: seconds_of_72_rows})
-        )
+        here = situation()
+        here.memory.budget = AdaptiveBudget(costs={1: 1.0, 72: seconds_of_72_rows})
         drafter, _ = here.drafting("lookahead")
         assert isinstance(drafter, Lookahead)
         windows.append(drafter.shape.window)
     assert windows[0] == 15 and windows[1] == 0
 
 
-def test_what_rows_cost_is_measured_once_before_a_window_is_chosen():
-    here = situation()
-    assert here.budget.costs.most_rows == 0
-    here.drafting("mixed")
-    assert here.budget.costs.most_rows == 0, "others learn it as they go"
-    here.drafting("lookahead")
-    assert sorted(here.budget.costs.as_dict()) == [1, 8, 32, 72]
-    before = here.budget.costs.as_dict()
-    here.drafting("lookahead")
-    assert here.budget.costs.as_dict() == before
+def test_what_rows_cost_is_measured_once_for_a_model_before_a_window_is_chosen():
+    """Apart from any request, so that it shows nobody what another one asked."""
+    model = tiny_model("llama")
+    first, second = (Situation(TransformersTarget(model), Memory) for _ in range(2))
+    first.drafting("mixed")
+    assert first.memory.budget.costs.most_rows == 0, "others learn it as they go"
+    first.drafting("lookahead")
+    measured = first.memory.budget.costs.as_dict()
+    assert sorted(measured) == [1, 8, 32, 72]
+    second.drafting("lookahead")
+    first.drafting("lookahead")
+    assert first.memory.budget.costs.as_dict() == second.memory.budget.costs.as_dict() == measured
+
+
+def test_a_drafter_of_ones_own_that_knows_its_chances_brings_its_own_budget():
+    """So that who drafts for one caller only learns from nobody else."""
+    mine, here = MixedNgram(), situation()
+    assert here.drafting(mine) == (mine, mine.memory.budget)
+    assert here.memory.budget is not mine.memory.budget
 
 
 class NoTrees(TransformersTarget):
@@ -70,7 +78,7 @@ class NoTrees(TransformersTarget):
 
 
 def test_without_trees_lookahead_is_refused_and_the_others_draft_chains():
-    here = Situation(NoTrees(tiny_model("llama")), Memory, AdaptiveBudget(), draft_model=tiny_model("qwen2"))
+    here = Situation(NoTrees(tiny_model("llama")), Memory, draft_model=tiny_model("qwen2"))
     with pytest.raises(ForetokenError, match=r"mixed, ngram, anpd, .* which draft chains here"):
         here.drafting("lookahead")
     for name in DRAFTERS:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
+from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel, Step
 from foretoken.corpus import general
 from foretoken.corpus.build import build
+from foretoken.engines.transformers import TransformersTarget
 from foretoken.fingerprint import fingerprint
 from foretoken.history import History
 from shapes import tiny_model
@@ -156,11 +157,22 @@ def test_threads_may_share_a_model(tmp_path):
         ({"namespace": 5}, "The namespace 5 is no text"),
         ({"namespace": ["a"]}, "The namespace .* is no text"),
         ({"namespace": "a\udcff"}, "is no text"),
+        ({"namespace": b"a"}, "The namespace b'a' is no text"),
+        ({"namespace": ""}, "The namespace is empty"),
+        ({"namespace": float("nan")}, "The namespace nan is no text"),
     ],
 )
-def test_what_is_no_text_is_refused(options, said):
+@pytest.mark.parametrize("drafter", ["mixed", "anpd", "none"])
+def test_what_is_no_text_is_refused_before_any_forward(tmp_path, monkeypatch, options, said, drafter):
+    lm = model(tmp_path / "history.sqlite")
+    monkeypatch.setattr(TransformersTarget, "prefill", lambda *_: pytest.fail("a forward"))
     with pytest.raises(ForetokenError, match=said):
-        model().generate("abc", max_new_tokens=5, **options)
+        lm.generate("abc", max_new_tokens=5, drafter=drafter, **options)
+    with pytest.raises(ForetokenError, match=said):
+        lm.stream("abc", max_new_tokens=5, drafter=drafter, **options)
+    with pytest.raises(ForetokenError, match=said):
+        lm.generate(["abc", "abcd"], max_new_tokens=5, drafter=drafter, **options)
+    assert not lm.memories._by_namespace
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(tmp_path):
@@ -238,3 +250,201 @@ def test_a_program_may_end_while_the_corpus_is_made(model_folder, tmp_path, nap)
     )
     assert ended.returncode == 0
     assert not any(word in ended.stderr for word in ("Fatal", "Traceback", "Exception", "terminate"))
+
+
+class Clock:
+    """Stands still but for forwards, which take as long as their rows say."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+
+PRICES = {"cheap": lambda rows: 1 + 0.03 * rows, "dear": lambda rows: 1 + 0.4 * rows}
+
+
+@pytest.fixture(params=PRICES)
+def clock(request, monkeypatch) -> Clock:
+    clock, score = Clock(), TransformersTarget.score
+
+    def timed(self, last_token, draft):
+        clock.seconds += PRICES[request.param](1 + len(draft))
+        return score(self, last_token, draft)
+
+    monkeypatch.setattr("foretoken.core.decode.time", clock)
+    monkeypatch.setattr(TransformersTarget, "score", timed)
+    return clock
+
+
+OF_A = [
+    [],
+    [{"prompt": PROMPT, "max_new_tokens": 60}] * 2,
+    [{"prompt": PROMPT, "max_new_tokens": 100, "temperature": 3.0, "seed": 1}],
+    [{"prompt": PROMPT, "max_new_tokens": 30, "drafter": "lookahead"}, {"prompt": "abc", "budget": FixedBudget(60)}],
+]
+
+
+@pytest.mark.parametrize("of_b", [{}, {"drafter": "lookahead"}])
+def test_one_is_drafted_for_as_if_another_had_never_been_there(clock, of_b):
+    def sizes(lm: LanguageModel, namespace: str | None) -> list[list[tuple[int, int]]]:
+        """Rows and accepted tokens of each step of B's two answers."""
+        answers = []
+        for prompt in ("é, é, é, ", PROMPT):
+            steps: list[Step] = []
+            request = lm.stream(prompt, max_new_tokens=40, namespace=namespace, **of_b)
+            request._stats.add = steps.append  # type: ignore[method-assign]
+            for _ in request:
+                pass
+            answers.append([(len(step.draft), step.num_accepted) for step in steps])
+        return answers
+
+    seen: dict[str | None, list[object]] = {"b": [], None: [], "a": []}
+    for requests in OF_A:
+        lm = model()
+        for options in requests:
+            lm.generate(namespace="a", **{"max_new_tokens": 40} | options)
+        for namespace, answers in seen.items():
+            answers.append(sizes(lm, namespace))
+    for other in ("b", None):
+        assert seen[other] == [seen[other][0]] * len(OF_A)
+    assert any(answers != seen["a"][0] for answers in seen["a"]), "A itself notices"
+
+
+def test_nothing_is_learned_of_costs_without_a_namespace(clock):
+    lm = model()
+    first, second = (lm.generate(PROMPT, max_new_tokens=60, namespace=None).stats.steps for _ in range(2))
+    assert first == second
+    assert not lm.memories._by_namespace and lm.budget.costs.as_dict() == {}
+
+
+def test_a_namespace_that_asked_little_takes_little():
+    lm = model()
+    for name, length in (("short", 4), ("longer", 24)):
+        lm.generate(PROMPT, max_new_tokens=length, namespace=name, temperature=1.0, seed=1)
+    short, longer = (lm.memories.of(name).nbytes for name in ("short", "longer"))
+    assert short < 64 * 1024 and longer < 128 * 1024
+
+
+def test_memories_are_bounded_and_the_least_recently_used_goes_first(tmp_path):
+    lm = model(tmp_path / "history.sqlite")
+    first = accepted(lm, namespace="old")
+    each = lm.memories.of("old").nbytes
+    lm.memories._max_bytes = 3 * each + each // 2
+    for name in ("b", "c", "old", "d", "e", "f"):
+        accepted(lm, namespace=name)
+        assert sum(memory.nbytes for memory in lm.memories._by_namespace.values()) <= lm.memories._max_bytes
+    assert list(lm.memories._by_namespace) == ["d", "e", "f"]
+    lm.memories.of("old")
+    lm.memories.wait()
+    assert accepted(lm, namespace="old") > first + 20, "the history still has its answers"
+
+
+def test_an_answer_that_runs_keeps_its_memory():
+    lm = model()
+    lm.memories._max_bytes = 1
+    running = iter(lm.stream(PROMPT, max_new_tokens=60, namespace="a"))
+    next(running)
+    memory = lm.memories.of("a")
+    accepted(lm, namespace="b")
+    assert list(lm.memories._by_namespace) == ["b"]
+    assert lm.memories.of("a") is memory
+    for _ in running:
+        pass
+    assert memory.answers.num_tokens == 61
+
+
+def test_an_answer_left_in_the_middle_is_counted_too():
+    lm = model()
+    stream = iter(lm.stream(PROMPT, max_new_tokens=60, namespace="a"))
+    before = lm.memories._num_bytes["a"]
+    for _ in range(30):
+        next(stream)
+    stream.close()
+    assert lm.memories._num_bytes["a"] > before + 4096
+
+
+def test_nobody_waits_for_what_is_loaded(tmp_path, monkeypatch):
+    """A history and a corpus that never come."""
+    never = threading.Event()
+    monkeypatch.setattr(History, "answers", lambda *_, **__: never.wait() and [])
+
+    def no_background(*_: object, **__: object) -> None:
+        never.wait()
+        raise ForetokenError("No corpus came.")
+
+    monkeypatch.setattr("foretoken.api.memories.general_background", no_background)
+    done = threading.Event()
+
+    def work() -> None:
+        lm = model(tmp_path / "history.sqlite", "general")
+        for namespace in ("a", None, "a"):
+            assert accepted(lm, namespace=namespace) >= 0
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(120)
+    never.set()
+
+
+WAITS = """
+import sys, threading, foretoken.api.memories as memories, foretoken
+never = threading.Event()
+memories.History.answers = lambda *_, **__: never.wait()
+memories.general_background = lambda *_, **__: never.wait()
+memories.EXIT_SECONDS = 0.1
+lm = foretoken.load(sys.argv[1], history=sys.argv[2])
+lm.generate("abc", max_new_tokens=3)
+print("answered", flush=True)
+"""
+
+
+def test_a_program_ends_whatever_is_loaded(model_folder, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITS, str(model_folder), str(tmp_path / "history.sqlite")],
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "answered\n") and "Traceback" not in ended.stderr
+
+
+FORKS = """
+import os, sys, threading, time, torch, foretoken, foretoken.api.memories as memories
+torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+general = threading.Event()
+memories.general_background = lambda *_, **__: general.wait() and None
+lm = foretoken.load(sys.argv[1], history=False)
+answer = lambda namespace: lm.generate("abc", max_new_tokens=8, namespace=namespace).tokens
+expected = answer("a")
+held = threading.Event()
+def hold():
+    with lm.memories._lock, lm.memories.of("a").lock, lm.memories.of("a").budget._lock:
+        held.set()
+        time.sleep(3600)
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+memories.general_background = lambda *_, **__: (_ for _ in ()).throw(foretoken.ForetokenError("loaded again"))
+child = os.fork()
+if child == 0:
+    assert answer("a") == answer("b") == answer(None) == expected
+    lm.memories.wait()
+    assert not lm.memories._general
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_answers_whatever_its_parents_threads_held(model_folder):
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKS, str(model_folder)],
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert ended.stdout == "7\n", ended.stderr

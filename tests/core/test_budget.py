@@ -269,3 +269,63 @@ def test_costs_can_be_stored_and_given_to_another():
     again = CostCurve(curve.as_dict())
     assert [again.seconds(n) for n in (1, 3, 8, 20)] == pytest.approx([curve.seconds(n) for n in (1, 3, 8, 20)])
     assert CostCurve().seconds(3) == 0 and CostCurve().num_plain == 0
+
+
+@pytest.mark.parametrize("extra", [5.0, 200.0])
+@pytest.mark.parametrize("chances", [always(0.5), always(0.8), mixed], ids=["half", "good", "mix"])
+def test_what_a_library_prepares_once_for_a_number_of_rows_is_not_taken_for_their_price(chances, extra):
+    """A library such as oneDNN compiles a matrix product for each new shape, in the time of many forwards."""
+
+    def speed_after(extra: float) -> float:
+        met: set[int] = set()
+
+        def cost(rows: int, step: int) -> float:
+            surcharge = 0.0 if rows in met else extra
+            met.add(rows)
+            return 1 + 0.05 * rows + surcharge
+
+        budget = AdaptiveBudget()
+        simulate(budget, cost, chances, 150)
+        return simulate(budget, lambda rows, step: 1 + 0.05 * rows, chances, 150)
+
+    assert speed_after(extra) > 0.95 * speed_after(0.0)
+
+
+@st.composite
+def drafts_with_windows(draw) -> Draft:
+    """Any tree of guesses, and lookahead rows that hang anywhere on it and on each other."""
+    num_guesses, num_rows = draw(st.integers(0, 8)), draw(st.integers(0, 6))
+    size = num_guesses + num_rows
+    parents = [draw(st.integers(-1, node - 1)) for node in range(size)]
+    chances = st.one_of(st.floats(0, 1), st.sampled_from([math.nan, math.inf, -1.0]))
+    probs = tuple(draw(chances) for _ in range(size)) if draw(st.booleans()) else ()
+    return Draft(tuple(range(size)), tuple(parents), probs, num_lookahead=num_rows)
+
+
+def assert_part_of(chosen: Draft, draft: Draft) -> None:
+    """Every node has its own path still, and lookahead rows are all there or none is."""
+    for node, token in enumerate(chosen.tokens):  # a token is its node in ``draft``
+        assert chosen.path(node) == draft.path(token)
+        assert (node >= chosen.num_guesses) == (token >= draft.num_guesses)
+    assert chosen.num_lookahead in (0, draft.num_lookahead)
+
+
+@settings(max_examples=200, deadline=None)
+@given(drafts_with_windows(), st.integers(0, 8), st.integers(0, 6))
+def test_a_window_under_guesses_goes_with_them(draft, most, max_depth):
+    fixed = FixedBudget(most).choose(draft)
+    assert_part_of(fixed, draft)
+    assert fixed.num_guesses == min(most, draft.num_guesses)
+    needed = {node for row in range(draft.num_guesses, len(draft)) for node in draft.path(row)}
+    assert (fixed.num_lookahead == draft.num_lookahead) == all(
+        node < most or node >= draft.num_guesses for node in needed
+    )
+    for costs in ({1: 1.0}, {1: 1.0, 33: 1.01}, {1: 1.0, 33: 9.0}, {1: 1.0, 2: 1.9, 33: 30.0}):
+        assert_part_of(AdaptiveBudget(costs=costs).choose(draft), draft)
+    assert_part_of(draft.within(max_depth), draft)
+
+
+def test_a_window_under_an_unlikely_guess_pays_for_that_guess_too():
+    draft = Draft((0, 1, 2, 3), (-1, -1, 1, 2), (0.9, 0.01, 0.3, 0.3), num_lookahead=2)
+    assert AdaptiveBudget(costs={1: 1.0, 33: 1.1}).choose(draft).tokens == (0, 1, 2, 3)
+    assert AdaptiveBudget(costs={1: 1.0, 33: 17.0}).choose(draft).tokens == (0,)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafting import Oracle, RandomTrees, Stateless
-from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, decode
+from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError, decode
 from foretoken.engines.toy import ToyTarget
 
 
@@ -120,6 +120,30 @@ def test_lookahead_rows_may_stand_beyond_the_answers_end_but_not_beyond_the_mode
         assert [t for s in decode(Limited(), Looking(1, 5), [1], max_new_tokens=8) for t in s.tokens] == plain
         # All but the answer's last token are guessed, and the window rides as long as something is.
         assert max(deepest) <= expected and (expected < 5 or deepest[-2] == 5)
+
+
+class Hanging(RandomTrees):
+    """Guesses, and lookahead rows below the last of them."""
+
+    def propose(self, context, max_tokens):
+        guesses = super().propose(context, max_tokens)
+        last = len(guesses) - 1
+        return Draft((*guesses.tokens, 1, 1), (*guesses.parents, last, last + 1), num_lookahead=2)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("depth", [None, 0, 2])
+def test_lookahead_rows_may_hang_on_guesses(adaptive, depth):
+    budget = AdaptiveBudget(costs={1: 1.0, 33: 1.01}) if adaptive else FixedBudget(3)
+
+    class Limited(ToyTarget):
+        max_draft_depth = depth
+
+    plain = [token for step in decode(ToyTarget(), None, [1], max_new_tokens=40) for token in step.tokens]
+    steps = list(decode(Limited(), Hanging(1, 5), [1], max_new_tokens=40, budget=budget))
+    assert [token for step in steps for token in step.tokens] == plain
+    if depth is None and not adaptive:
+        assert {step.draft.num_lookahead for step in steps} == {0, 2}
 
 
 def test_the_last_step_says_why():

@@ -22,8 +22,15 @@ from foretoken.core.contracts import Top
 from foretoken.corpus import build
 from foretoken.drafters import kernels
 from foretoken.drafters.background import Background, context_hashes
-from foretoken.drafters.kernels import BACKGROUND, WINDOW
-from foretoken.drafters.memory import NAMED_CONTEXTS, Memory, untrained_weights
+from foretoken.drafters.kernels import BACKGROUND, NAMED_CONTEXTS, WINDOW
+from foretoken.drafters.memory import (
+    Memory,
+    rows_now,
+    sets_of,
+    table_of,
+    untrained_weights,
+    with_rows_of_its_own,
+)
 from foretoken.drafters.mixed import LEAST_FLOOR, TEXT_WIDTH, TREE_FLOOR, MixedNgram
 from foretoken.drafters.store import LEAST_BYTES
 from foretoken.engines.replay import ReplayTarget
@@ -98,7 +105,8 @@ def test_drafts_are_trees_in_order_of_their_paths(prompt, answers, trees, floor,
 @given(texts | edited_texts(), st.lists(texts, max_size=2), st.lists(small, max_size=6), st.booleans(), sizes)
 def test_probabilities_are_those_of_the_second_implementation(background, prompt, answers, new, mapped, max_tokens):
     memory = Memory(background if mapped else None)
-    seen = memory.weights.table[:, kernels.SEEN]
+    memory.weights = with_rows_of_its_own(rows_now(memory.weights))
+    seen = table_of(memory.weights.own)[:, kernels.SEEN]
     seen[:] = np.minimum(seen, 20)  # so that one token moves much
     drafter = drafter_of(prompt, memory, floor=0.001, rate=0.02)
     plain = Plain(memory, answers, prompt)
@@ -111,8 +119,8 @@ def test_probabilities_are_those_of_the_second_implementation(background, prompt
         drafter.observe(step_of(new))
     for token in new:
         plain.commit(token, 0.02)
-    np.testing.assert_allclose(memory.weights.weight, plain.weight, atol=1e-4)
-    np.testing.assert_allclose(memory.weights.table, plain.table, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sets_of(rows_now(memory.weights)), plain.weight, atol=1e-4)
+    np.testing.assert_allclose(table_of(rows_now(memory.weights)), plain.table, rtol=1e-4, atol=1e-4)
     draft = drafter.propose(prompt, max_tokens)
     drafted = {(tuple(draft.path(parent)), token) for parent, token in zip(draft.parents, draft.tokens, strict=True)}
     least = path_prob(draft, len(draft) - 1) if len(draft) == max_tokens else 0.001
@@ -149,7 +157,9 @@ def named_rows(draw, num: int) -> list[list[tuple[int, float]]]:
 @given(st.data(), texts.filter(len), st.lists(small, min_size=1, max_size=4), st.integers(0, 3))
 def test_what_the_target_named_votes_as_the_second_implementation_says(data, prompt, new, num_wrong):
     memory = Memory()
-    memory.weights.weight[:] += np.random.default_rng(0).normal(0, 0.05, memory.weights.weight.shape)
+    memory.weights = with_rows_of_its_own(rows_now(memory.weights))
+    sets = sets_of(memory.weights.own)
+    sets += np.random.default_rng(0).normal(0, 0.05, sets.shape).astype(np.float32)
     drafter, plain = drafter_of(prompt, memory, floor=0.001, rate=0.02, recycle=True), Plain(memory, [], prompt)
     right = len(new) - 1
     # The right tokens in a chain, wrong ones anywhere beside and below them, the last of them lookahead rows.
@@ -165,7 +175,7 @@ def test_what_the_target_named_votes_as_the_second_implementation_says(data, pro
     for token in new:
         plain.commit(token, 0.02)
     plain.named = named
-    np.testing.assert_allclose(memory.weights.weight, plain.weight, atol=1e-4)
+    np.testing.assert_allclose(sets_of(rows_now(memory.weights)), plain.weight, atol=1e-4)
     places = {context_hashes(context, 4)[-1] >> 40 & (NAMED_CONTEXTS - 1) for context in named}
     assume(len(places) == len(named))  # the second implementation does not know that one may take another's place
     probs = plain.probs()
@@ -474,7 +484,7 @@ def test_nothing_crashes_it(data, damaged, references, max_bytes, floor, rate):
         assert_valid(draft, max_tokens, TEXT_WIDTH, 0.0)
         drafter.observe(step_of(data.draw(adverse.filter(len)), draft, last=data.draw(st.booleans())))
         memory.add(data.draw(adverse))
-    assert np.isfinite(memory.weights.table).all() and np.isfinite(memory.weights.weight).all()
+    assert np.isfinite(rows_now(memory.weights)).all()
 
 
 @pytest.mark.parametrize("trees", [True, False])
@@ -482,7 +492,7 @@ def test_a_draft_so_deep_that_its_probability_vanishes(trees):
     """Without a floor: 1024 nodes, each improbable."""
     chance = random.Random(0)
     memory = Memory(weights=untrained_weights())
-    memory.weights.weight[-1, -1] = -9.0
+    sets_of(memory.weights.own)[-1, -1] = -9.0
     draft = drafter_of([chance.randrange(3) for _ in range(300)], memory, trees=trees, floor=0.0).propose([], 1024)
     assert (len(draft) == 1024 and not trees) or len(draft) > 100
     assert_valid(draft, 1024, TEXT_WIDTH, 0.0)
@@ -496,7 +506,7 @@ def test_weights_stay_finite_whatever_comes():
     for token in range(100):
         habit = [chance.randrange(3) for _ in range(chance.randint(1, 5))]
         drafter.observe(step_of([*habit * (1000 // len(habit)), token]))
-    assert np.isfinite(memory.weights.table).all() and np.isfinite(memory.weights.weight).all()
+    assert np.isfinite(rows_now(memory.weights)).all()
     assert_valid(drafter.propose([], 100), 100, TEXT_WIDTH, 0.0)
 
 

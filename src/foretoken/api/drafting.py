@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
 from foretoken.api.draft_model import draft_target
-from foretoken.core.budget import AdaptiveBudget, Budget
-from foretoken.core.contracts import Drafter, Target
+from foretoken.core.budget import Budget
+from foretoken.core.contracts import Drafter, Step
+from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import (
@@ -38,51 +40,50 @@ class Situation:
 
     Args:
         target: The target that will answer.
-        memory: What the answer's namespace remembers; called where it is needed.
-        budget: What is known of the costs of the target's rows.
+        remember: Gives what the answer's namespace remembers; called where that is needed.
         references: Documents, as tokens.
         draft_model: A smaller model of the same tokens, or None.
         exit_layer: After how many layers to exit early; a third of them where None.
     """
 
     target: TransformersTarget
-    memory: Callable[[], Memory]
-    budget: AdaptiveBudget
+    remember: Callable[[], Memory]
     references: Sequence[Sequence[int]] = ()
     draft_model: PreTrainedModel | None = None
     exit_layer: int | None = None
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What the answer's namespace remembers."""
+        return self.remember()
 
     def drafting(
         self, drafter: str | Drafter | None, budget: Budget | None = None
     ) -> tuple[Drafter | None, Budget | None]:
         """The drafter of this name, or the one that is given, and its budget.
 
-        Where no budget is given it is what pays for a drafter whose probabilities can be counted on.
+        Where no budget is given it is what pays for a drafter whose probabilities can be counted on, as the namespace
+        has learned it; a ``MixedNgram`` of the caller's brings what it has learned itself.
 
         Raises:
             ForetokenError: If there is no such drafter, or it cannot draft for this target.
         """
-        calibrated = isinstance(drafter, MixedNgram)
-        if (
-            drafter is not None
-            and not isinstance(drafter, str)
-            and (isinstance(drafter, type) or not hasattr(drafter, "propose"))
-        ):
-            raise ForetokenError(f"The drafter is {drafter!r}: give a name, an object that drafts, or None.")
         if isinstance(drafter, str):
-            calibrated = drafter not in AS_PUBLISHED
-            drafter = self._make(drafter)
-        return drafter, budget or (self.budget if calibrated else None)
+            calibrated = drafter not in (*AS_PUBLISHED, "none")
+            return self._make(drafter), budget or (self.memory.budget if calibrated else None)
+        if drafter is not None and (isinstance(drafter, type) or not hasattr(drafter, "propose")):
+            raise ForetokenError(f"The drafter is {drafter!r}: give a name, an object that drafts, or None.")
+        return drafter, budget or (drafter.memory.budget if isinstance(drafter, MixedNgram) else None)
 
     def _make(self, name: str) -> Drafter | None:
         check_name(name)
         if name in ("mixed", "ngram"):
             trees = self.target.supports_trees
             return MixedNgram(
-                self.memory(),
+                self.memory,
                 references=self.references,
                 trees=trees,
-                price=self.budget.row_price,
+                price=self.memory.budget.row_price,
                 recycle=name == "mixed",
             )
         if name in MADE:
@@ -91,9 +92,11 @@ class Situation:
 
     def _lookahead(self) -> Lookahead:
         require_trees(self.target)
-        if self.budget.costs.most_rows <= 1:
-            measure_rows(TransformersTarget(self.target.model), self.budget)
-        return Lookahead(seconds=self.budget.seconds)
+        budget = self.memory.budget
+        if budget.costs.most_rows <= 1:
+            for rows, seconds in measured_rows(self.target.model):
+                budget.learn_cost(rows, seconds)
+        return Lookahead(seconds=budget.seconds)
 
     def _draft_model(self) -> DraftModel:
         if self.draft_model is None:
@@ -121,18 +124,59 @@ def require_trees(target: TransformersTarget) -> None:
         )
 
 
-def measure_rows(target: Target, budget: AdaptiveBudget) -> None:
-    """Learn what forwards over several rows cost before the first answer, in a second or so.
+class _OfSizes:
+    """A drafter of given numbers of rows, whatever their tokens."""
 
-    Lookahead decoding chooses its window by that, where other drafters learn it as they go.
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = iter(sizes)
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        pass
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        num = next(self.sizes) - 1
+        return Draft((0,) * num, (-1,) * num)
+
+    def observe(self, step: Step) -> None:
+        pass
+
+
+class _Noting:
+    """A budget that takes what it is given, and notes rows and seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[tuple[int, float]] = []
+
+    def max_draft_tokens(self) -> int:
+        return max(MEASURED_ROWS)
+
+    def choose(self, draft: Draft) -> Draft:
+        return draft
+
+    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+        self.seconds.append((1 + len(draft), seconds - draft_seconds))
+
+
+_MEASURED: WeakKeyDictionary[PreTrainedModel, list[tuple[int, float]]] = WeakKeyDictionary()
+
+
+def measured_rows(model: PreTrainedModel) -> list[tuple[int, float]]:
+    """Numbers of rows and the seconds of a step over them, measured once for each model, in a second or so.
+
+    Lookahead decoding chooses its window by that, where other drafters learn it as they go. No request has a part in
+    it, so that it tells nobody of another's.
     """
-    target.prefill([0])
-    for _ in range(MEASURED_TIMES):
-        for rows in MEASURED_ROWS:
-            started = time.perf_counter()
-            target.score(0, Draft((0,) * (rows - 1), (-1,) * (rows - 1))).choose(0)
-            target.keep(())
-            budget.learn_cost(rows, time.perf_counter() - started)
+    if model not in _MEASURED:
+        sizes = MEASURED_ROWS * MEASURED_TIMES
+        noting = _Noting()
+        steps = decode(
+            TransformersTarget(model), _OfSizes(sizes), [0], max_new_tokens=2 * len(sizes) + 2, budget=noting
+        )
+        for _ in steps:
+            if len(noting.seconds) == len(sizes):
+                break
+        _MEASURED[model] = noting.seconds
+    return _MEASURED[model]
 
 
 MADE: dict[str, Callable[[Situation], Drafter]] = {

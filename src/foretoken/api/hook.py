@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -17,7 +16,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from foretoken.api.draft_model import check_same_tokens
 from foretoken.api.drafting import Situation
 from foretoken.api.request import read_request, refuse_modes, refuse_positions
-from foretoken.core.budget import AdaptiveBudget, Budget
+from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
@@ -30,15 +29,9 @@ _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "log
 OUTPUTS = "output_"
 
 
-@dataclass
-class _Known:
-    """What is learned about a model from call to call: earlier answers, and what its forwards cost."""
-
-    memory: Memory = field(default_factory=Memory)
-    budget: AdaptiveBudget = field(default_factory=AdaptiveBudget)
-
-
-_KNOWN_OF: WeakKeyDictionary[PreTrainedModel, _Known] = WeakKeyDictionary()
+# What is learned about a model from call to call: earlier answers, and what drafting costs and brings. There is one
+# caller here, and no namespaces: a caller who shares a model with others gives a ``MixedNgram`` of their own.
+_KNOWN_OF: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
 
 
 def generate(
@@ -60,6 +53,9 @@ def generate(
     it. ``drafter`` and what follows it may be given to ``model.generate`` beside it. Under sampling the seed is
     drawn from torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own
     sampling, which draws its numbers differently, gives for that seed.
+
+    All calls with one model object are taken for one caller's: they draft from each other's answers, and share what was
+    learned of costs and gains. ``LanguageModel`` has namespaces; here a ``MixedNgram`` of one's own keeps apart.
 
     Args:
         model: The target.
@@ -111,8 +107,7 @@ def generate(
     stats = DecodeStats() if stats is None else stats
     if draft_model is not None:
         check_same_tokens(draft_model, model)
-    known = _KNOWN_OF.get(model) or _KNOWN_OF.setdefault(model, _Known())
-    situation = Situation(target, lambda: known.memory, known.budget, (), draft_model, exit_layer)
+    situation = Situation(target, lambda: _KNOWN_OF.setdefault(model, Memory()), (), draft_model, exit_layer)
     drafter, budget = situation.drafting(drafter, budget)
     streamer: BaseStreamer | None = caller.get("streamer")
     tokens: list[int] = []

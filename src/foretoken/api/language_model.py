@@ -24,7 +24,7 @@ from foretoken.api.draft_model import check_same_tokens, load_draft_model
 from foretoken.api.drafting import Situation
 from foretoken.api.generation_config import check_generation_config
 from foretoken.api.loading import is_fault, load_model, load_tokenizer, reason
-from foretoken.api.memories import Memories, is_text
+from foretoken.api.memories import Memories, check_namespace, is_text
 from foretoken.api.request import Request, read_request, refuse_modes
 from foretoken.api.stop_strings import StopStrings, config_stop_strings, read_stop_strings, without_stop_strings
 from foretoken.core.budget import AdaptiveBudget, Budget
@@ -170,12 +170,16 @@ class LanguageModel:
         self.draft_model, self.exit_layer = draft_model, exit_layer
         self.max_length = context_length(model)
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
-        self.budget = AdaptiveBudget()  # what forwards cost is learned once, for all answers
         target = TransformersTarget(model)  # refuses what cannot rewind, before any prompt
         if draft_model is not None:
             check_same_tokens(draft_model, model, tokenizer, tokenizer)  # sizes alone may differ within a family
         self._situation(target, Memory).drafting(drafter)
         self.memories = Memories(tokenizer, background, history)
+
+    @property
+    def budget(self) -> AdaptiveBudget:
+        """What the default namespace has learned of costs and gains; every namespace has a budget of its own."""
+        return self.memories.of(DEFAULT_NAMESPACE).budget
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
@@ -209,6 +213,7 @@ class LanguageModel:
         drafter = options.pop("drafter", self.drafter)
         references = options.pop("references", None) or ()
         namespace = options.pop("namespace", DEFAULT_NAMESPACE)
+        check_namespace(namespace)
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
         check_request(len(request.prompt), request.max_new_tokens, self.max_length)
@@ -271,7 +276,7 @@ class LanguageModel:
     def _situation(
         self, target: TransformersTarget, memory: Callable[[], Memory], references: Sequence[Sequence[int]] = ()
     ) -> Situation:
-        return Situation(target, memory, self.budget, references, self.draft_model, self.exit_layer)
+        return Situation(target, memory, references, self.draft_model, self.exit_layer)
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
         if isinstance(documents, str) or not isinstance(documents, Iterable):
@@ -286,11 +291,14 @@ class LanguageModel:
     def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
         """The steps as they come; the answer goes to the history once it is whole."""
         answer: list[int] = []
-        for step in steps:
-            answer += step.tokens
-            if step.finish_reason is not None:
-                self.memories.keep(namespace, answer)
-            yield step
+        try:
+            for step in steps:
+                answer += step.tokens
+                if step.finish_reason is not None:
+                    self.memories.keep(namespace, answer)
+                yield step
+        finally:
+            self.memories.settle(namespace)
 
     def _answer(self, prompt: Prompt, options: Options) -> Result:
         stream = self.stream(prompt, **options)

@@ -107,6 +107,7 @@ def _sampled(lm: LanguageModel, prompt: str, drafted: bool) -> tuple[DecodeStats
         prompt,
         drafter=lm.drafter if drafted else "none",
         namespace=None,
+        budget=lm.budget,
         max_new_tokens=NEW_TOKENS,
         temperature=TEMPERATURE,
         seed=SEED,
@@ -117,7 +118,7 @@ def _sampled(lm: LanguageModel, prompt: str, drafted: bool) -> tuple[DecodeStats
 def _replayed(lm: LanguageModel, text: Sequence[int], drafted: bool) -> tuple[DecodeStats, tuple[int, ...]]:
     prompt, record = text[: len(text) // 2], text[len(text) // 2 :]
     engine = TransformersTarget(lm.model)
-    situation = Situation(engine, partial(lm.memories.of, None), lm.budget)
+    situation = Situation(engine, partial(lm.memories.of, None))
     drafter, _ = situation.drafting(lm.drafter if drafted else "none")
     stats = DecodeStats()
     tokens: list[int] = []

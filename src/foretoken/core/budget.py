@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from foretoken.core.costs import CostCurve, Median
 from foretoken.core.draft import Draft
-
-MIN_SECONDS = 1e-9  # of a step, where the clock stands still
 
 
 class Budget(Protocol):
@@ -51,124 +50,12 @@ class FixedBudget:
         return self.num_tokens
 
     def choose(self, draft: Draft) -> Draft:
-        guesses = range(draft.num_guesses)
-        if len(guesses) <= self.num_tokens:
+        if draft.num_guesses <= self.num_tokens:
             return draft
-        return draft.select([*guesses[: self.num_tokens], *range(draft.num_guesses, len(draft))])
+        return draft.with_guesses(range(self.num_tokens))
 
     def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
         pass
-
-
-class Median:
-    """The median of the latest numbers: one that stands out, such as a collection of garbage, does not move it."""
-
-    SAMPLES = 7
-
-    def __init__(self) -> None:
-        self._latest: deque[float] = deque(maxlen=self.SAMPLES)
-        self.value = 0.0
-
-    def __len__(self) -> int:
-        return len(self._latest)
-
-    def add(self, number: float) -> None:
-        """Take one more."""
-        self._latest.append(number)
-        self.value = sorted(self._latest)[(len(self._latest) - 1) // 2]
-
-
-class CostCurve:
-    """Seconds of a step over n rows, learned from the steps themselves.
-
-    Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines drawn between their medians. Beyond the most rows
-    that were tried the last line goes on; from single rows alone, each further row is taken to cost as much. What was
-    not tried for long, or before the time of a single row changed, is forgotten.
-
-    Args:
-        seconds: What is known already, rows to seconds.
-
-    >>> curve = CostCurve({1: 0.010, 9: 0.014})
-    >>> round(curve.seconds(5), 4), round(curve.seconds(17), 4)
-    (0.012, 0.018)
-    """
-
-    ENOUGH = 3  # samples, below which a slow one may mislead
-    MAX_AGE = 400  # steps
-
-    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
-        self._groups: dict[int, tuple[Median, Median]] = {}  # rows and seconds
-        self._last: dict[int, int] = {}  # step in which a group was tried
-        self._step = 0
-        for rows, value in (seconds or {}).items():
-            for _ in range(self.ENOUGH):
-                self.add(rows, value)
-
-    def add(self, num_rows: int, seconds: float) -> None:
-        """A step over so many rows took so long."""
-        self._step += 1
-        group = (num_rows - 1).bit_length()
-        if group not in self._groups:
-            self._groups[group] = Median(), Median()
-        rows, times = self._groups[group]
-        before = times.value
-        rows.add(num_rows)
-        times.add(seconds if seconds > MIN_SECONDS else MIN_SECONDS)
-        self._last[group] = self._step
-        # Where single rows take another time than before, so do all others.
-        changed = group == 0 and before and not 2 / 3 < times.value / before < 3 / 2
-        oldest = self._step if changed else self._step - self.MAX_AGE
-        for other in [old for old, step in self._last.items() if step < oldest and old]:
-            del self._groups[other], self._last[other]
-
-    @property
-    def num_plain(self) -> int:
-        """How many of the samples are of a single row."""
-        return len(self._groups[0][1]) if 0 in self._groups else 0
-
-    @property
-    def most_rows(self) -> int:
-        """The most rows that were tried; 0 for none."""
-        return int(self._groups[max(self._groups)][0].value) if self._groups else 0
-
-    def seconds(self, num_rows: int) -> float:
-        """The expected time of a step; 0 where nothing was tried."""
-        return self.bounds(num_rows)[0][-1]
-
-    def median(self, num_rows: int) -> float:
-        """The median of the steps that are taken together with those of so many rows; 0 for none."""
-        group = self._groups.get((num_rows - 1).bit_length())
-        return group[1].value if group else 0.0
-
-    def bounds(self, num_rows: int) -> tuple[list[float], list[float]]:
-        """For 1, 2, .. ``num_rows`` rows the expected time, and the least that it may turn out to be.
-
-        The two differ where there are too few samples.
-        """
-        if not self._groups:
-            return [0.0] * num_rows, [0.0] * num_rows
-        before, time, floor, slope = 0, 0.0, 0.0, 0.0
-        expected: list[float] = []
-        least: list[float] = []
-        for group in sorted(self._groups):
-            rows, at_rows = int(self._groups[group][0].value), self._groups[group][1].value
-            slope = (at_rows - time) / (rows - before)
-            line = [*(time + slope * i for i in range(1, rows - before)), at_rows]
-            enough = len(self._groups[group][1]) >= self.ENOUGH
-            floor = at_rows if enough or not floor else min(floor, at_rows)
-            expected += line
-            least += line if enough else [floor] * len(line)
-            before, time = rows, at_rows
-            if before >= num_rows:
-                break
-        slope = max(0.0, slope)
-        expected += [time + slope * i for i in range(1, num_rows - before + 1)]
-        least += [floor] * (num_rows - before)
-        return expected[:num_rows], least[:num_rows]
-
-    def as_dict(self) -> dict[int, float]:
-        """Rows to seconds, to be stored and given to another curve."""
-        return {int(rows.value): times.value for rows, times in self._groups.values()}
 
 
 class AdaptiveBudget:
@@ -185,7 +72,8 @@ class AdaptiveBudget:
     - Where the drafter's answers are not worth its own time, it is asked less often.
     - Now and then a step is plain, so that t(1) stays known.
 
-    Several threads may share one; what a forward costs is then what it costs among the others.
+    It learns from texts, so those who must not learn of each other need one each. Several threads may share one; what a
+    forward costs is then what it costs among the others.
 
     Args:
         max_tokens: The most guesses of a draft.
@@ -196,7 +84,7 @@ class AdaptiveBudget:
     UNKNOWN_PROB = 0.6  # of a node whose drafter says nothing
     FORGET = 0.02  # of what drafts promised and kept, each time that the drafter is asked
     PRIOR = 2.0  # tokens that count as promised and kept before any was
-    PLAIN_STEPS = 3  # that t(1) is first learned from
+    PLAIN_SAMPLES = 2  # that t(1) is first learned from
     PLAIN_EVERY = 50  # steps
     MAX_PAUSE = 15  # steps between two questions
     PRICED_ROWS = 8  # that must have been tried before a price is named: the second may cost as much as ten more
@@ -211,6 +99,7 @@ class AdaptiveBudget:
         self._lock = threading.Lock()
         self._promised = self._kept = 0.0  # tokens, of late
         self._credit = self.CREDIT
+        self._charged = 0.0  # for this step
         self._since_plain = 0  # steps
         self._asked = False  # whether the drafter was, in this step
         self._drafting = Median()  # seconds that the drafter takes where it is asked
@@ -240,10 +129,14 @@ class AdaptiveBudget:
         with self._lock:
             self.costs.add(num_rows, seconds)
 
+    def after_fork(self) -> None:
+        """Be of use to a forked child, whose parent's other threads may have held the lock."""
+        self._lock = threading.Lock()
+
     def max_draft_tokens(self) -> int:
         with self._lock:
             self._since_plain += 1
-            if self.costs.num_plain < self.PLAIN_STEPS or self._since_plain > self.PLAIN_EVERY:
+            if self.costs.num_plain < self.PLAIN_SAMPLES or self._since_plain > self.PLAIN_EVERY:
                 return 0
             if self._paused < self._pause:
                 self._paused += 1
@@ -257,10 +150,18 @@ class AdaptiveBudget:
             if not draft or not self.costs.num_plain:
                 return Draft()
             values = self._values(draft)
-            # A guess comes after its parent: it is no more probable, and of equals the first stays first.
-            order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+            order = self._order(draft, values)
             size = self._best_size([values[node] for node in order], self._sizes(draft, order))
         return draft if size == len(draft) else draft.select(sorted(order[:size]))
+
+    def _order(self, draft: Draft, values: list[float]) -> list[int]:
+        """The nodes, the most valuable first, each after its parent; lookahead rows stand together."""
+        ranks = values
+        if draft.window_parents:  # the window comes after the last guess that it hangs on
+            last = min(values[node] for node in draft.window_parents)
+            ranks = [*values[: draft.num_guesses], *(min(last, value) for value in values[draft.num_guesses :])]
+        # A guess is no more probable than its parent, and of equals the first stays first.
+        return sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
 
     def _sizes(self, draft: Draft, order: list[int]) -> list[int]:
         """How many of the nodes, in this order, may be verified: a few more than ever, and no part of the window."""
@@ -292,7 +193,8 @@ class AdaptiveBudget:
             most = min(expected[hope_size] / plain, 1.0 + hope_size)
             price = most - tokens[hope_size] / (best_rate * plain)
             if price <= self._credit:
-                self._credit -= max(0.0, price)
+                self._charged = max(0.0, price)
+                self._credit -= self._charged
                 return hope_size
         return best_size
 
@@ -301,8 +203,11 @@ class AdaptiveBudget:
             asked, self._asked = self._asked, False
             rows, forward = 1 + len(draft), seconds - draft_seconds
             before = self.costs.median(rows)
-            self.costs.add(rows, forward)
-            if before and abs(forward - before) > before / 3:
+            says_the_price = self.costs.add(rows, forward)
+            charged, self._charged = self._charged, 0.0
+            if not says_the_price:
+                self._credit += charged  # nothing was learned for it: try again
+            if says_the_price and before and abs(forward - before) > before / 3:
                 self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
             if not draft:
                 self._since_plain = 0
@@ -313,17 +218,21 @@ class AdaptiveBudget:
             if asked:
                 self._drafting.add(draft_seconds if draft_seconds > 0 else 0.0)  # whatever the clock says
             if asked or draft:
-                self._learn(draft, num_accepted, (self.costs.median(rows) + self._drafting.value) / plain)
+                self._learn_promises(draft, num_accepted)
+                cost = self.costs.median(rows) or plain  # as much at least, where it is not known yet
+                self._learn_gain(1 + num_accepted - (cost + self._drafting.value) / plain)
 
-    def _learn(self, draft: Draft, num_accepted: int, cost: float) -> None:
-        """Learn from a step in which the drafter was asked, and which cost as much as so many plain ones."""
+    def _learn_promises(self, draft: Draft, num_accepted: int) -> None:
+        """Learn from a step in which the drafter was asked."""
         self._promised -= self.FORGET * self._promised
         self._kept -= self.FORGET * self._kept
         if draft:
             self._promised += sum(self._path_probs(draft))
             self._kept += num_accepted
-        gain = max(-1.0, 1 + num_accepted - cost)
-        self._gain = min(0.5, max(-0.1, 0.95 * self._gain + 0.05 * gain))
+
+    def _learn_gain(self, gain: float) -> None:
+        """Learn from a step in which the drafter was asked, and which saved so many plain ones."""
+        self._gain = min(0.5, max(-0.1, 0.95 * self._gain + 0.05 * max(-1.0, gain)))
         self._pause = min(self.MAX_PAUSE, 2 * self._pause + 1) if self._gain < 0 else 0
 
     def _values(self, draft: Draft) -> list[float]:
@@ -333,6 +242,8 @@ class AdaptiveBudget:
         """
         num, discount = draft.num_guesses, self.discount
         later = sum(draft.probs[num:]) / max(1, draft.num_lookahead)
+        if not 0.0 <= later < math.inf:  # not a number, for one
+            later = 0.0
         return [path * discount for path in self._path_probs(draft)] + [later] * draft.num_lookahead
 
     def _path_probs(self, draft: Draft) -> list[float]:

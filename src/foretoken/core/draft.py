@@ -75,6 +75,12 @@ class Draft:
             depths.append(1 if parent == -1 else depths[parent] + 1)
         return tuple(depths)
 
+    @cached_property
+    def window_parents(self) -> set[int]:
+        """The guesses that lookahead rows hang on."""
+        num = self.num_guesses
+        return {parent for parent in self.parents[num:] if 0 <= parent < num}
+
     def children(self, node: int) -> list[int]:
         """The guesses that follow ``node``."""
         return [child for child, parent in enumerate(self.parents[: self.num_guesses]) if parent == node]
@@ -110,13 +116,24 @@ class Draft:
             sum(node >= self.num_guesses for node in nodes),
         )
 
+    def with_guesses(self, nodes: Sequence[int]) -> Draft:
+        """The draft of these guesses, and of all lookahead rows if every guess that they stand on is among them.
+
+        Args:
+            nodes: Guesses, each after its parent.
+
+        Raises:
+            KeyError: If a guess's parent is not among the nodes before it.
+        """
+        lookahead = self.window_parents <= set(nodes)
+        return self.select([*nodes, *range(self.num_guesses, len(self))] if lookahead else nodes)
+
     def within(self, max_depth: int) -> Draft:
-        """The draft without the guesses deeper than ``max_depth`` tokens; lookahead rows stay."""
+        """The draft without the guesses deeper than ``max_depth`` tokens; lookahead rows stay if they hang on none."""
         guesses = range(self.num_guesses)
         if all(self.depths[node] <= max_depth for node in guesses):
             return self
-        shallow = [node for node in guesses if self.depths[node] <= max_depth]
-        return self.select([*shallow, *range(self.num_guesses, len(self))])
+        return self.with_guesses([node for node in guesses if self.depths[node] <= max_depth])
 
     def guesses(self) -> Draft:
         """The draft without its lookahead rows."""

@@ -32,6 +32,7 @@ WIDTH = 8  # children of one draft node
 NAMED_ORDERS = 4  # the longest context whose successors the target named are kept
 COPIED = 6  # tokens of this text that occurred before as they stand: what they then went on with is a better guide
 NAMED = 8  # successors of one context, the likeliest first
+NAMED_CONTEXTS = 2**16  # of which a memory keeps what the target named
 
 LOCAL, SHARED, BACKGROUND, SKIP, RECYCLED = range(5)  # the kinds of votes
 KINDS = 5
@@ -44,6 +45,9 @@ SETS = 2 * CHOICES + 1  # weights by what the stores knew, by what speaks for th
 
 OFFSET = np.float32(3.0)  # votes below a probability of 5 % speak against a token
 PROB, LOGIT, SEEN = range(3)  # columns of the table
+BLOCK = 16  # entries of the table that are copied together
+ROW = 3 * BLOCK  # numbers in a row of weights, of which a set has SLOTS and a block all
+ROWS = SETS + KEYS // BLOCK
 MIN_NAMED = np.float32(0.008)  # what the target thinks less likely gets no vote
 MIN_PROB, MAX_PROB = np.float32(0.0005), np.float32(0.999)
 MAX_LOGIT = np.float32(15.0)
@@ -96,30 +100,37 @@ class Frozen(NamedTuple):
 class Recycled(NamedTuple):
     """What the target's logits named after contexts of 1 to NAMED_ORDERS tokens, the latest naming of each.
 
-    Token recycling (Luo et al., arXiv 2408.08696) for longer contexts too. A context lies where its hash says, in the
-    place of another one that may have been there.
+    Token recycling (Luo et al., arXiv 2408.08696) for longer contexts too. A context has one of NAMED_CONTEXTS places,
+    by its hash, and takes it from another one that may have been there. Only places that were taken need memory.
 
     Args:
-        checks: uint32 [power of two], the low bits of the context's hash, the lowest set where it was committed text;
-            0 for none.
-        successors: SUCCESSOR [the same, NAMED], the likeliest first; probability 0 where there is no further one.
+        table: int32 [power of two, at least twice the capacity], entry of a place by hash; 0 for none.
+        entries: uint32 [capacity, 2], the place, and the low bits of the context's hash, the lowest set where it was
+            committed text; entry 0 is none, and its first number says how many are in use, with itself.
+        successors: SUCCESSOR [capacity, NAMED], the likeliest first; probability 0 where there is no further one.
     """
 
-    checks: NDArray[np.uint32]
+    table: Ints
+    entries: NDArray[np.uint32]
     successors: NDArray[Any]
 
 
 class Weights(NamedTuple):
-    """What the mixer has learned.
+    """What the mixer has learned: rows that many share until one of them learns, and then copies.
+
+    The rows are SETS sets of SLOTS weights, and then the table: for each strength of vote how often such votes were
+    right, the same as log(p / (1 - p)), and how many tokens it has learned from, BLOCK strengths in a row.
 
     Args:
-        table: float32 [KEYS, 3], for each strength of vote: how often such votes were right, the same as
-            log(p / (1 - p)), and how many tokens it has learned from.
-        weight: float32 [SETS, SLOTS].
+        start: float32 [ROWS, ROW], where learning began; never written to.
+        own: float32 [capacity, ROW], the rows that have learned.
+        place: int16 [ROWS + 1], for each row its place in ``own``, -1 where it is still ``start``'s; then how many
+            places are in use.
     """
 
-    table: Floats
-    weight: Floats
+    start: Floats
+    own: Floats
+    place: NDArray[np.int16]
 
 
 class Votes(NamedTuple):
@@ -168,8 +179,14 @@ def room_for_votes() -> Votes:
 
 
 def room_for_recycled(num_contexts: int) -> Recycled:
-    """Nothing named yet, in room for a power of two of contexts."""
-    return Recycled(np.zeros(num_contexts, np.uint32), np.zeros((num_contexts, NAMED), SUCCESSOR))
+    """Nothing named yet, in room for so many contexts."""
+    recycled = Recycled(
+        np.zeros(1 << (2 * num_contexts).bit_length(), np.int32),
+        np.zeros((num_contexts + 1, 2), np.uint32),
+        np.zeros((num_contexts + 1, NAMED), SUCCESSOR),
+    )
+    recycled.entries[0, 0] = 1
+    return recycled
 
 
 def room_for_growth(max_tokens: int) -> Growth:
@@ -184,7 +201,7 @@ def room_for_growth(max_tokens: int) -> Growth:
     )
 
 
-NOTHING_RECYCLED = room_for_recycled(1)  # where a drafter does not recycle
+NOTHING_RECYCLED = room_for_recycled(0)  # where a drafter does not recycle
 
 
 def compiled(function: F) -> F:
@@ -514,16 +531,49 @@ def step_of_prob(prob: float) -> int:
 
 
 @compiled
-def slot_of(recycled: Recycled, h: np.uint64) -> int:
-    """Where the context of a hash lies."""
-    return int(h >> np.uint64(40) & np.uint64(recycled.checks.size - 1))
+def place_of(h: np.uint64) -> np.uint32:
+    """The place of the context of a hash."""
+    return np.uint32(h >> np.uint64(40) & np.uint64(NAMED_CONTEXTS - 1))
+
+
+@compiled
+def entry_of(recycled: Recycled, place: np.uint32) -> int:
+    """Where it is said what was named after the context that has a place; 0 where none has it."""
+    i = np.int64(place) & (recycled.table.size - 1)
+    while recycled.table[i] != 0:
+        if recycled.entries[recycled.table[i], 0] == place:
+            return int(recycled.table[i])
+        i = (i + 1) & (recycled.table.size - 1)
+    return 0
+
+
+@compiled
+def enter(recycled: Recycled, first: int) -> None:
+    """Let the entries from ``first`` on be found."""
+    for entry in range(first, np.int64(recycled.entries[0, 0])):
+        i = np.int64(recycled.entries[entry, 0]) & (recycled.table.size - 1)
+        while recycled.table[i] != 0:
+            i = (i + 1) & (recycled.table.size - 1)
+        recycled.table[i] = entry
+
+
+@compiled
+def take_entry(recycled: Recycled, place: np.uint32) -> int:
+    """The entry of a place, a new one where it has none; there must be room for it."""
+    entry = entry_of(recycled, place)
+    if entry == 0:
+        entry = int(recycled.entries[0, 0])
+        recycled.entries[0, 0] = entry + 1
+        recycled.entries[entry, 0] = place
+        enter(recycled, entry)
+    return entry
 
 
 @compiled
 def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> int:
     """What the target named after the last tokens, whenever it scored them last."""
     votes.longest[RECYCLED] = 0
-    if recycled.checks.size == 1 or votes.longest[LOCAL] >= COPIED:
+    if recycled.entries[0, 0] == 1 or votes.longest[LOCAL] >= COPIED:
         return num
     h = np.uint64(0)
     for order in range(1, NAMED_ORDERS + 1):
@@ -531,13 +581,15 @@ def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> 
         if token < 0:
             break
         h = extend_hash(h, np.uint64(token))
-        slot = slot_of(recycled, h)
-        check = recycled.checks[slot]
+        entry = entry_of(recycled, place_of(h))
+        if entry == 0:
+            continue
+        check = recycled.entries[entry, 1]
         if check | np.uint32(1) != np.uint32(h & np.uint64(0xFFFFFFFF)) | np.uint32(1):
             continue
         votes.longest[RECYCLED] = order
         for rank in range(NAMED):
-            successor = recycled.successors[slot, rank]
+            successor = recycled.successors[entry, rank]
             if successor.prob < MIN_NAMED:
                 break
             key = key_of(RECYCLED, order, step_of_prob(successor.prob), rank, int(check & np.uint32(1)))
@@ -554,10 +606,10 @@ def name(recycled: Recycled, window: Ints, tokens: Ints, probs: Floats, kept: in
         if token < 0:
             break
         h = extend_hash(h, np.uint64(token))
-        slot = slot_of(recycled, h)
-        recycled.checks[slot] = np.uint32(h & np.uint64(0xFFFFFFFE)) | np.uint32(kept)
+        entry = take_entry(recycled, place_of(h))
+        recycled.entries[entry, 1] = np.uint32(h & np.uint64(0xFFFFFFFE)) | np.uint32(kept)
         for rank in range(NAMED):
-            successor = recycled.successors[slot, rank]
+            successor = recycled.successors[entry, rank]
             named = rank < tokens.size
             successor.token, successor.prob = tokens[rank] if named else 0, probs[rank] if named else 0
 
@@ -600,16 +652,56 @@ def set_of(longest: Ints) -> int:
 
 
 @compiled
+def copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """An assignment of one array to another would be allowed to allocate."""
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@compiled
+def own_row(weights: Weights, row: int) -> np.int64:
+    """The place in ``own`` of a row that is to be written to; there must be room for it."""
+    place = np.int64(weights.place[row])
+    if place < 0:
+        place = np.int64(weights.place[ROWS])
+        weights.place[ROWS] = place + 1
+        weights.place[row] = place
+        copy(weights.start[row], weights.own[place])
+    return place
+
+
+@compiled
+def logit_of(weights: Weights, key: int) -> float:
+    """What a strength of vote says of a token."""
+    row, column = SETS + key // BLOCK, 3 * (key % BLOCK) + LOGIT
+    place = weights.place[row]
+    return weights.own[place, column] if place >= 0 else weights.start[row, column]  # type: ignore[no-any-return]
+
+
+@compiled
+def has_room(weights: Weights, votes: Votes, num: int) -> bool:
+    """Whether there is room for all rows that learning from these votes might write to."""
+    rows = 2 + num
+    for i in range(num):
+        rows += votes.candidates[i].num_votes
+    return bool(weights.own.shape[0] == ROWS or weights.place[ROWS] + rows <= weights.own.shape[0])
+
+
+@compiled
 def mix(votes: Votes, num: int, weights: Weights) -> None:
     """The probability of each candidate, from its votes alone."""
-    here, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
+    start, learned, place = weights
+    row, last = set_of(votes.longest), SETS - 1
+    here = learned[place[row]] if place[row] >= 0 else start[row]
+    common = learned[place[last]] if place[last] >= 0 else start[last]
     for i in range(num):
-        own = weights.weight[CHOICES + set_of(votes.known[i])]
+        row = CHOICES + set_of(votes.known[i])
+        own = learned[place[row]] if place[row] >= 0 else start[row]
         z = here[SLOTS - 1] + own[SLOTS - 1] + common[SLOTS - 1]
         for n in range(votes.candidates[i].num_votes):
             key = votes.keys[i, n]
             slot = key // STRENGTHS
-            z += (here[slot] + own[slot] + common[slot]) * (weights.table[key, LOGIT] + OFFSET)
+            z += (here[slot] + own[slot] + common[slot]) * (logit_of(weights, key) + OFFSET)
         z = min(MAX_LOGIT, max(-MAX_LOGIT, z))
         votes.candidates[i].prob = 1 / (1 + math.exp(-z))
 
@@ -617,14 +709,16 @@ def mix(votes: Votes, num: int, weights: Weights) -> None:
 @compiled
 def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> None:
     """Move the weights and the tables towards the token that came."""
-    here, common = weights.weight[set_of(votes.longest)], weights.weight[SETS - 1]
+    here = weights.own[own_row(weights, set_of(votes.longest))]
+    common = weights.own[own_row(weights, SETS - 1)]
     for i in range(num):
-        own = weights.weight[CHOICES + set_of(votes.known[i])]
+        own = weights.own[own_row(weights, CHOICES + set_of(votes.known[i]))]
         right = np.float32(votes.candidates[i].token == token)
         error = (right - votes.candidates[i].prob) * rate
         for n in range(votes.candidates[i].num_votes):
             key = votes.keys[i, n]
-            slot, entry = key // STRENGTHS, weights.table[key]
+            slot, first = key // STRENGTHS, 3 * (key % BLOCK)
+            entry = weights.own[own_row(weights, SETS + key // BLOCK)][first : first + 3]
             change = error * (entry[LOGIT] + OFFSET)
             here[slot] += change
             own[slot] += change
@@ -636,13 +730,6 @@ def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> 
         here[SLOTS - 1] += error
         own[SLOTS - 1] += error
         common[SLOTS - 1] += error * SHARED_RATE
-
-
-@compiled
-def copy(source: Ints, target: Ints) -> None:
-    """An assignment of one array to another would be allowed to allocate."""
-    for i in range(source.size):
-        target[i] = source[i]
 
 
 @compiled
@@ -666,7 +753,7 @@ def commit(
     new: Ints,
     rate: float,
 ) -> int:
-    """Learn from committed tokens and append them to the local store; how many it had room for.
+    """Learn from committed tokens and append them to the local store; how many it and the weights had room for.
 
     Args:
         local: The statistics of this sequence.
@@ -683,7 +770,7 @@ def commit(
     follow(shared, window, contexts)
     for i in range(new.size):
         num = collect(local, local.active, shared, contexts, frozen, recycled, window, votes)
-        if extend(local, new[i : i + 1]) == 0:
+        if not has_room(weights, votes, num) or extend(local, new[i : i + 1]) == 0:
             return i
         mix(votes, num, weights)
         learn(votes, num, weights, new[i], rate)
@@ -797,10 +884,10 @@ def sources_of(arrays: tuple[Any, ...]) -> Sources:
         Trie(*arrays[:6]),
         Trie(*arrays[6:12]),
         Frozen(*arrays[12:14]),
-        Recycled(*arrays[14:16]),
-        Weights(*arrays[16:18]),
-        Votes(*arrays[18:22]),
-        Growth(*arrays[22:27]),
+        Recycled(*arrays[14:17]),
+        Weights(*arrays[17:20]),
+        Votes(*arrays[20:24]),
+        Growth(*arrays[24:29]),
     )
 
 
@@ -828,7 +915,8 @@ def recycle(
     named: Ints,
     probs: Floats,
     windows: Ints,
-    checks: NDArray[np.uint32],
+    table: Ints,
+    entries: NDArray[np.uint32],
     successors: NDArray[Any],
 ) -> None:
     """Keep what the target named after every row of a forward, rejected ones too.
@@ -841,10 +929,11 @@ def recycle(
         named: int32 [n + 1, k], the likeliest tokens after each row.
         probs: float32 [n + 1, k].
         windows: int32 [n + 1 or more, WINDOW], room to work in.
-        checks: Of ``Recycled``.
+        table: Of ``Recycled``, which has room for NAMED_ORDERS further contexts of each row.
+        entries: Of ``Recycled``.
         successors: Of ``Recycled``.
     """
-    recycled = Recycled(checks, successors)
+    recycled = Recycled(table, entries, successors)
     copy(window, windows[0])
     for node in range(tokens.size):
         slide(windows[parents[node] + 1], tokens[node], windows[node + 1])

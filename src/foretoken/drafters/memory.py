@@ -1,29 +1,32 @@
-"""What outlives an answer: earlier answers, a background corpus, and what the mixer has learned."""
+"""What outlives an answer: earlier answers, a background corpus, what the mixer has learned, and the budget."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import as_file, files
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foretoken.core.budget import AdaptiveBudget
 from foretoken.drafters import kernels
 from foretoken.drafters.background import Background
-from foretoken.drafters.kernels import Frozen, Ints, Weights
+from foretoken.drafters.kernels import Floats, Frozen, Ints, Weights
 from foretoken.drafters.store import TokenStore
 
 ANSWERS_MAX_BYTES = 128 * 2**20
-NAMED_CONTEXTS = 2**16  # of which the memory keeps what the target named
+OBJECTS_BYTES = 2**14  # of a memory, besides its arrays
 
 
 class Memory:
-    """Everything that the drafters of one namespace share; two namespaces share nothing but the background corpus.
+    """Everything that the answers of one namespace share; two namespaces share nothing but the background corpus.
 
-    Several threads may draft from one memory.
+    Several threads may draft from one memory. It is small at first and grows with what is remembered.
 
     Args:
         background: A background corpus, or None.
@@ -39,11 +42,22 @@ class Memory:
         weights: Weights | None = None,
     ) -> None:
         self.lock = threading.Lock()
-        self.answers = TokenStore(max_bytes=max_bytes)
-        self.weights = weights or starting_weights(background is not None)
-        self.frozen = _frozen(background)
+        self.budget = AdaptiveBudget()
+        self._max_bytes, self._given_weights = max_bytes, weights
+        self._begin(background)
+        _ALL.add(self)
+
+    def _begin(self, background: Background | None) -> None:
+        self.answers = TokenStore(0, self._max_bytes)
+        self.weights = self._given_weights or starting_weights(background is not None)
+        self.background, self.frozen = background, _frozen(background)
         self.recycled = kernels.NOTHING_RECYCLED
-        self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this memory alone takes."""
+        arrays = (self.weights.own, self.weights.place, *self.recycled)
+        return OBJECTS_BYTES + self.answers.nbytes + sum(array.nbytes for array in arrays)
 
     def add(self, answer: Sequence[int] | Ints) -> None:
         """Remember the tokens of an answer."""
@@ -51,33 +65,65 @@ class Memory:
             self.answers.extend(answer)
             self.answers.end_sequence()
 
-    def recycle(self) -> None:
-        """Keep what the target's logits name from now on, where that is not done yet."""
-        with self.lock:
-            if self.recycled is kernels.NOTHING_RECYCLED:
-                self.recycled = kernels.room_for_recycled(NAMED_CONTEXTS)
+    def make_room_for_named(self, num_contexts: int) -> None:
+        """Let the target name what follows so many further contexts; the lock is held by the caller."""
+        old, used = self.recycled, int(self.recycled.entries[0, 0])
+        if used + num_contexts <= len(old.entries) or len(old.entries) > kernels.NAMED_CONTEXTS:
+            return
+        grown = kernels.room_for_recycled(min(kernels.NAMED_CONTEXTS, max(used + num_contexts, used + used // 2)))
+        grown.entries[:used], grown.successors[:used] = old.entries[:used], old.successors[:used]
+        kernels.enter(grown, 1)
+        self.recycled = grown
 
-    def make_room(self, max_tokens: int) -> None:
-        """Let drafts have up to ``max_tokens`` nodes."""
-        if max_tokens > self.growth.probs.size:
-            self.growth = kernels.room_for_growth(max_tokens)
+    def make_room_to_learn(self) -> None:
+        """Let more of the mixer's weights be learned; the lock is held by the caller."""
+        capacity = len(self.weights.own)
+        own = np.empty((min(kernels.ROWS, capacity + capacity // 2 + 64), kernels.ROW), np.float32)
+        own[:capacity] = self.weights.own
+        self.weights = self.weights._replace(own=own)
 
     def use(self, background: Background) -> None:
         """Draft from this background corpus from now on, and weigh its votes from the start."""
         with self.lock:
-            self.frozen, self.weights = _frozen(background), starting_weights(True)
+            self.background, self.frozen, self.weights = background, _frozen(background), starting_weights(True)
+
+    def after_fork(self) -> None:
+        """Be of use to a forked child, in which no other thread goes on.
+
+        What another thread of the parent was changing may be half changed, so that all of it is forgotten.
+        """
+        if self.lock.locked():
+            self._begin(self.background)
+        self.lock = threading.Lock()
+        self.budget.after_fork()
+
+
+_ALL: WeakSet[Memory] = WeakSet()
+
+
+def _after_fork() -> None:
+    for memory in list(_ALL):
+        memory.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@cache
+def _learned(with_background: bool) -> Floats:
+    """What ``scripts/learn_weights.py`` learned, with or without a background corpus: rows that all memories share."""
+    name = "background" if with_background else "alone"
+    with as_file(files("foretoken.drafters") / "weights.npz") as path, np.load(path) as arrays:
+        prob, seen, weight = (arrays[f"{name}_{part}"] for part in ("prob", "seen", "weight"))
+    return _rows(prob, seen, weight)
 
 
 def starting_weights(with_background: bool) -> Weights:
-    """A copy of what ``scripts/learn_weights.py`` learned, with or without a background corpus."""
-    name, arrays = "background" if with_background else "alone", _learned()
-    return _weights(*(arrays[f"{name}_{part}"] for part in ("prob", "seen", "weight")))
-
-
-@cache  # a request that remembers nothing has a memory of its own
-def _learned() -> dict[str, NDArray[Any]]:
-    with as_file(files("foretoken.drafters") / "weights.npz") as path, np.load(path) as arrays:
-        return dict(arrays)
+    """What comes with the package, to learn on from."""
+    place = np.full(kernels.ROWS + 1, -1, np.int16)
+    place[kernels.ROWS] = 0
+    return Weights(_learned(with_background), np.empty((0, kernels.ROW), np.float32), place)
 
 
 def untrained_weights() -> Weights:
@@ -91,12 +137,37 @@ def untrained_weights() -> Weights:
     prob[kernels.RECYCLED] = (named[:, None, None] * (0.5 + 0.1 * order)).clip(0.005, 0.98)
     weight = np.zeros((kernels.SETS, kernels.SLOTS))
     weight[-1], weight[-1, -1] = 0.18, -3.2
-    return _weights(prob.ravel(), np.zeros(kernels.KEYS), weight)
+    return with_rows_of_its_own(_rows(prob.ravel(), np.zeros(kernels.KEYS), weight))
 
 
-def _weights(prob: NDArray[Any], seen: NDArray[Any], weight: NDArray[Any]) -> Weights:
-    table = np.stack([prob, np.log(prob / (1 - prob)), seen], axis=1)
-    return Weights(table.astype(np.float32), weight.astype(np.float32))
+def with_rows_of_its_own(rows: Floats) -> Weights:
+    """Weights that share no row."""
+    place = np.arange(kernels.ROWS + 1, dtype=np.int16)
+    return Weights(rows, rows.copy(), place)
+
+
+def rows_now(weights: Weights) -> Floats:
+    """A copy of all rows as they are now, [ROWS, ROW]."""
+    rows, place = weights.start.copy(), weights.place[: kernels.ROWS]
+    rows[place >= 0] = weights.own[place[place >= 0]]
+    return rows
+
+
+def sets_of(rows: Floats) -> Floats:
+    """The weights of each set in the rows, [SETS, SLOTS]; a view."""
+    return rows[: kernels.SETS, : kernels.SLOTS]
+
+
+def table_of(rows: Floats) -> Floats:
+    """For each strength of vote how often it was right, the same as a logit, and its tokens: [KEYS, 3]; a view."""
+    return rows[kernels.SETS :].reshape(kernels.KEYS, 3)
+
+
+def _rows(prob: NDArray[Any], seen: NDArray[Any], weight: NDArray[Any]) -> Floats:
+    rows = np.zeros((kernels.ROWS, kernels.ROW), np.float32)
+    table_of(rows)[:] = np.stack([prob, np.log(prob / (1 - prob)), seen], axis=1)
+    sets_of(rows)[:] = weight
+    return rows
 
 
 def _frozen(background: Background | None) -> Frozen:

@@ -18,6 +18,7 @@ committed token. The draft is the tree of the most probable paths, or the chain 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
 from foretoken.drafters import kernels
-from foretoken.drafters.kernels import NAMED, WIDTH, WINDOW, Ints
+from foretoken.drafters.kernels import NAMED, WIDTH, WINDOW, Growth, Ints
 from foretoken.drafters.memory import Memory
 from foretoken.drafters.store import TokenStore
 
@@ -68,8 +69,6 @@ class MixedNgram:
     ) -> None:
         self.memory = memory or Memory()
         self.recycle = recycle
-        if recycle:
-            self.memory.recycle()
         self.references = references
         self.width = 1 if not trees else WIDTH if recycle else TEXT_WIDTH
         self.floor = self._most_floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
@@ -95,23 +94,22 @@ class MixedNgram:
         self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        memory, self._asked = self.memory, True
+        memory, growth, self._asked = self.memory, _ROOM.for_drafts(max_tokens), True
         with memory.lock:
-            memory.make_room(max_tokens)
             num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
-            (tokens, parents), probs = memory.growth.nodes[:, :num].tolist(), memory.growth.probs[:num].tolist()
+        (tokens, parents), probs = growth.nodes[:, :num].tolist(), growth.probs[:num].tolist()
         return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
     def observe(self, step: Step) -> None:
         new = np.array(step.tokens, np.int32)
         memory, before = self.memory, self._window.copy()
-        while True:
-            with memory.lock:
-                done = kernels.observe(self._window, new, self.rate, *self._arrays())
-            new = new[done:]
-            if new.size == 0:
-                break
-            self._local.make_room(new.size)
+        with memory.lock:
+            while (done := kernels.observe(self._window, new, self.rate, *self._arrays())) < new.size:
+                new = new[done:]
+                if self._local.is_full:
+                    self._local.make_room(new.size)
+                else:
+                    memory.make_room_to_learn()
         if self.recycle and self._asked:
             self._recycle(before, step)
         self._asked = False
@@ -129,12 +127,29 @@ class MixedNgram:
         top = step.scores.top(range(1 + len(draft)), NAMED)
         rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
         named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))
+        windows = _ROOM.for_drafts(len(draft)).windows
         with memory.lock:
-            memory.make_room(1 + len(draft))
-            kernels.recycle(before, *rows, *named, memory.growth.windows, *memory.recycled)
+            memory.make_room_for_named(kernels.NAMED_ORDERS * (1 + len(draft)))
+            kernels.recycle(before, *rows, *named, windows, *memory.recycled)  # type: ignore[arg-type]
 
     def _arrays(self) -> tuple[Any, ...]:
         memory = self.memory
         recycled = memory.recycled if self.recycle else kernels.NOTHING_RECYCLED
         stores = (*self._local.trie, *memory.answers.trie, *memory.frozen, *recycled)
-        return (*stores, *memory.weights, *memory.votes, *memory.growth)
+        return (*stores, *memory.weights, *_ROOM.votes, *_ROOM.growth)
+
+
+class _Room(threading.local):
+    """What a thread works in; all drafters share it, so that it stays in the processor's cache."""
+
+    def __init__(self) -> None:
+        self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
+
+    def for_drafts(self, max_tokens: int) -> Growth:
+        """Room for a draft of up to so many nodes."""
+        if max_tokens > self.growth.probs.size:
+            self.growth = kernels.room_for_growth(max_tokens)
+        return self.growth
+
+
+_ROOM = _Room()

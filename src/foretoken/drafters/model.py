@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from foretoken.core.budget import Median
 from foretoken.core.contracts import Scores, Step, Target
+from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
 
 

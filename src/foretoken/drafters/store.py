@@ -40,6 +40,14 @@ class TokenStore:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in self.trie)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether another token might not fit; so ``kernels.extend`` has it."""
+        return (
+            int(self.trie.sizes[1]) + 2 * kernels.ORDERS + 2 > self.trie.nodes.size
+            or self.num_tokens + 2 > self.trie.tokens.size
+        )
+
     def extend(self, tokens: Sequence[int] | Ints) -> None:
         """Append tokens to the current sequence; numbers below 0 are no tokens and separate sequences."""
         new = np.array(tokens, np.int32)

@@ -1,0 +1,128 @@
+"""What a step over several rows costs, learned from the steps themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MIN_SECONDS = 1e-9  # of a step, where the clock stands still
+
+
+class Median:
+    """The median of the latest numbers: one that stands out, such as a collection of garbage, does not move it."""
+
+    SAMPLES = 7
+
+    def __init__(self) -> None:
+        self._latest: list[float] = []  # not a deque, which takes six times the memory
+        self.value = 0.0
+
+    def __len__(self) -> int:
+        return len(self._latest)
+
+    def add(self, number: float) -> None:
+        """Take one more."""
+        self._latest = [*self._latest[1 - self.SAMPLES :], number]
+        self.value = sorted(self._latest)[(len(self._latest) - 1) // 2]
+
+
+class CostCurve:
+    """Seconds of a step over n rows, learned from the steps themselves.
+
+    Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines drawn between their medians. Beyond the most rows
+    that were tried the last line goes on; from single rows alone, each further row is taken to cost as much. What was
+    not tried for long, or before the time of a single row changed, is forgotten.
+
+    The first step over each number of rows is left out where it took longer than expected: a library may have prepared
+    something for just so many rows, which takes as long as many forwards and never comes again.
+
+    Args:
+        seconds: What is known already, rows to seconds.
+
+    >>> curve = CostCurve({1: 0.010, 9: 0.014})
+    >>> round(curve.seconds(5), 4), round(curve.seconds(17), 4)
+    (0.012, 0.018)
+    """
+
+    ENOUGH = 3  # samples, below which a slow one may mislead
+    MAX_AGE = 400  # steps
+    AS_EXPECTED = 1.05  # times the expected time, since times are noisy
+
+    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
+        self._groups: dict[int, tuple[Median, Median]] = {}  # rows and seconds
+        self._last: dict[int, int] = {}  # step in which a group was tried
+        self._step = 0
+        self._met = set(seconds or ())  # numbers of rows that there was a step over
+        for rows, value in (seconds or {}).items():
+            for _ in range(self.ENOUGH):
+                self.add(rows, value)
+
+    def add(self, num_rows: int, seconds: float) -> bool:
+        """A step over so many rows took so long; whether that says what they cost."""
+        self._step += 1
+        if num_rows not in self._met:
+            self._met.add(num_rows)
+            if not seconds <= self.AS_EXPECTED * self.seconds(num_rows):
+                return False
+        group = (num_rows - 1).bit_length()
+        if group not in self._groups:
+            self._groups[group] = Median(), Median()
+        rows, times = self._groups[group]
+        before = times.value
+        rows.add(num_rows)
+        times.add(seconds if seconds > MIN_SECONDS else MIN_SECONDS)
+        self._last[group] = self._step
+        # Where single rows take another time than before, so do all others.
+        changed = group == 0 and before and not 2 / 3 < times.value / before < 3 / 2
+        oldest = self._step if changed else self._step - self.MAX_AGE
+        for other in [old for old, step in self._last.items() if step < oldest and old]:
+            del self._groups[other], self._last[other]
+        return True
+
+    @property
+    def num_plain(self) -> int:
+        """How many of the samples are of a single row."""
+        return len(self._groups[0][1]) if 0 in self._groups else 0
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that were tried; 0 for none."""
+        return int(self._groups[max(self._groups)][0].value) if self._groups else 0
+
+    def seconds(self, num_rows: int) -> float:
+        """The expected time of a step; 0 where nothing was tried."""
+        return self.bounds(num_rows)[0][-1]
+
+    def median(self, num_rows: int) -> float:
+        """The median of the steps that are taken together with those of so many rows; 0 for none."""
+        group = self._groups.get((num_rows - 1).bit_length())
+        return group[1].value if group else 0.0
+
+    def bounds(self, num_rows: int) -> tuple[list[float], list[float]]:
+        """For 1, 2, .. ``num_rows`` rows the expected time, and the least that it may turn out to be.
+
+        The two differ where there are too few samples.
+        """
+        if not self._groups:
+            return [0.0] * num_rows, [0.0] * num_rows
+        before, time, floor, slope = 0, 0.0, 0.0, 0.0
+        expected: list[float] = []
+        least: list[float] = []
+        for group in sorted(self._groups):
+            rows, at_rows = int(self._groups[group][0].value), self._groups[group][1].value
+            slope = (at_rows - time) / (rows - before)
+            line = [*(time + slope * i for i in range(1, rows - before)), at_rows]
+            enough = len(self._groups[group][1]) >= self.ENOUGH
+            floor = at_rows if enough or not floor else min(floor, at_rows)
+            expected += line
+            least += line if enough else [floor] * len(line)
+            before, time = rows, at_rows
+            if before >= num_rows:
+                break
+        slope = max(0.0, slope)
+        expected += [time + slope * i for i in range(1, num_rows - before + 1)]
+        least += [floor] * (num_rows - before)
+        return expected[:num_rows], least[:num_rows]
+
+    def as_dict(self) -> dict[int, float]:
+        """Rows to seconds, to be stored and given to another curve."""
+        return {int(rows.value): times.value for rows, times in self._groups.values()}

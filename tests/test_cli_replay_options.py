@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from commanding import call
-from foretoken import cli
+from foretoken.cli.app import app
 from foretoken.replay import run
 from logs import rows, write_log, write_tokenizer
 
@@ -21,7 +21,7 @@ VALUES += ["missing/file", "folder", "binary", "deep.json", "~nobody/x"]
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(app)
     for name in ("replay", "tune"):
         yield (name,), group.commands[name]
     for name, command in group.commands["bench"].commands.items():

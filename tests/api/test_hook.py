@@ -106,12 +106,12 @@ def test_drafts_do_not_reach_beyond_a_position_table():
 
 
 def test_torchs_seed_decides_a_sample_whatever_drafts():
-    model = tiny_model("llama")
+    model, smaller = tiny_model("llama"), tiny_model("qwen2")
     options = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "max_new_tokens": 40}
     said = []
     for drafter in (*DRAFTERS, "none", None):
         torch.manual_seed(11)
-        said.append(ours(model, drafter=drafter, draft_model=tiny_model("qwen2"), **options).tolist())
+        said.append(ours(model, drafter=drafter, draft_model=smaller, **options).tolist())
     assert all(text == said[0] for text in said)
     torch.manual_seed(12)
     assert ours(model, **options).tolist() != said[0]

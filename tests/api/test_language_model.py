@@ -43,10 +43,11 @@ def test_greedy_text_is_that_of_transformers(lm):
 
 
 def test_streamed_chunks_make_up_the_text(lm):
-    stream = lm.stream("abc", max_new_tokens=50)
+    stream = lm.stream("abc", max_new_tokens=50, drafter="anpd", budget=FixedBudget(7))
     chunks = list(stream)
     assert "".join(chunk.text for chunk in chunks) == stream.result.text == lm.generate("abc", max_new_tokens=50).text
-    assert sum(chunk.accepted for chunk in chunks) == stream.result.stats.accepted
+    # A token without text of its own, such as a special one, makes no chunk.
+    assert 0 < sum(chunk.accepted for chunk in chunks) <= stream.result.stats.accepted
 
 
 def test_a_stream_may_be_left(lm):

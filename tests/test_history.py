@@ -1009,7 +1009,6 @@ def test_one_namespace_alone(history, tmp_path):
 
 GOOD = '{"namespace": "n", "fingerprint": "f", "tokens": [1, 2]}'
 BAD = [
-    "",
     "{",
     "[]",
     "7",
@@ -1026,9 +1025,9 @@ BAD = [
 
 def test_bad_lines_are_passed_over(history, tmp_path):
     lines = [line for bad in BAD for line in (bad, GOOD)]
-    (tmp_path / "lines.jsonl").write_bytes("\n".join(lines).encode() + b'\n\xff\xfe"\n' + GOOD.encode())
+    (tmp_path / "lines.jsonl").write_bytes("\n".join(lines).encode() + b'\n \n\xff\xfe"\n' + GOOD.encode())
     result = history.import_(tmp_path / "lines.jsonl")
-    assert result.bad_lines == (*range(1, 2 * len(BAD) + 1, 2), 2 * len(BAD) + 1)
+    assert result.bad_lines == (*range(1, 2 * len(BAD) + 1, 2), 2 * len(BAD) + 2)  # a blank line is none
     assert result.answers == len(BAD) + 1 and texts(history) == [[1, 2]] * result.answers
 
 
@@ -1041,10 +1040,10 @@ def test_files_that_cannot_be_read_or_written(history, path, tmp_path):
     with pytest.raises(ForetokenError, match="is the history itself"):
         history.export(path)
     (tmp_path / "plain.gz").write_text(GOOD)
-    with pytest.raises(ForetokenError, match="could not be read: Not a gzipped file"):
+    with pytest.raises(ForetokenError, match=r"could not be read: it is no \.gz archive"):
         history.import_(tmp_path / "plain.gz")
     (tmp_path / "cut.gz").write_bytes(gzip.compress((GOOD + "\n").encode() * 3)[:-8])
-    with pytest.raises(ForetokenError, match="could not be read: Compressed file ended"):
+    with pytest.raises(ForetokenError, match="could not be read: it is damaged or cut off"):
         history.import_(tmp_path / "cut.gz")
     assert texts(history)[:1] == [[1]]
 
@@ -1109,15 +1108,16 @@ def test_other_compression_than_gzip_is_refused(history, tmp_path):
     assert not (tmp_path / "saved.xz").exists()
 
 
-def test_a_mark_of_the_byte_order_is_read_over(history, tmp_path):
-    (tmp_path / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_an_import_is_read_by_its_byte_order_mark(history, tmp_path, encoding):
+    (tmp_path / "marked.jsonl").write_text(f"{GOOD}\r\n", encoding=encoding, newline="")
     assert history.import_(tmp_path / "marked.jsonl").answers == 1
-    (tmp_path / "wide.jsonl").write_text(GOOD, encoding="utf-16")
-    with pytest.raises(ForetokenError, match="UTF-16"):
-        history.import_(tmp_path / "wide.jsonl")
 
 
-@pytest.mark.parametrize(("unit", "said"), [(b" " * 2**20, "Line 2 .* too long"), (b"\n" * 2**20, "over 10,000 lines")])
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [(b" " * 2**20, "unpacks to"), (b"x\n" * 2**19, "over 10,000 lines")],
+)
 def test_a_file_that_unpacks_to_very_much_takes_little_memory(history, tmp_path, unit, said):
     line = gzip.compress(GOOD.encode() + b"\n")
     (tmp_path / "bomb.gz").write_bytes(line + gzip.compress(unit) * 300)

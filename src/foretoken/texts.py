@@ -16,12 +16,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from foretoken.core.errors import ForetokenError
 from foretoken.files import is_special
 
-MAX_LINE = 1 << 24  # characters of a row
+MAX_LINE = 1 << 24  # characters of a line; more than an export's longest answer takes with the longest names
 MAX_TEXT = 1 << 26  # characters of a text that is read as a whole
 NUL = "NUL bytes, as UTF-16 without a byte order mark has"
 BLOCK = 1 << 16  # bytes that are read at a time
@@ -42,9 +42,8 @@ ARCHIVES: dict[str, tuple[bytes, Callable[[], Any]]] = {
     ".xz": (b"\xfd7zXZ\0", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_DICTIONARY)),
 }
 
-MARK_WRONG = (
-    "foretoken.mark_wrong"  # as ``errors``: bytes that do not fit become half of a surrogate pair, no character
-)
+# As ``errors``: bytes that do not fit become half of a surrogate pair, which is no character.
+MARK_WRONG = "foretoken.mark_wrong"
 codecs.register_error(MARK_WRONG, lambda error: ("\udc80", cast(UnicodeDecodeError, error).end))
 
 
@@ -104,6 +103,17 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
         except UnicodeDecodeError as error:
             name = encoding.removesuffix("-sig").upper()
             raise _unreadable(path, f"it is not {name} text; save it as UTF-8, or leave it out") from error
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a string of whole characters, without half of a surrogate pair, so that UTF-8 can hold it."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encoding_of(head: bytes) -> str:
@@ -176,11 +186,8 @@ class Lines:
     def _fault(self, line: str) -> str | None:
         if "\0" in line:
             return f"it has {NUL}"
-        if not line.isascii():
-            try:
-                line.encode()
-            except UnicodeEncodeError:
-                return f"it is not {self._text.encoding.removesuffix('-sig').upper()} text"
+        if not is_text(line):
+            return f"it is not {self._text.encoding.removesuffix('-sig').upper()} text"
         return None
 
 

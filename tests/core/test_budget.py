@@ -7,12 +7,13 @@ import random
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drafting import Oracle, RandomTrees
-from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, decode
+from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, ForetokenError, decode
 from foretoken.core.budget import CostCurve
 from foretoken.core.law import ListLaw
 from foretoken.engines.replay import ReplayTarget
@@ -218,8 +219,14 @@ def test_sampled_nodes_are_not_chosen_by_their_chances():
 def test_no_tokens_at_all_is_a_budget():
     budget = AdaptiveBudget(0)
     assert simulate(budget, linear(0.0), always(0.9), 100) == 1
-    with pytest.raises(ValueError, match="negative"):
-        AdaptiveBudget(-1)
+
+
+@pytest.mark.parametrize("budget", [FixedBudget, AdaptiveBudget])
+def test_a_budget_is_a_whole_number_of_any_library(budget):
+    assert type(budget(np.int64(3)).max_draft_tokens()) is int
+    for wrong in (-1, 2.5, 3.0, np.float32(2), float("nan"), True, "7", None):
+        with pytest.raises(ForetokenError, match=r"tokens is .*: give a whole number from 0 on"):
+            budget(wrong)
 
 
 class ChainsOnly(ToyTarget):

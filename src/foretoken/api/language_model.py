@@ -24,7 +24,7 @@ from foretoken.api.draft_model import check_same_tokens, load_draft_model
 from foretoken.api.drafting import Situation
 from foretoken.api.generation_config import check_generation_config
 from foretoken.api.loading import is_fault, load_model, load_tokenizer, reason
-from foretoken.api.memories import Memories, check_namespace, is_text
+from foretoken.api.memories import Memories, check_namespace
 from foretoken.api.request import Request, read_request, refuse_modes
 from foretoken.api.stop_strings import StopStrings, config_stop_strings, read_stop_strings, without_stop_strings
 from foretoken.core.budget import AdaptiveBudget, Budget
@@ -36,6 +36,7 @@ from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, Memory, check_name
 from foretoken.engines.transformers import TransformersTarget, context_length, input_device
 from foretoken.history import History
+from foretoken.texts import is_text
 
 DEFAULT_NEW_TOKENS = 256  # where neither the caller nor the model's generation config says
 DEFAULT_NAMESPACE = "default"
@@ -282,7 +283,7 @@ class LanguageModel:
         if isinstance(documents, str) or not isinstance(documents, Iterable):
             raise ForetokenError(f"references is {reprlib.repr(documents)}: give a list of documents.")
         for text in documents:
-            if not isinstance(text, str) or not is_text(text):
+            if not is_text(text):
                 raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [
             self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in documents if text

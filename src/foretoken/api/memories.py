@@ -22,6 +22,7 @@ from foretoken.drafters.background import Background
 from foretoken.drafters.memory import ANSWERS_MAX_BYTES, Memory
 from foretoken.fingerprint import fingerprint
 from foretoken.history import History
+from foretoken.texts import is_text
 
 GENERAL = "general"
 BYTES_PER_TOKEN = 128  # of the statistics, about
@@ -237,12 +238,7 @@ def check_namespace(namespace: object) -> None:
     """
     if namespace is None:
         return
-    if not isinstance(namespace, str) or not is_text(namespace):
+    if not is_text(namespace):
         raise ForetokenError(f"The namespace {namespace!r} is no text: give a name, or None to remember nothing.")
     if not namespace:
         raise ForetokenError("The namespace is empty: give a name, or None to remember nothing.")
-
-
-def is_text(text: str) -> bool:
-    """Whether it can be kept as UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from foretoken.api.detokenize import Detokenizer, special_tokens
-from foretoken.api.memories import is_text
 from foretoken.core.errors import ForetokenError
+from foretoken.texts import is_text
 
 
 class StopStrings:
@@ -85,7 +85,7 @@ def read_stop_strings(name: str, given: Any) -> list[str]:
         raise ForetokenError(f"{name} is {reprlib.repr(given)}: give a string or a list of strings.")
     strings = [given] if isinstance(given, str) else list(given)
     for string in strings:
-        if not isinstance(string, str) or not is_text(string):
+        if not is_text(string):
             raise ForetokenError(f"{name} holds {reprlib.repr(string)}, which is no text: give each as a string.")
         if not string:
             raise ForetokenError("A stop string is empty: give at least one character, or no stop string.")

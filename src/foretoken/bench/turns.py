@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
-from foretoken.api.memories import is_text
 from foretoken.bench.differences import TextChanged, first_difference, gap
 from foretoken.bench.loops import loops
 from foretoken.bench.methods import Given, Method
@@ -25,6 +24,7 @@ from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.engines.choice import Choice
 from foretoken.engines.transformers import TransformersTarget, context_length
+from foretoken.texts import is_text
 
 SEED = 0
 WARM_UP = 8  # tokens
@@ -144,10 +144,6 @@ class Row:
         return asdict(self) | self.per_step | {"acceptance": self.acceptance, "identical": self.differs_at is None}
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != "" and is_text(value)
-
-
 def parse_prompts(text: str, limit: int | None = None) -> list[dict[str, str]]:
     """Prompts as JSON lines, each with ``id``, ``kind`` and ``prompt``.
 
@@ -168,7 +164,7 @@ def parse_prompts(text: str, limit: int | None = None) -> list[dict[str, str]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict) or not all(_is_text(row.get(name)) for name in FIELDS):
+        if not isinstance(row, dict) or not all(is_text(row.get(name)) and row[name] for name in FIELDS):
             raise ForetokenError(f"Line {number} of the prompts is no object with the texts id, kind and prompt.")
         if row["id"] in prompts:
             raise ForetokenError(f"Line {number} of the prompts has the id {row['id']!r} of an earlier one.")

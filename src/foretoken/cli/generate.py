@@ -19,7 +19,7 @@ from foretoken.cli.console import err, out, print_json, write
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS
-from foretoken.texts import NUL, encoding_of, read_text
+from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
@@ -290,7 +290,7 @@ def make_options(**options: Any) -> Options:
         if isinstance(value, float) and not math.isfinite(value):
             raise ForetokenError(f"--{name.replace('_', '-')} is {value}: give a finite number.")
     for text in options.get("stop") or []:
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_text(text):
             raise ForetokenError("A stop string holds bytes that are no text: give it as UTF-8.")
     given: Options = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     return given

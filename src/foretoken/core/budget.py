@@ -11,6 +11,7 @@ from typing import Protocol
 
 from foretoken.core.costs import CostCurve, Median
 from foretoken.core.draft import Draft
+from foretoken.core.numbers import whole
 
 
 class Budget(Protocol):
@@ -38,13 +39,16 @@ class Budget(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FixedBudget:
-    """The same number every time; 7 is ANPD's K (arXiv 2404.08698), whose gain is flat from 6 to 8."""
+    """The same number every time; 7 is ANPD's K (arXiv 2404.08698), whose gain is flat from 6 to 8.
+
+    Raises:
+        ForetokenError: If ``num_tokens`` is no whole number from 0 on.
+    """
 
     num_tokens: int = 7
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 0:
-            raise ValueError(f"a budget of {self.num_tokens} tokens is negative")
+        object.__setattr__(self, "num_tokens", whole("num_tokens", self.num_tokens, 0))
 
     def max_draft_tokens(self) -> int:
         return self.num_tokens
@@ -77,7 +81,10 @@ class AdaptiveBudget:
 
     Args:
         max_tokens: The most guesses of a draft.
-        costs: What is known of t(n) already.
+        costs: What is known of t(n) already, rows to seconds.
+
+    Raises:
+        ForetokenError: If ``max_tokens`` is no whole number from 0 on.
     """
 
     MARGIN = 1.02  # by which a draft must beat a plain step, since times are noisy
@@ -92,9 +99,7 @@ class AdaptiveBudget:
     CREDIT_RATE = 0.01  # share of the time that may be so in the long run
 
     def __init__(self, max_tokens: int = 64, costs: Mapping[int, float] | None = None) -> None:
-        if max_tokens < 0:
-            raise ValueError(f"a budget of {max_tokens} tokens is negative")
-        self.max_tokens = max_tokens
+        self.max_tokens = whole("max_tokens", max_tokens, 0)
         self.costs = CostCurve(costs)
         self._lock = threading.Lock()
         self._promised = self._kept = 0.0  # tokens, of late

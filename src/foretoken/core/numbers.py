@@ -10,22 +10,26 @@ from typing import Any
 from foretoken.core.errors import ForetokenError
 
 
-def whole(name: str, value: Any) -> int:
-    """A count, as an int: Python's or numpy's; a fraction would never be reached by counting.
+def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """A whole number as an int, Python's or NumPy's; a fraction would never be reached by counting.
 
     Args:
         name: What the number is called.
         value: What was given.
+        least: The smallest that is allowed; None for any.
+        most: The largest that is allowed, where there is a least; None for any.
 
     Raises:
-        ForetokenError: If it is no whole number.
+        ForetokenError: If it is no whole number, or out of the range.
     """
     try:
-        if not isinstance(value, bool):
-            return operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        pass
-    raise ForetokenError(f"{name} is {value!r}: give a whole number.")
+        number = None
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        bounds = "" if least is None else f" from {least} on" if most is None else f" from {least} to {most}"
+        raise ForetokenError(f"{name} is {value!r:.100}: give a whole number{bounds}.")
+    return number
 
 
 def real(name: str, value: Any) -> float:
@@ -36,4 +40,4 @@ def real(name: str, value: Any) -> float:
     """
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise ForetokenError(f"{name} is {value!r}: give a finite number.")
+    raise ForetokenError(f"{name} is {value!r:.100}: give a finite number.")

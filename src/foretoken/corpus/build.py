@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
 from foretoken.corpus.counts import count, index_bits
 from foretoken.corpus.partial import PARTIAL, State, alone, begin, forget, refuse_others, write_json
 from foretoken.corpus.sources import Documents, Source, Tokens
@@ -78,8 +78,8 @@ def build_from(
         ForetokenError: If a source cannot be read, the folder holds something else or another unfinished build, another
             process builds there, the disk is full, or an argument has no such value.
     """
-    min_count = _whole("min_count", min_count, 1, MAX_COUNT)
-    memory = _whole("memory", memory, 1, MAX_MEMORY)
+    min_count = whole("min_count", min_count, 1, MAX_COUNT)
+    memory = whole("memory", memory, 1, MAX_MEMORY)
     if not is_fingerprint(fingerprint):
         raise ForetokenError(f"The fingerprint is {fingerprint!r:.200}: give what foretoken.fingerprint says.")
     folder = Path(folder)
@@ -127,17 +127,6 @@ def _build(
         )
     _put_in_place(folder, state, settings)
     return state
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    """A whole number between bounds, NumPy's too, as an int."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise ForetokenError(f"{name} is {value!r:.100}: give a whole number from {least} to {most}.")
-    return number
 
 
 def _put_in_place(folder: Path, state: State, settings: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import sqlite3
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
 from foretoken.files import PRIVATE, writing
 from foretoken.history.marks import (
     APPLICATION_ID,
@@ -47,6 +47,7 @@ from foretoken.history.rows import (
 )
 from foretoken.history.sqlite_file import SqliteFile, alone, logger
 from foretoken.paths import data_folder
+from foretoken.texts import is_text
 
 __all__ = ["APPLICATION_ID", "SCHEMA", "SCHEMA_VERSION", "History", "Imported", "NamespaceStats", "default_path"]
 
@@ -121,12 +122,7 @@ class History(SqliteFile):
         self, path: Path | None = None, max_bytes: int = 256 * 2**20, *, strict: bool = False, timeout: float = 5.0
     ) -> None:
         super().__init__(default_path() if path is None else Path(path), strict=strict, timeout=timeout)
-        try:
-            self.max_bytes = operator.index(max_bytes)
-        except TypeError:
-            raise ForetokenError(f"max_bytes is {max_bytes!r}: it is a whole number.") from None
-        if self.max_bytes < 0:
-            raise ForetokenError(f"max_bytes is {max_bytes}: it is 0 or more.")
+        self.max_bytes = whole("max_bytes", max_bytes, 0)
         self._told = False
 
     def check(self) -> None:
@@ -359,7 +355,7 @@ def check_names(*names: str) -> None:
         ForetokenError: If one cannot.
     """
     for name in names:
-        if not isinstance(name, str) or any("\ud800" <= character <= "\udfff" for character in name):
+        if not is_text(name):
             raise ForetokenError(f"The namespace {name!r} is no text: give a name in UTF-8.")
 
 

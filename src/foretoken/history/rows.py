@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
-import itertools
 import json
 import time
 import zlib
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foretoken.core.errors import ForetokenError
+from foretoken.texts import is_text, open_lines
 
 Tokens = npt.NDArray[np.int32]
 Row = tuple[str, str, float, bytes]  # namespace, fingerprint, time and packed tokens
@@ -26,7 +25,6 @@ MAX_NAME = 2**16  # characters of a namespace or a fingerprint
 MAX_TIME = 253_402_214_400  # seconds; the last day of the year 9999, beyond which there are no dates
 BATCH_ROWS, BATCH_BYTES = 256, 4 * 2**20  # read or written at once, so that nobody waits long
 MAX_BAD_LINES = 10_000  # of an import, before it is given up
-MAX_LINE = 16 * 2**20  # bytes; more than the longest answer takes with the longest names
 
 
 def pack(tokens: Sequence[int] | npt.NDArray[np.integer]) -> bytes:
@@ -62,24 +60,23 @@ def line_of(namespace: str, fingerprint: str, when: float, tokens: Tokens) -> by
     return json.dumps(row).encode() + b"\n"
 
 
-def parse(line: bytes) -> Row:
+def parse(line: str) -> Row:
     """The row of a line that ``export`` wrote; the time may lack.
 
     Raises:
         ValueError: If it is no such line.
     """
-    row = json.loads(line.decode("utf-8-sig"))  # editors on Windows put a mark before the first line
+    row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("no object")
     namespace, fingerprint, tokens = row.get("namespace"), row.get("fingerprint"), row.get("tokens")
     when = row.get("time", time.time())
-    if not isinstance(namespace, str) or not isinstance(fingerprint, str) or type(when) not in (int, float):
+    if not is_text(namespace) or not is_text(fingerprint) or type(when) not in (int, float):
         raise ValueError("no namespace, fingerprint or time")
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
         raise ValueError("no tokens")
     if not 0 <= when <= MAX_TIME:
         raise ValueError("no date")
-    (namespace + fingerprint).encode()  # half a surrogate pair is no text
     read = namespace, fingerprint, float(when), pack(tokens)
     if not is_kept(read):
         raise ValueError("too short or too long")
@@ -95,16 +92,18 @@ def batches(path: Path, namespace: str | None, bad: list[int]) -> Iterator[list[
     batch: list[Row] = []
     size = 0
     try:
-        with open(path, "rb") as raw:
-            for number, line in enumerate(lines_of(path, raw), start=1):
+        with open_lines(path) as lines:
+            for number, line, fault in lines:
                 try:
-                    row = parse(line)
+                    row = parse(line) if fault is None else None
                 except (ValueError, RecursionError):
+                    row = None
+                if row is None:
                     bad.append(number)
                     if len(bad) > MAX_BAD_LINES:
                         raise ForetokenError(
                             f"The file {str(path)!r} is no export: over {MAX_BAD_LINES:,} lines hold no answer."
-                        ) from None
+                        )
                     continue
                 if namespace in (None, row[0]):
                     batch.append(row)
@@ -112,12 +111,9 @@ def batches(path: Path, namespace: str | None, bad: list[int]) -> Iterator[list[
                 if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
                     yield batch
                     batch, size = [], 0
-    except (ForetokenError, OSError, EOFError, zlib.error) as error:
+    except ForetokenError:
         yield batch
-        if isinstance(error, ForetokenError):
-            raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ForetokenError(f"The file {str(path)!r} could not be read: {reason}.") from error
+        raise
     yield batch
 
 
@@ -129,25 +125,6 @@ def check_suffix(path: Path) -> None:
     """
     if path.suffix in (".bz2", ".xz", ".zip", ".zst"):
         raise ForetokenError(f"The file {str(path)!r} would have to be {path.suffix[1:]}: use .gz, or no compression.")
-
-
-def lines_of(path: Path, raw: IO[bytes]) -> Iterator[bytes]:
-    """The lines of an export, through gzip where its name ends so.
-
-    Raises:
-        ForetokenError: If it cannot be an export.
-        OSError, EOFError, zlib.error: If it cannot be read.
-    """
-    file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-    for number in itertools.count(1):
-        line = file.readline(MAX_LINE + 1)
-        if not line:
-            return
-        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ForetokenError(f"The file {str(path)!r} is UTF-16 text: save it as UTF-8.")
-        if len(line) > MAX_LINE:
-            raise ForetokenError(f"Line {number} of the file {str(path)!r} is too long: give a file of export's.")
-        yield line
 
 
 def compressing(path: Path, raw: IO[bytes]) -> AbstractContextManager[IO[bytes]]:

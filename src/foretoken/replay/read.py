@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from foretoken.texts import open_lines
+from foretoken.texts import is_text, open_lines
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 MIN_OUTPUT = 16  # shorter answers are passed over
@@ -242,8 +242,6 @@ def _content(content: Any) -> str:
 def _checked_text(text: Any, name: str) -> str:
     if not isinstance(text, str):
         raise _Unusable(f"its {name!r} is not a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can say half a character
-        raise _Unusable(f"its {name!r} is not Unicode text") from error
+    if not is_text(text):  # JSON can say half a character
+        raise _Unusable(f"its {name!r} is not Unicode text")
     return text

@@ -136,6 +136,6 @@ def test_an_unfinished_build_that_cannot_be_is_begun_anew(few, tmp_path, state):
 
 def test_another_process_is_not_waited_for_without_end(few, tmp_path, monkeypatch):
     monkeypatch.setattr(general, "MAX_WAIT", 0.1)
-    monkeypatch.setattr(general, "_locked", lambda handle: False)
+    monkeypatch.setattr(general, "lock", lambda handle: False)
     with pytest.raises(ForetokenError, match="Another process has been building"):
         general_folder(ENCODE, MARK, tmp_path)

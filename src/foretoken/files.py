@@ -123,6 +123,22 @@ def _folders(path: Path) -> Iterator[None]:
         raise
 
 
+def lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed; False where another process has locked it.
+
+    True where nothing can be locked, as on Windows and on some network file systems: better go on than do nothing.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
 def is_special(path: Path) -> bool:
     """Whether it leads to something that is neither a file nor a folder, or to an open file such as /dev/stdout."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,7 @@ from transformers import PreTrainedModel
 
 from foretoken.api.draft_model import draft_target
 from foretoken.core.budget import Budget
-from foretoken.core.contracts import Drafter, Step
-from foretoken.core.decode import decode
+from foretoken.core.contracts import Drafter
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import (
@@ -124,39 +124,6 @@ def require_trees(target: TransformersTarget) -> None:
         )
 
 
-class _OfSizes:
-    """A drafter of given numbers of rows, whatever their tokens."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = iter(sizes)
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        pass
-
-    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        num = next(self.sizes) - 1
-        return Draft((0,) * num, (-1,) * num)
-
-    def observe(self, step: Step) -> None:
-        pass
-
-
-class _Noting:
-    """A budget that takes what it is given, and notes rows and seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[tuple[int, float]] = []
-
-    def max_draft_tokens(self) -> int:
-        return max(MEASURED_ROWS)
-
-    def choose(self, draft: Draft) -> Draft:
-        return draft
-
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
-        self.seconds.append((1 + len(draft), seconds - draft_seconds))
-
-
 _MEASURED: WeakKeyDictionary[PreTrainedModel, list[tuple[int, float]]] = WeakKeyDictionary()
 
 
@@ -167,16 +134,19 @@ def measured_rows(model: PreTrainedModel) -> list[tuple[int, float]]:
     it, so that it tells nobody of another's.
     """
     if model not in _MEASURED:
-        sizes = MEASURED_ROWS * MEASURED_TIMES
-        noting = _Noting()
-        steps = decode(
-            TransformersTarget(model), _OfSizes(sizes), [0], max_new_tokens=2 * len(sizes) + 2, budget=noting
-        )
-        for _ in steps:
-            if len(noting.seconds) == len(sizes):
-                break
-        _MEASURED[model] = noting.seconds
+        target = TransformersTarget(model)
+        target.prefill([0])
+        _MEASURED[model] = [(rows, _seconds(target, rows)) for rows in MEASURED_ROWS * MEASURED_TIMES]
     return _MEASURED[model]
+
+
+def _seconds(target: TransformersTarget, num_rows: int) -> float:
+    """How long a step over so many rows takes, whatever their tokens."""
+    num_guesses = num_rows - 1
+    started = time.perf_counter()
+    target.score(0, Draft((0,) * num_guesses, (-1,) * num_guesses)).choose(0)
+    target.keep(())
+    return time.perf_counter() - started
 
 
 MADE: dict[str, Callable[[Situation], Drafter]] = {

@@ -25,13 +25,12 @@ from foretoken.drafters import DEFAULT_DRAFTER, Memory
 from foretoken.engines.transformers import TransformersTarget, rewindable_cache
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
-_KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 OUTPUTS = "output_"
 
-
-# What is learned about a model from call to call: earlier answers, and what drafting costs and brings. There is one
-# caller here, and no namespaces: a caller who shares a model with others gives a ``MixedNgram`` of their own.
-_KNOWN_OF: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
+# What calls with a model remember. There is one caller here, and no namespaces: a caller who shares a model with others
+# gives a ``MixedNgram`` of their own.
+_MEMORIES: WeakKeyDictionary[PreTrainedModel, Memory] = WeakKeyDictionary()
 
 
 def generate(
@@ -82,7 +81,7 @@ def generate(
     unknown = sorted(
         name
         for name, value in model_kwargs.items()
-        if name not in _KNOWN and not name.startswith(OUTPUTS) and not _is_empty(value)
+        if name not in _HANDLED and not name.startswith(OUTPUTS) and not _is_empty(value)
     )
     if unknown:
         raise ForetokenError(
@@ -107,7 +106,7 @@ def generate(
     stats = DecodeStats() if stats is None else stats
     if draft_model is not None:
         check_same_tokens(draft_model, model)
-    situation = Situation(target, lambda: _KNOWN_OF.setdefault(model, Memory()), (), draft_model, exit_layer)
+    situation = Situation(target, lambda: _MEMORIES.setdefault(model, Memory()), (), draft_model, exit_layer)
     drafter, budget = situation.drafting(drafter, budget)
     streamer: BaseStreamer | None = caller.get("streamer")
     tokens: list[int] = []

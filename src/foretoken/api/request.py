@@ -103,10 +103,11 @@ def refuse_unsupported(input_ids: Tensor, config: GenerationConfig) -> None:
             f"The batch has {input_ids.shape[0]} sequences: call generate for one at a time, or give a list of prompts "
             "to foretoken.load(...).generate, which answers one after the other."
         )
-    recorded = [name for name in ("scores", "logits", "attentions", "hidden_states") if _asks(config, f"output_{name}")]
+    outputs = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    recorded = [name for name in outputs if getattr(config, name, False)]
     if recorded and config.return_dict_in_generate:
         raise ForetokenError(
-            f"output_{recorded[0]} is not recorded in drafted decoding: leave it out, or leave out custom_generate."
+            f"{recorded[0]} is not recorded in drafted decoding: leave it out, or leave out custom_generate."
         )
     if config.use_cache is False:
         raise ForetokenError(
@@ -195,10 +196,6 @@ def _num_padding(input_ids: Tensor, attention_mask: Tensor | None, config: Gener
             'left only: set padding_side="left", or leave these tokens out.'
         )
     return num_padding
-
-
-def _asks(config: GenerationConfig, name: str) -> bool:
-    return bool(getattr(config, name, False))
 
 
 def _processors(processors: LogitsProcessorList, padding: Tensor) -> Processors:

@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     from foretoken.replay.score import Job, Score
 
 SHOWN = 5  # skipped lines that are named for each file
-PARTS = (  # of a model's folder, and of a corpus
-    *("*config.json", "*token*.json", "*vocab*", "*.safetensors*", "*.bin*", "*.npz", "*.model", "*.txt", "*.jinja"),
-    *("meta.json", "*.npy"),
+PARTS = (  # files of a model's folder, and of a corpus
+    "*config.json",
+    "*token*.json",
+    "*vocab*",
+    "*.safetensors*",
+    "*.bin*",
+    "*.npz",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "meta.json",
+    "*.npy",
 )
 
 Files = Annotated[list[Path], typer.Argument(help="JSON lines with prompt and output, plain, .gz or .xz.")]

@@ -148,7 +148,5 @@ def _propose(
     if not target.supports_trees:
         draft = draft.main_chain()
     elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
-        draft = (
-            draft.guesses()
-        )  # lookahead rows may stand beyond the answer's end, but not where the model has no place
+        draft = draft.guesses()  # lookahead rows may stand beyond the answer's end, but not beyond the model's places
     return budget.choose(draft.within(max_depth)), seconds

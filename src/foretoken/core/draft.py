@@ -140,11 +140,10 @@ class Draft:
         return self.select(range(self.num_guesses)) if self.num_lookahead else self
 
     def main_chain(self) -> Draft:
-        """The most probable branch, for a target that verifies only chains; the first one where nothing is known.
+        """The most probable branch, without lookahead rows, for a target that verifies only chains.
 
-        It has no lookahead rows.
-
-        Also the first one where the nodes were sampled: to choose among samples by their chances would be another law.
+        Where nothing is known it is the first one, and also where the nodes were sampled: to choose among samples by
+        their chances would be another law.
         """
         if self.is_chain and not self.num_lookahead:
             return self

@@ -16,6 +16,7 @@ from foretoken.corpus.build import build
 from foretoken.corpus.partial import refuse_others
 from foretoken.corpus.tokens import Encode, Progress
 from foretoken.drafters.background import Background
+from foretoken.files import lock
 from foretoken.paths import cache_folder
 
 PACKED = files("foretoken.corpus") / "general.txt.xz"
@@ -104,29 +105,20 @@ def _is_built(folder: Path, fingerprint: str) -> bool:
 
 
 @contextmanager
-def _only_one(lock: Path, progress: Progress | None) -> Iterator[None]:
-    """Wait until this is the only process here; where files cannot be locked, it is taken for granted."""
+def _only_one(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Wait until no other process holds the lock on the file ``path``, and hold it.
+
+    Raises:
+        ForetokenError: If another has held it for ``MAX_WAIT`` seconds.
+    """
     give_up_at = time.monotonic() + MAX_WAIT
-    with lock.open("a") as file:
-        while not _locked(file.fileno()):
+    with path.open("a") as file:
+        while not lock(file.fileno()):
             if time.monotonic() > give_up_at:
                 raise ForetokenError(
-                    f"Another process has been building in {str(lock.parent)!r} for {MAX_WAIT} seconds."
+                    f"Another process has been building in {str(path.parent)!r} for {MAX_WAIT} seconds."
                 )
             if progress is not None:
                 progress("wait", 0, 1)
             time.sleep(0.05)
         yield
-
-
-def _locked(handle: int) -> bool:
-    """Lock a file till it is closed; False where another has."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # Windows, and some network file systems
-        pass
-    return True

@@ -22,6 +22,7 @@ import numpy as np
 
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters.background import HEADER, INDEX, META, ROWS
+from foretoken.files import lock
 
 PARTIAL = "partial"
 INPUTS, STATE, TOKENS, COUNTS = "inputs.json", "state.json", "tokens.bin", "counts.bin"
@@ -69,22 +70,16 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ForetokenError: If another one builds there.
     """
-    if sys.platform == "win32":
+    if sys.platform == "win32":  # which opens no folder
         yield
         return
-    import fcntl
-
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(handle):
             raise ForetokenError(
                 f"Another process builds in the folder {str(folder)!r}: wait until it has ended, or give another "
                 "folder."
-            ) from None
-        except OSError:  # some network file systems
-            pass
+            )
         yield
     finally:
         os.close(handle)

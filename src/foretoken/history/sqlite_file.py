@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from foretoken.core.errors import ForetokenError
+from foretoken.files import lock
 from foretoken.history.marks import LOGS, UnfitFileError, check, check_logs, identity, is_empty, is_ours
 
 T = TypeVar("T")
@@ -264,26 +265,13 @@ def alone(folder: Path, give_up_at: float = 0.0) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        while not locked(handle):
+        while not lock(handle):
             if time.monotonic() >= give_up_at:
                 raise BlockingIOError(errno.EAGAIN, "its folder is locked")
             time.sleep(PAUSE)
         yield
     finally:
         os.close(handle)
-
-
-def locked(handle: int) -> bool:
-    """Lock a folder till it is closed; False where another has."""
-    import fcntl  # not on Windows
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # some network file systems lock no folders: better to go on than to remember nothing
-    return True
 
 
 def close_all(connections: list[sqlite3.Connection]) -> None:

@@ -353,7 +353,9 @@ def test_a_panic_of_the_tokenizer_is_a_sentence(folder):
 
 def test_a_text_that_the_tokenizer_has_no_tokens_for(folder):
     save_tokenizer(folder, models.WordLevel({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]"))
-    assert "cannot be made into tokens" in refusal(lambda: load(folder).generate("nowhere"))
+    lm = load(folder)
+    assert "cannot be made into tokens" in refusal(lambda: lm.generate("nowhere"))
+    assert "cannot be made into tokens" in refusal(lambda: lm.generate(PIECES[0], references=["nowhere"]))
 
 
 # Processors without arithmetic for a dtype

@@ -245,7 +245,7 @@ class LanguageModel:
         if isinstance(prompt, str):
             if not is_text(prompt):
                 raise ForetokenError("The prompt holds bytes that are no text: give it as UTF-8.")
-            ids = self._tokenized(prompt, add_special_tokens=True)
+            ids = self._tokens_of(prompt, add_special_tokens=True)
         else:
             if not self.tokenizer.chat_template:
                 raise ForetokenError(
@@ -259,20 +259,20 @@ class LanguageModel:
                 )
             except Exception as error:  # the template is a program that came with the model
                 raise ForetokenError(f"The chat template does not take these messages: {reason(error)}") from error
-            ids = self._tokenized(text, add_special_tokens=False)
+            ids = self._tokens_of(text, add_special_tokens=False)
         if ids and max(ids) >= self.vocab_size:
             raise ForetokenError(
                 f"The prompt has token {max(ids)}, and the model {self.vocab_size} tokens: its tokenizer is another's."
             )
         return ids
 
-    def _tokenized(self, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    def _tokens_of(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:  # not verbose: what is too long for the model is refused in other words, and a reference never is
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
         except BaseException as error:
             if not is_fault(error):
                 raise
-            raise ForetokenError(f"The prompt cannot be made into tokens: {reason(error)}") from error
+            raise ForetokenError(f"A text cannot be made into tokens: {reason(error)}") from error
 
     def _situation(
         self, target: TransformersTarget, memory: Callable[[], Memory], references: Sequence[Sequence[int]] = ()
@@ -285,9 +285,7 @@ class LanguageModel:
         for text in documents:
             if not is_text(text):
                 raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
-        return [
-            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in documents if text
-        ]
+        return [self._tokens_of(text, add_special_tokens=False) for text in documents if text]
 
     def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
         """The steps as they come; the answer goes to the history once it is whole."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import foretoken
 from foretoken.cli.console import err, out, print_json, write
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import real
 from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS
 from foretoken.texts import NUL, encoding_of, is_text, read_text
 
@@ -287,8 +287,8 @@ def make_options(**options: Any) -> Options:
         ForetokenError: If a number is not finite, or a stop string holds bytes that are no text.
     """
     for name, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ForetokenError(f"--{name.replace('_', '-')} is {value}: give a finite number.")
+        if isinstance(value, float):
+            real(f"--{name.replace('_', '-')}", value)
     for text in options.get("stop") or []:
         if not is_text(text):
             raise ForetokenError("A stop string holds bytes that are no text: give it as UTF-8.")

@@ -123,7 +123,7 @@ class History(SqliteFile):
     ) -> None:
         super().__init__(default_path() if path is None else Path(path), strict=strict, timeout=timeout)
         self.max_bytes = whole("max_bytes", max_bytes, 0)
-        self._told = False
+        self._warned = False
 
     def check(self) -> None:
         """Say now, and not at the first answer, if the file cannot be used."""
@@ -165,7 +165,7 @@ class History(SqliteFile):
                     room -= len(tokens)
             before = batch[-1][0]
             seen += len(batch)
-        self._tell(damaged)
+        self._warn_of(damaged)
         return newest[::-1]
 
     def stats(self) -> list[NamespaceStats]:
@@ -210,7 +210,7 @@ class History(SqliteFile):
         Raises:
             ForetokenError: If the file cannot be written, or is the history itself, or the name is no text.
         """
-        self._refuse(path, "export to another")
+        self._refuse_own(path, "export to another")
         if namespace is not None:
             check_names(namespace)
         count = 0
@@ -227,7 +227,7 @@ class History(SqliteFile):
             ForetokenError: If the file cannot be read to its end, or is no export; the answers before that place have
                 been added.
         """
-        self._refuse(path, "import another")
+        self._refuse_own(path, "import another")
         if namespace is not None:
             check_names(namespace)
         bad: list[int] = []
@@ -258,9 +258,9 @@ class History(SqliteFile):
 
     def _evict(self, connection: sqlite3.Connection) -> None:
         """Delete the oldest answers, and give their pages back, until the file fits."""
-        page = number(connection, "page_size")
+        page = pragma(connection, "page_size")
         while (
-            excess := (number(connection, "page_count") - number(connection, "freelist_count")) * page - self.max_bytes
+            excess := (pragma(connection, "page_count") - pragma(connection, "freelist_count")) * page - self.max_bytes
         ) > 0:
             last = None
             oldest = connection.execute(f"SELECT id, {ROW_BYTES} FROM answers ORDER BY id")
@@ -271,7 +271,7 @@ class History(SqliteFile):
             if last is None:
                 break
             connection.execute("DELETE FROM answers WHERE id <= ?", (last,))
-        for _ in range(number(connection, "page_count") - self.max_bytes // page):
+        for _ in range(pragma(connection, "page_count") - self.max_bytes // page):
             connection.execute("PRAGMA incremental_vacuum(1)")  # one alone: Python stops at the first anyway
 
     def _shorten_log(self, connection: sqlite3.Connection) -> None:
@@ -305,7 +305,7 @@ class History(SqliteFile):
                     damaged += 1
                 else:
                     yield line_of(name, mark, when, tokens)
-        self._tell(damaged)
+        self._warn_of(damaged)
 
     def _batch(self, select: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
         """The first rows that a statement gives; their last column is a blob."""
@@ -321,7 +321,7 @@ class History(SqliteFile):
 
         return self._use(read, [])
 
-    def _refuse(self, path: Path, advice: str) -> None:
+    def _refuse_own(self, path: Path, advice: str) -> None:
         """Refuse the history and its logs where another file is meant, and what is not compressed by gzip."""
         check_suffix(path)
         own = {str(self.path), *(f"{self.path}{end}" for end in LOGS)}
@@ -329,10 +329,10 @@ class History(SqliteFile):
             if os.path.realpath(path) in own or os.path.samefile(path, self.path):
                 raise ForetokenError(f"The file {str(path)!r} is the history itself: {advice}.")
 
-    def _tell(self, damaged: int) -> None:
+    def _warn_of(self, damaged: int) -> None:
         """Warn once of answers that were passed over."""
-        if damaged and not self._told:
-            self._told = True
+        if damaged and not self._warned:
+            self._warned = True
             logger.warning("The history %r has damaged answers, which are passed over.", str(self.path))
 
 
@@ -342,7 +342,7 @@ def default_path() -> Path:
 
 
 def file_size(row: Row) -> int:
-    """At least the bytes that a file takes which has this answer alone."""
+    """The least bytes that a file with this answer alone takes."""
     namespace, fingerprint, _, blob = row
     names = len(namespace.encode()) + len(fingerprint.encode())
     return PAGE * (6 + (len(blob) + 2 * names) // (PAGE - 4))
@@ -359,7 +359,7 @@ def check_names(*names: str) -> None:
             raise ForetokenError(f"The namespace {name!r} is no text: give a name in UTF-8.")
 
 
-def number(connection: sqlite3.Connection, pragma: str) -> int:
-    """What SQLite says of the file."""
-    (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+def pragma(connection: sqlite3.Connection, name: str) -> int:
+    """The value of one of SQLite's pragmas."""
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
     return int(value)

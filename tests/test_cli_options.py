@@ -68,6 +68,7 @@ def run(monkeypatch, capsys, model_folder):
     load = foretoken.load
     small = load(str(model_folder), background=None, history=False)
     capsys.readouterr()  # the library's progress
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # whatever a name might find there
 
     def quick_load(model: str, **options: Any) -> Any:
         usual = (

@@ -462,7 +462,7 @@ def test_a_second_build_of_one_store_is_refused_while_the_first_is_at_work(tmp_p
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path / "store")])
     documents = [[i * j % 17 for j in range(60)] for i in range(400)]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not (tmp_path / "store" / "partial" / "state.json").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)

@@ -154,6 +154,6 @@ def _mode_of(path: Path) -> int:
     """The permissions of a file, or those that a new one gets."""
     with suppress(OSError):
         return stat.S_IMODE(path.stat().st_mode)
-    umask = os.umask(0)
+    umask = os.umask(0o077)  # to ask is to set; meanwhile other threads' files are private
     os.umask(umask)
     return 0o666 & ~umask

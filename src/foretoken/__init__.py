@@ -1,4 +1,4 @@
-"""Foretoken: the language model you already run, several times faster, with exactly the same text."""
+"""Foretoken: the language model you already run, faster, with the same text."""
 
 from __future__ import annotations
 

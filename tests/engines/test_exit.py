@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -245,3 +246,11 @@ def test_layers_that_share_keys_do_not_exit_early(layer):
     model = tf.Gemma3nForCausalLM(config).eval()
     with pytest.raises(ForetokenError, match="share keys or have inputs of their own"):
         ExitTarget(TransformersTarget(model), layer)
+
+
+def test_the_number_of_layers_is_a_whole_number_of_any_library():
+    model = tiny_model("llama")
+    assert first_layers(model, np.int64(1)).config.num_hidden_layers == 1
+    for layers in (1.5, "1", True, None):
+        with pytest.raises(ForetokenError, match="give a whole number"):
+            first_layers(model, layers)

@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
 
@@ -359,7 +360,7 @@ def load(
     draft_model: str | None = None,
     exit_layer: int | None = None,
     background: str | Path | None = "general",
-    history: bool | str | Path = True,
+    history: bool | str | Path | None = True,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A language model, ready to draft for.
@@ -374,8 +375,8 @@ def load(
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
-            ``foretoken.history.default_path()``, False to forget them with the process. One that cannot be used gets a
-            warning and is left alone.
+            ``foretoken.history.default_path()``, False or None to forget them with the process. One that cannot be used
+            gets a warning and is left alone.
         trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
 
     Raises:
@@ -384,7 +385,9 @@ def load(
     """
     if isinstance(drafter, str):
         check_name(drafter)
-    kept = None if history is False else History(None if history is True else Path(history))
+    if not isinstance(history, bool | str | PathLike | None):
+        raise ForetokenError(f"history is {history!r}: give the path of a file, True for the user's own, or False.")
+    kept = None if history is None or history is False else History(None if history is True else Path(history))
     if kept is not None:
         kept.check()
     loaded = load_model(model, dtype, device, trust_remote_code)

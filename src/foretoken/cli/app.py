@@ -10,7 +10,7 @@ from foretoken.cli import bench, corpus, generate, history, replay, tune
 from foretoken.cli.console import Warnings
 
 app = typer.Typer(
-    help="Makes a language model that you already run answer several times faster, with exactly the same text.",
+    help="Makes a language model that you already run answer faster, with the same text.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
 from foretoken.engines.choice import Choice
 from foretoken.engines.processors import stateless
 from foretoken.engines.transformers import TransformersTarget, refuse_sliding
@@ -68,7 +69,8 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
         ForetokenError: If the number of layers is out of range, or they cannot be reached.
     """
     total = model.config.get_text_config(decoder=True).num_hidden_layers
-    if type(num_layers) is not int or not 1 <= num_layers < total:
+    num_layers = whole("The layer of an early exit", num_layers)
+    if not 1 <= num_layers < total:
         raise ForetokenError(
             f"An exit after {num_layers!r} layers was asked for, and the model has {total}: "
             f"choose from 1 to {total - 1}."

@@ -30,6 +30,15 @@ def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def arithmetic_for_every_dtype() -> Iterator[None]:
+    """What is said of a processor without it must not depend on where the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for query in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+            patch.setattr(torch.ops.mkldnn, query, lambda: True, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and its tokenizer on disk, as people have them."""

@@ -387,11 +387,14 @@ def test_a_dtype_with_arithmetic_is_nothing_to_tell(folder, told, monkeypatch):
 
 
 def test_the_line_is_plain_on_standard_error(folder, told, capsys):
-    """Where nobody has set up logging, as in the commands."""
-    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
+    """Where nobody has set up logging."""
+    loggers = [logging.getLogger(), logging.getLogger("foretoken")]
+    before = [logger.handlers[:] for logger in loggers]
     try:
-        root.handlers[:] = []
+        for logger in loggers:
+            logger.handlers[:] = []
         load_model(str(folder), "bfloat16", "cpu")
     finally:
-        root.handlers[:] = handlers
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers[:] = handlers
     assert capsys.readouterr().err.splitlines()[-1].startswith("This processor has no arithmetic for bfloat16: ")

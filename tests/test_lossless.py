@@ -38,11 +38,11 @@ seeds = st.integers(0, 2**64 - 1)
 
 
 def run(target: Target, drafter: Drafter | None, prompt: Sequence[int], **options) -> tuple[list[int], DecodeStats]:
-    stats = DecodeStats()
+    stats, tokens = DecodeStats(), []
     for step in decode(target, drafter, prompt, **options):
         stats.add(step)
+        tokens += step.tokens
         assert step.num_accepted <= len(step.draft)
-    tokens = [token for step in decode(target, drafter, prompt, **options) for token in step.tokens]
     assert stats.tokens == len(tokens)
     return tokens, stats
 

@@ -242,7 +242,7 @@ def test_models_that_cannot_be_used_are_refused(run, tmp_path, model_folder):
 
 
 def test_a_file_that_is_no_text_is_refused(run, tmp_path):
-    (tmp_path / "noise.bin").write_bytes(b"\xff\xfe\x00\xd8")
+    (tmp_path / "noise.bin").write_bytes(b"\x80\xff")
     assert "not UTF-8" in run("generate", "--file", tmp_path / "noise.bin")[2]
 
 
@@ -255,7 +255,7 @@ def test_text_comes_out_unchanged(run, model_folder, monkeypatch):
 
 
 def test_standard_input_that_is_no_text_is_refused(run, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x80\xff")))
     assert "not UTF-8" in run("generate", "-")[2]
     assert "no text" in run("generate", "--prompt", "a\udcff")[2]
 

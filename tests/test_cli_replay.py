@@ -120,14 +120,6 @@ def test_bad_input_ends_in_one_sentence_and_status_2(run, log, tmp_path, monkeyp
     assert status == 2 and len(sentence) == 1 and said in sentence[0] and out == ""
 
 
-@pytest.fixture
-def interruptible():
-    """A shell's background jobs ignore interrupts and hand that down: not these tests, whoever runs them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 

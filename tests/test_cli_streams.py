@@ -24,7 +24,7 @@ from foretoken.cli import main
 main()
 """
 ANSWER = "write('answer'); err.print('summary')"
-WAIT = 60  # seconds after which a test has failed
+WAIT = 600  # seconds after which a test has failed
 
 
 def command(body: str) -> list[str]:
@@ -119,6 +119,7 @@ main()
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("module", ["foretoken.cli.streams", "rich.console", "typer", "numpy", "torch"])
 def test_an_interrupt_while_modules_are_imported_is_quiet(module):
     words = ["generate", "--prompt", "a", "--no-history", "--background", "none"]
@@ -127,6 +128,7 @@ def test_an_interrupt_while_modules_are_imported_is_quiet(module):
     assert (ended.returncode, ended.stdout, ended.stderr) == (signal.SIGINT + 128, "", "")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_while_threads_end_is_quiet():
     lines = [
         "import os, signal, threading",

@@ -12,7 +12,8 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from foretoken.core.errors import ForetokenError
 
 PREPARES = "prepare_inputs_for_generation"
-GOES_ON = ("_update_model_kwargs_for_generation", "_prefill")  # what else decides what a forward of generate is given
+# What else decides what a forward of generate is given.
+GOES_ON = ("_update_model_kwargs_for_generation", "_prepare_cache_for_generation", "_prefill")
 
 
 def refuse_own_inputs(model: PreTrainedModel) -> None:

@@ -31,9 +31,9 @@ def test_it_is_small_and_loads_as_any_other():
 @pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.name)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_its_text_is_the_same_with_and_without_drafting(lm, path, options):
-    plain = lm.generate(path.read_text(), max_new_tokens=80, drafter="none", **options)
+    plain = lm.generate(path.read_text(), max_new_tokens=48, drafter="none", **options)
     for drafter in foretoken.drafters.DRAFTERS:
-        drafted = lm.generate(path.read_text(), max_new_tokens=80, drafter=drafter, **options)
+        drafted = lm.generate(path.read_text(), max_new_tokens=48, drafter=drafter, **options)
         assert drafted.tokens == plain.tokens and drafted.stats.steps <= plain.stats.steps
 
 

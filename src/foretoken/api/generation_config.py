@@ -15,6 +15,8 @@ from foretoken.core.errors import ForetokenError
 def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
     """Refuse values of a wrong type, and tokens that the model does not have, where something would come of them.
 
+    Stop strings are ``StopStrings``' affair.
+
     Args:
         config: A model's own, or a caller's; values that are None are not given.
         vocab_size: How many tokens the model has.
@@ -52,10 +54,6 @@ def _is_tokens(value: Any) -> bool:
     return several or _is_whole(value) or isinstance(value, Tensor)
 
 
-def _is_strings(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(text, str) for text in value))
-
-
 def _tokens(value: Any) -> Iterator[int]:
     """The whole numbers in a value, however deep; of pairs, a sequence and its bias, those of the sequence."""
     if _is_whole(value):
@@ -82,5 +80,4 @@ KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "max_length max_new_tokens min_length min_new_tokens top_k no_repeat_ngram_size num_beams num_return_sequences",
     ),
     ("a token or a list of tokens", _is_tokens, "eos_token_id forced_bos_token_id forced_eos_token_id suppress_tokens"),
-    ("a string or a list of strings", _is_strings, "stop_strings"),
 )

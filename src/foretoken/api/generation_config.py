@@ -15,7 +15,7 @@ from foretoken.core.errors import ForetokenError
 def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
     """Refuse values of a wrong type, and tokens that the model does not have, where something would come of them.
 
-    Stop strings are ``StopStrings``' affair.
+    Stop strings are not looked at here: ``read_stop_strings`` checks them.
 
     Args:
         config: A model's own, or a caller's; values that are None are not given.

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foretoken.core.errors import ForetokenError
 from foretoken.drafters import TEXT_DRAFTERS, make_drafter
 from foretoken.replay.read import Reading
 from foretoken.replay.score import Job
+from foretoken.texts import open_unpacked
 
 
 def make_jobs(
@@ -31,14 +31,12 @@ def make_jobs(
         background: The folder of the corpus that "ngram" drafts from, or None.
 
     Raises:
-        ForetokenError: If a file is missing or a drafter unknown.
+        ForetokenError: If a file cannot be read or a drafter is unknown.
     """
     places = dict(files) if isinstance(files, Mapping) else {path: path for path in files}
     for place in places.values():
-        try:
-            place.open("rb").close()
-        except OSError as error:
-            raise ForetokenError(f"The file {str(place)!r} could not be read: {error.strerror}.") from error
+        with open_unpacked(place):
+            pass  # one that cannot be read is refused before any is replayed
     names = list(dict.fromkeys(drafters or TEXT_DRAFTERS))
     for name in names:
         make_drafter(name)

@@ -143,7 +143,7 @@ def test_ray_is_asked_for_where_it_is_missing(jobs, monkeypatch):
 
 def test_jobs_name_files_by_their_names_where_these_differ(tmp_path):
     (tmp_path / "x").mkdir()
-    files = [write_log(tmp_path / name, rows(1)) for name in ("a.jsonl.gz", "x/a.jsonl.gz", "b.jsonl")]
+    files = [write_log(tmp_path / name, rows(1)) for name in ("a.jsonl", "x/a.jsonl", "b.jsonl")]
     jobs = make_jobs([*files, files[0]], ["anpd", "prompt-lookup", "anpd"], [2, 2], False, Reading(""))
     assert [job.label for job in jobs[::2]] == [str(files[0]), str(files[1]), "b.jsonl"]
     assert [job.make for job in jobs] == [AdaptiveNgram, PromptLookup] * 3

@@ -265,8 +265,8 @@ def test_an_adapter_that_would_be_left_out_is_refused(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"stop_strings": 5}, "stop_strings = 5: make it a string"),
-        ({"stop_strings": ["a", 5]}, "make it a string or a list of strings"),
+        ({"stop_strings": 5}, "stop_strings of the generation config is 5: give a string"),
+        ({"stop_strings": ["a", 5]}, "which is no text: give each as a string"),
         ({"eos_token_id": "x"}, "eos_token_id = 'x': make it a token"),
         ({"eos_token_id": [1, None]}, "make it a token or a list of tokens"),
         ({"cache_implementation": "quantized"}, "cannot be used"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 
@@ -145,6 +146,19 @@ def test_scores_still_answer_for_their_own_rows_when_a_drafter_observes():
     tokens = [t for s in decode(TransformersTarget(model, choice), None, [1, 2], max_new_tokens=30) for t in s.tokens]
     asked = decode(TransformersTarget(model, choice), Asking(1, VOCAB), [1, 2], max_new_tokens=30)
     assert [t for s in asked for t in s.tokens] == tokens
+
+
+@pytest.mark.parametrize("drafter", [None, RandomTrees(0, VOCAB)])
+def test_float64_logits_that_are_one_number_in_float32_tie_as_transformers_has_it(drafter):
+    """Its loop takes the argmax in float32, where the first of equals wins."""
+    model = copy.deepcopy(tiny_model("llama", dtype=torch.float64))
+    half = VOCAB // 2
+    with torch.no_grad():  # each token of the second half beats one of the first by a hair, or loses by one
+        model.lm_head.weight[half : 2 * half] = model.lm_head.weight[:half] * (1 + 1e-12)
+    prompt = torch.tensor([[5, 9, 4, 1]])
+    theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    steps = decode(TransformersTarget(model), drafter, prompt[0].tolist(), max_new_tokens=40)
+    assert [token for step in steps for token in step.tokens] == theirs[0, 4:].tolist()
 
 
 @settings(deadline=None)

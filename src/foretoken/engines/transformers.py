@@ -183,6 +183,13 @@ class TransformersTarget:
                 layer.values = layer.values[..., : mark.num_cached, :]
         self._draft = None
 
+    def release(self) -> None:
+        """Give the cache tensors like any others: those made here may not be written to outside of inference mode."""
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            if type(layer) is not DummyLayer and layer.is_initialized:
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+
     @property
     def num_cached(self) -> int:
         """How many tokens the cache holds."""
@@ -264,7 +271,9 @@ class TransformersScores:
     """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
 
     def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
-        self.choice, self.logits, self.draft = target.choice, logits, draft
+        # Transformers' own loop chooses from float32: where two logits are one number there, the first token wins.
+        self.logits = logits.float() if logits.dtype == torch.float64 else logits
+        self.choice, self.draft = target.choice, draft
         self.ids = target.ids  # [1, length], up to row 0; a view, taken now because keep makes it longer
         self._chosen: dict[int, int] = {}
         self._compared: dict[int, Compared] = {}  # of rows whose choice was not the logits' argmax

@@ -12,7 +12,7 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers.cache_utils import DynamicIndexedLayer
+from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
 
 import foretoken
 from drafting import Oracle, RandomTrees
@@ -321,6 +321,36 @@ def test_a_cache_that_holds_the_whole_prompt_is_refused():
     TransformersTarget(model, cache=cache).prefill([1, 2, 3])
     with pytest.raises(ForetokenError, match="already holds 3 tokens"):
         TransformersTarget(model, cache=cache).prefill([1, 2, 3])
+
+
+class Logical(DynamicCache):
+    """Keeps a few keys and tells how many tokens it has seen, as caches with sinks do."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 10
+
+
+@pytest.mark.parametrize("cache", [Logical(), tf.EncoderDecoderCache(DynamicCache(), DynamicCache())])
+def test_a_cache_that_counts_in_a_way_of_its_own_is_refused(cache):
+    with pytest.raises(ForetokenError, match=f"{type(cache).__name__} counts tokens"):
+        TransformersTarget(tiny_model("llama"), cache=cache)
+
+
+@pytest.mark.parametrize("num_rows", [4, 1])
+def test_keys_that_somebody_else_drops_are_noticed(num_rows):
+    """Hooks on attention layers that compress the cache, in the prefill or from token to token."""
+    model = copy.deepcopy(tiny_model("llama"))
+
+    def compress(attention, arguments, keywords, output):
+        layer = keywords["past_key_values"].layers[attention.layer_idx]
+        if keywords["hidden_states"].shape[1] == num_rows:
+            layer.keys, layer.values = layer.keys[:, :, 1:], layer.values[:, :, 1:]
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(compress, with_kwargs=True)
+    steps = decode(TransformersTarget(model), None, [5, 9, 4, 1], max_new_tokens=5)
+    with pytest.raises(ForetokenError, match="something drops keys"):
+        list(steps)
 
 
 def test_score_wants_keep_before_the_next():

@@ -23,6 +23,8 @@ from foretoken.engines.tree_mask import tree_mask
 PREFILL_CHUNK = 4096  # tokens
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
 
+COUNTS = ("get_seq_length", "get_mask_sizes", "get_query_offset")  # what a cache says of its layers
+
 
 class TransformersTarget:
     """A causal language model, its cache, and one sequence.
@@ -118,11 +120,7 @@ class TransformersTarget:
         except BaseException:
             self.go_back(mark)
             raise
-        if self.num_cached != len(prompt):
-            raise ForetokenError(
-                f"{type(self.model).__name__} keeps no keys and values of what it reads, as in training mode with "
-                "gradient checkpointing: call model.eval() first."
-            )
+        self._check_cached(len(prompt), mark)
         self.cache.crop(0)
         return TransformersScores(self, logits[-1:], Draft())
 
@@ -143,6 +141,7 @@ class TransformersTarget:
         except BaseException:  # layers that were reached have grown
             self.go_back(self._mark)
             raise
+        self._check_cached(self._length + 1 + len(draft), self._mark)
         self._set_ids(self._length, [last_token])
         self._length += 1
         self._draft = draft
@@ -209,6 +208,27 @@ class TransformersTarget:
             self.cache.crop(num_tokens - self.num_cached)  # a negative count of tokens to drop
         self._length = num_tokens
         self._draft = None
+
+    def _check_cached(self, num_read: int, mark: Mark) -> None:
+        """Refuse what drops keys behind our back, or keeps none: what a draft added could not be told from the rest.
+
+        Raises:
+            ForetokenError: If the cache does not hold all that was read; it is then as it was at the mark.
+        """
+        num_cached = self.num_cached
+        if num_cached == num_read:
+            return
+        self.go_back(mark)
+        name = type(self.model).__name__
+        if num_cached == 0:
+            raise ForetokenError(
+                f"{name} keeps no keys and values of what it reads, as in training mode with gradient checkpointing: "
+                "call model.eval() first."
+            )
+        raise ForetokenError(
+            f"The cache of {name} holds {num_cached} of the {num_read} tokens that were read, so something drops keys, "
+            "and rejected guesses cannot be told from the rest: take it away, or use the model's own generate."
+        )
 
     def _must_reread(self, num_tokens: int) -> bool:
         """Whether the forward that brings the text to so many tokens must read all of it again."""
@@ -372,8 +392,13 @@ def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
     sparse attention's indexes, where they tie, depend on how many rows are scored at once.
 
     Raises:
-        ForetokenError: If one of its layers cannot drop tokens.
+        ForetokenError: If one of its layers cannot drop tokens, or it does not count them as its layers do.
     """
+    if any(getattr(type(cache), name) is not getattr(DynamicCache, name) for name in COUNTS):
+        raise ForetokenError(
+            f"{type(cache).__name__} counts tokens in a way of its own, so rejected guesses cannot be dropped from it: "
+            "pass a DynamicCache or none, or use the model's own generate."
+        )
     rigid = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in CROPPABLE})
     if rigid:
         raise ForetokenError(

@@ -46,7 +46,6 @@ def test_a_model_whose_config_has_no_use_of_a_cache_is_answered_with_it():
     """As training with gradient checkpointing leaves it in the files of many models; no text depends on it."""
     model = LlamaForCausalLM(LlamaConfig(**LLAMA, use_cache=False)).eval()
     assert model.generation_config.use_cache is False
-    model.generation_config.cache_implementation = "static"
     lm = LanguageModel(model, character_tokenizer(), background=None)
     ids = torch.tensor([lm.encode("abc abc ")])
     theirs = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)

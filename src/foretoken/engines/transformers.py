@@ -18,6 +18,7 @@ from foretoken.core.errors import ForetokenError, LogitsError
 from foretoken.engines.attention import implementation, is_causal_over_rows
 from foretoken.engines.choice import Choice, Compared, TensorLaw, argmax, top
 from foretoken.engines.inputs import PREPARES, overrides, refuse_own_inputs
+from foretoken.engines.quantized import rows_share_a_scale
 from foretoken.engines.tree_mask import tree_mask
 
 PREFILL_CHUNK = 4096  # tokens
@@ -58,7 +59,7 @@ class TransformersTarget:
         self.cache = own_cache if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
         sliding = has_sliding_layers(self.cache)
-        self._one_row = not is_causal_over_rows(model)
+        self._one_row = not is_causal_over_rows(model) or rows_share_a_scale(model)
         self.supports_trees = self._windows is not None and not sliding and not self._one_row
         self._rope_switch, self._context = rope_switch(model), context_length(model)
         self._reread_beyond = reread_beyond(model)

@@ -101,6 +101,35 @@ def test_half_precision_runs_with_trees(shape, dtype):
     assert len(answers[0]) == len(answers[1]) == 20 and answers[0][:2] == answers[1][:2]
 
 
+class InFloat32(torch.nn.Module):
+    """A layer that computes in another type than the embedding has, as quantized ones do."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.float())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_trees_run_where_weights_are_of_several_types(attention):
+    model = copy.deepcopy(tiny_model("llama", attention))
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, torch.nn.Linear):
+                setattr(module, name, InFloat32(layer))
+    model.model.embed_tokens.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    prompt = torch.tensor([[5, 9, 4, 1]])
+    theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    answer = theirs[0, 4:].tolist()
+    drafter = Oracle(0, [5, 9, 4, 1], answer, VOCAB)
+    steps = list(decode(TransformersTarget(model), drafter, [5, 9, 4, 1], max_new_tokens=40, budget=FixedBudget(6)))
+    assert [token for step in steps for token in step.tokens] == answer
+    assert not all(step.draft.is_chain for step in steps)
+
+
 def test_a_target_answers_one_prompt_after_another():
     target = TransformersTarget(tiny_model("llama"))
     answers = [[s.tokens for s in decode(target, None, [1, 2], max_new_tokens=9)] for _ in range(2)]

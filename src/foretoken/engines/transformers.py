@@ -61,6 +61,9 @@ class TransformersTarget:
         sliding = has_sliding_layers(self.cache)
         self._one_row = not is_causal_over_rows(model) or rows_share_a_scale(model)
         self.supports_trees = self._windows is not None and not sliding and not self._one_row
+        # Attention takes a mask of float32 with any query; where weights are of several types, a query may be of each.
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        self._mask_dtype = model.dtype if len(dtypes) == 1 else torch.float32
         self._rope_switch, self._context = rope_switch(model), context_length(model)
         self._reread_beyond = reread_beyond(model)
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -248,7 +251,7 @@ class TransformersTarget:
         """The mask, one per kind of layer where there are several, and the positions."""
         assert self._windows is not None, "decode makes a chain where trees are not supported"
         made = {
-            kind: tree_mask(draft, num_cached, window, self.model.dtype, self.device)
+            kind: tree_mask(draft, num_cached, window, self._mask_dtype, self.device)
             for kind, window in self._windows.items()
         }
         masks = {kind: mask for kind, (mask, _) in made.items()}

@@ -27,7 +27,7 @@ from foretoken.drafters import (
     check_name,
 )
 from foretoken.engines.exit import ExitTarget
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers import TransformersTarget, context_length
 
 MEASURED_ROWS, MEASURED_TIMES = (1, 8, 32, 72), 4  # the largest window and its guesses are 72 on average
 EXIT_SHARE = 1 / 3  # of the layers, before an early exit whose place is not given
@@ -169,9 +169,10 @@ def measured_rows(model: PreTrainedModel) -> list[tuple[int, float]]:
     if model not in _MEASURED:
         sizes = MEASURED_ROWS * MEASURED_TIMES
         noting = _Noting()
-        steps = decode(
-            TransformersTarget(model), _OfSizes(sizes), [0], max_new_tokens=2 * len(sizes) + 2, budget=noting
-        )
+        num_tokens, room = 2 * len(sizes) + 2, context_length(model)
+        if room is not None:  # where it is short, some sizes are measured fewer times
+            num_tokens = max(1, min(num_tokens, room - 1))
+        steps = decode(TransformersTarget(model), _OfSizes(sizes), [0], max_new_tokens=num_tokens, budget=noting)
         for _ in steps:
             if len(noting.seconds) == len(sizes):
                 break

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
 from foretoken.api.drafting import Situation
 from foretoken.drafters import DRAFTERS, Lookahead, Memory, MixedNgram, Recycle
 from foretoken.engines.transformers import TransformersTarget
-from shapes import LLAMA, VOCAB, tiny_model
+from shapes import LLAMA, SMALL, VOCAB, tiny_model
 from tokenizing import character_tokenizer
 
 
@@ -48,6 +48,15 @@ def test_a_window_is_as_large_as_its_rows_are_cheap():
         assert isinstance(drafter, Lookahead)
         windows.append(drafter.shape.window)
     assert windows[0] == 15 and windows[1] == 0
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 16])
+def test_what_rows_cost_is_measured_within_a_short_context(length):
+    """A model with a table of positions has none beyond it."""
+    config = GPT2Config(**SMALL, n_embd=32, n_layer=1, n_head=4, n_positions=length)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    drafter, _ = Situation(TransformersTarget(model), Memory).drafting("lookahead")
+    assert isinstance(drafter, Lookahead)
 
 
 def test_what_rows_cost_is_measured_once_for_a_model_before_a_window_is_chosen():

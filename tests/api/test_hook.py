@@ -19,7 +19,7 @@ import foretoken
 from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError
 from foretoken.api import hook
 from foretoken.drafters import DRAFTERS, MixedNgram
-from shapes import VOCAB, tiny_model
+from shapes import SMALL, VOCAB, tiny_model
 from tokenizing import character_tokenizer
 
 PROMPT = torch.tensor([[5, 9, 4, 1, 5, 9]])
@@ -55,6 +55,65 @@ def test_left_padding_is_passed_over():
     assert torch.equal(
         model.generate(prompt, custom_generate=foretoken.generate, **options), model.generate(prompt, **options)
     )
+
+
+def wandering(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 2 / parameter.shape[1] ** 0.5, generator=torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def bart() -> tf.PreTrainedModel:
+    """A decoder that numbers its positions by itself, padding too."""
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    return wandering(tf.BartForCausalLM(tf.BartConfig(**SMALL, **sizes, max_position_embeddings=128)))
+
+
+def padded(model, **options):
+    prompt = torch.cat([torch.zeros(1, 3, dtype=torch.long), PROMPT], dim=1)
+    options = {
+        "attention_mask": (torch.arange(9) >= 3).long()[None],
+        "max_new_tokens": 30,
+        "do_sample": False,
+    } | options
+    return model.generate(prompt, **options)
+
+
+def test_padding_is_refused_where_the_text_depends_on_it():
+    model = bart()
+    options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+    plain = theirs(model, **options)
+    assert torch.equal(ours(model, **options), plain)
+    assert not torch.equal(padded(model, **options)[:, 3:], plain), "transformers' own text is another with padding"
+    with pytest.raises(ForetokenError, match="BartForCausalLM counts padding as text"):
+        padded(model, custom_generate=foretoken.generate, **options)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt"])
+def test_padding_is_passed_over_where_only_distances_count(kind):
+    model = wandering(
+        tf.BloomForCausalLM(tf.BloomConfig(**SMALL, hidden_size=32, n_layer=2, n_head=4))
+        if kind == "bloom"
+        else tf.MptForCausalLM(tf.MptConfig(**SMALL, d_model=32, n_heads=4, n_layers=2, max_seq_len=128))
+    )
+    options = {"use_cache": True}
+    assert torch.equal(padded(model, custom_generate=foretoken.generate, **options), padded(model, **options))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_cache_that_a_caller_gets_may_be_written_to(given):
+    """As after transformers' own generate: whoever edits keys in place, or trains on them, is not in inference mode."""
+    model = tiny_model("llama")
+    options = {"max_new_tokens": 20, "return_dict_in_generate": True} | (
+        {"past_key_values": DynamicCache()} if given else {}
+    )
+    cache = ours(model, **options).past_key_values
+    assert cache.get_seq_length() == PROMPT.shape[1] + 19
+    for layer in cache.layers:
+        layer.keys.mul_(1.0)
+        layer.values.mul_(1.0)
 
 
 @pytest.mark.parametrize(

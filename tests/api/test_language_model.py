@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from foretoken import FixedBudget, ForetokenError, LanguageModel
 from foretoken.drafters import DRAFTERS
-from shapes import tiny_model
+from shapes import LLAMA, tiny_model
 from tokenizing import character_tokenizer
 
 
@@ -40,6 +40,19 @@ def test_greedy_text_is_that_of_transformers(lm):
     ids = torch.tensor([lm.encode("abc abc ")])
     theirs = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
     assert list(lm.generate("abc abc ", max_new_tokens=40, temperature=0).tokens) == theirs[0, ids.shape[1] :].tolist()
+
+
+def test_a_model_whose_config_has_no_use_of_a_cache_is_answered_with_it():
+    """As training with gradient checkpointing leaves it in the files of many models; no text depends on it."""
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA, use_cache=False)).eval()
+    assert model.generation_config.use_cache is False
+    lm = LanguageModel(model, character_tokenizer(), background=None)
+    ids = torch.tensor([lm.encode("abc abc ")])
+    theirs = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    assert list(lm.generate("abc abc ", max_new_tokens=20, temperature=0).tokens) == theirs[0, ids.shape[1] :].tolist()
+    assert model.generation_config.use_cache is False, "the model is the caller's"
+    with pytest.raises(ForetokenError, match="pass use_cache=True"):
+        lm.generate("abc", generation_config=GenerationConfig(use_cache=False))
 
 
 def test_streamed_chunks_make_up_the_text(lm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 
@@ -11,7 +12,7 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers.cache_utils import DynamicIndexedLayer
+from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
 
 import foretoken
 from drafting import Oracle, RandomTrees
@@ -100,6 +101,35 @@ def test_half_precision_runs_with_trees(shape, dtype):
     assert len(answers[0]) == len(answers[1]) == 20 and answers[0][:2] == answers[1][:2]
 
 
+class InFloat32(torch.nn.Module):
+    """A layer that computes in another type than the embedding has, as quantized ones do."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.float())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_trees_run_where_weights_are_of_several_types(attention):
+    model = copy.deepcopy(tiny_model("llama", attention))
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, torch.nn.Linear):
+                setattr(module, name, InFloat32(layer))
+    model.model.embed_tokens.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    prompt = torch.tensor([[5, 9, 4, 1]])
+    theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    answer = theirs[0, 4:].tolist()
+    drafter = Oracle(0, [5, 9, 4, 1], answer, VOCAB)
+    steps = list(decode(TransformersTarget(model), drafter, [5, 9, 4, 1], max_new_tokens=40, budget=FixedBudget(6)))
+    assert [token for step in steps for token in step.tokens] == answer
+    assert not all(step.draft.is_chain for step in steps)
+
+
 def test_a_target_answers_one_prompt_after_another():
     target = TransformersTarget(tiny_model("llama"))
     answers = [[s.tokens for s in decode(target, None, [1, 2], max_new_tokens=9)] for _ in range(2)]
@@ -145,6 +175,19 @@ def test_scores_still_answer_for_their_own_rows_when_a_drafter_observes():
     tokens = [t for s in decode(TransformersTarget(model, choice), None, [1, 2], max_new_tokens=30) for t in s.tokens]
     asked = decode(TransformersTarget(model, choice), Asking(1, VOCAB), [1, 2], max_new_tokens=30)
     assert [t for s in asked for t in s.tokens] == tokens
+
+
+@pytest.mark.parametrize("drafter", [None, RandomTrees(0, VOCAB)])
+def test_float64_logits_that_are_one_number_in_float32_tie_as_transformers_has_it(drafter):
+    """Its loop takes the argmax in float32, where the first of equals wins."""
+    model = copy.deepcopy(tiny_model("llama", dtype=torch.float64))
+    half = VOCAB // 2
+    with torch.no_grad():  # each token of the second half beats one of the first by a hair, or loses by one
+        model.lm_head.weight[half : 2 * half] = model.lm_head.weight[:half] * (1 + 1e-12)
+    prompt = torch.tensor([[5, 9, 4, 1]])
+    theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    steps = decode(TransformersTarget(model), drafter, prompt[0].tolist(), max_new_tokens=40)
+    assert [token for step in steps for token in step.tokens] == theirs[0, 4:].tolist()
 
 
 @settings(deadline=None)
@@ -307,6 +350,36 @@ def test_a_cache_that_holds_the_whole_prompt_is_refused():
     TransformersTarget(model, cache=cache).prefill([1, 2, 3])
     with pytest.raises(ForetokenError, match="already holds 3 tokens"):
         TransformersTarget(model, cache=cache).prefill([1, 2, 3])
+
+
+class Logical(DynamicCache):
+    """Keeps a few keys and tells how many tokens it has seen, as caches with sinks do."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 10
+
+
+@pytest.mark.parametrize("cache", [Logical(), tf.EncoderDecoderCache(DynamicCache(), DynamicCache())])
+def test_a_cache_that_counts_in_a_way_of_its_own_is_refused(cache):
+    with pytest.raises(ForetokenError, match=f"{type(cache).__name__} counts tokens"):
+        TransformersTarget(tiny_model("llama"), cache=cache)
+
+
+@pytest.mark.parametrize("num_rows", [4, 1])
+def test_keys_that_somebody_else_drops_are_noticed(num_rows):
+    """Hooks on attention layers that compress the cache, in the prefill or from token to token."""
+    model = copy.deepcopy(tiny_model("llama"))
+
+    def compress(attention, arguments, keywords, output):
+        layer = keywords["past_key_values"].layers[attention.layer_idx]
+        if keywords["hidden_states"].shape[1] == num_rows:
+            layer.keys, layer.values = layer.keys[:, :, 1:], layer.values[:, :, 1:]
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(compress, with_kwargs=True)
+    steps = decode(TransformersTarget(model), None, [5, 9, 4, 1], max_new_tokens=5)
+    with pytest.raises(ForetokenError, match="something drops keys"):
+        list(steps)
 
 
 def test_score_wants_keep_before_the_next():

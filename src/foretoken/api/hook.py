@@ -15,7 +15,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from foretoken.api.draft_model import check_same_tokens
 from foretoken.api.drafting import Situation
-from foretoken.api.request import read_request, refuse_modes, refuse_positions
+from foretoken.api.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.decode import decode
@@ -94,6 +94,7 @@ def generate(
     )
     refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
     refuse_positions(model_kwargs.get("position_ids"), request)
+    refuse_padding(model, request)
     given = model_kwargs.get("past_key_values")
     # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
     cache = given if getattr(given, "_is_user_defined", False) else None
@@ -126,6 +127,9 @@ def generate(
     except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache
         target.go_back(start)
         raise
+    finally:
+        if cache is not None or generation_config.return_dict_in_generate:
+            target.release()
     if streamer is not None:
         streamer.end()
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)

@@ -321,6 +321,8 @@ class LanguageModel:
         check_generation_config(config, self.vocab_size)
         stops = read_stop_strings("stop", stop) + config_stop_strings(config, self.model.generation_config)
         config = without_stop_strings(config)
+        if generation_config is None:  # models are saved without it after training, and no text depends on it
+            config.use_cache = True
         apply_options(config, **rest)
         prompt_ids = self.encode(prompt)
         check_request(len(prompt_ids), config.max_new_tokens or 1, self.max_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from foretoken.core.errors import ForetokenError
 from foretoken.engines.choice import Choice, Processors
 from foretoken.engines.processors import Padded
 from foretoken.engines.transformers import PREFILL_CHUNK
+
+ALIBI = ("bloom", "mpt")  # models that number no positions: they see how far back a token is
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def refuse_unsupported(input_ids: Tensor, config: GenerationConfig) -> None:
         )
     if config.use_cache is False:
         raise ForetokenError(
-            "use_cache is False, and drafted decoding needs a cache: leave it out, or leave out custom_generate."
+            "use_cache is False, and drafted decoding needs a cache: pass use_cache=True, or leave out custom_generate."
         )
     if config.cache_implementation not in (None, "dynamic"):
         raise ForetokenError(
@@ -171,6 +174,21 @@ def refuse_positions(position_ids: Tensor | None, request: Request) -> None:
         raise ForetokenError(
             "position_ids are not 0, 1, 2 .. for the tokens of the prompt, and drafted decoding knows no others: "
             "leave them out, or leave out custom_generate."
+        )
+
+
+def refuse_padding(model: PreTrainedModel, request: Request) -> None:
+    """Refuse padding where it moves the tokens after it, so that their text depends on how much there is.
+
+    Raises:
+        ForetokenError: If the model numbers its positions by itself, as Bart's decoder does, and not for ALiBi, which
+            knows distances only.
+    """
+    numbers_itself = "position_ids" not in inspect.signature(model.forward).parameters
+    if request.num_padding and numbers_itself and model.config.model_type not in ALIBI:
+        raise ForetokenError(
+            f"The prompt is padded, and {type(model).__name__} counts padding as text: "
+            "leave the padding out, or leave out custom_generate."
         )
 
 

@@ -18,10 +18,13 @@ from foretoken.core.errors import ForetokenError, LogitsError
 from foretoken.engines.attention import implementation, is_causal_over_rows
 from foretoken.engines.choice import Choice, Compared, TensorLaw, argmax, top
 from foretoken.engines.inputs import PREPARES, overrides, refuse_own_inputs
+from foretoken.engines.quantized import rows_share_a_scale
 from foretoken.engines.tree_mask import tree_mask
 
 PREFILL_CHUNK = 4096  # tokens
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
+
+COUNTS = ("get_seq_length", "get_mask_sizes", "get_query_offset")  # what a cache says of its layers
 
 
 class TransformersTarget:
@@ -56,8 +59,11 @@ class TransformersTarget:
         self.cache = own_cache if cache is None else checked_cache(model, cache)
         self._windows = layer_windows(model)
         sliding = has_sliding_layers(self.cache)
-        self._one_row = not is_causal_over_rows(model)
+        self._one_row = not is_causal_over_rows(model) or rows_share_a_scale(model)
         self.supports_trees = self._windows is not None and not sliding and not self._one_row
+        # Attention takes a mask of float32 with any query; where weights are of several types, a query may be of each.
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        self._mask_dtype = model.dtype if len(dtypes) == 1 else torch.float32
         self._rope_switch, self._context = rope_switch(model), context_length(model)
         self._reread_beyond = reread_beyond(model)
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -118,11 +124,7 @@ class TransformersTarget:
         except BaseException:
             self.go_back(mark)
             raise
-        if self.num_cached != len(prompt):
-            raise ForetokenError(
-                f"{type(self.model).__name__} keeps no keys and values of what it reads, as in training mode with "
-                "gradient checkpointing: call model.eval() first."
-            )
+        self._check_cached(len(prompt), mark)
         self.cache.crop(0)
         return TransformersScores(self, logits[-1:], Draft())
 
@@ -143,6 +145,7 @@ class TransformersTarget:
         except BaseException:  # layers that were reached have grown
             self.go_back(self._mark)
             raise
+        self._check_cached(self._length + 1 + len(draft), self._mark)
         self._set_ids(self._length, [last_token])
         self._length += 1
         self._draft = draft
@@ -183,6 +186,13 @@ class TransformersTarget:
                 layer.values = layer.values[..., : mark.num_cached, :]
         self._draft = None
 
+    def release(self) -> None:
+        """Give the cache tensors like any others: those made here may not be written to outside of inference mode."""
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            if type(layer) is not DummyLayer and layer.is_initialized:
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+
     @property
     def num_cached(self) -> int:
         """How many tokens the cache holds."""
@@ -203,6 +213,27 @@ class TransformersTarget:
         self._length = num_tokens
         self._draft = None
 
+    def _check_cached(self, num_read: int, mark: Mark) -> None:
+        """Refuse what drops keys behind our back, or keeps none: what a draft added could not be told from the rest.
+
+        Raises:
+            ForetokenError: If the cache does not hold all that was read; it is then as it was at the mark.
+        """
+        num_cached = self.num_cached
+        if num_cached == num_read:
+            return
+        self.go_back(mark)
+        name = type(self.model).__name__
+        if num_cached == 0:
+            raise ForetokenError(
+                f"{name} keeps no keys and values of what it reads, as in training mode with gradient checkpointing: "
+                "call model.eval() first."
+            )
+        raise ForetokenError(
+            f"The cache of {name} holds {num_cached} of the {num_read} tokens that were read, so something drops keys, "
+            "and rejected guesses cannot be told from the rest: take it away, or use the model's own generate."
+        )
+
     def _must_reread(self, num_tokens: int) -> bool:
         """Whether the forward that brings the text to so many tokens must read all of it again."""
         return self._reread_beyond is not None and self.num_cached <= self._reread_beyond < num_tokens
@@ -220,7 +251,7 @@ class TransformersTarget:
         """The mask, one per kind of layer where there are several, and the positions."""
         assert self._windows is not None, "decode makes a chain where trees are not supported"
         made = {
-            kind: tree_mask(draft, num_cached, window, self.model.dtype, self.device)
+            kind: tree_mask(draft, num_cached, window, self._mask_dtype, self.device)
             for kind, window in self._windows.items()
         }
         masks = {kind: mask for kind, (mask, _) in made.items()}
@@ -264,7 +295,9 @@ class TransformersScores:
     """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
 
     def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
-        self.choice, self.logits, self.draft = target.choice, logits, draft
+        # Transformers' own loop chooses from float32: where two logits are one number there, the first token wins.
+        self.logits = logits.float() if logits.dtype == torch.float64 else logits
+        self.choice, self.draft = target.choice, draft
         self.ids = target.ids  # [1, length], up to row 0; a view, taken now because keep makes it longer
         self._chosen: dict[int, int] = {}
         self._compared: dict[int, Compared] = {}  # of rows whose choice was not the logits' argmax
@@ -363,8 +396,13 @@ def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
     sparse attention's indexes, where they tie, depend on how many rows are scored at once.
 
     Raises:
-        ForetokenError: If one of its layers cannot drop tokens.
+        ForetokenError: If one of its layers cannot drop tokens, or it does not count them as its layers do.
     """
+    if any(getattr(type(cache), name) is not getattr(DynamicCache, name) for name in COUNTS):
+        raise ForetokenError(
+            f"{type(cache).__name__} counts tokens in a way of its own, so rejected guesses cannot be dropped from it: "
+            "pass a DynamicCache or none, or use the model's own generate."
+        )
     rigid = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in CROPPABLE})
     if rigid:
         raise ForetokenError(

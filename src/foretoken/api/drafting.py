@@ -27,7 +27,7 @@ from foretoken.drafters import (
     check_name,
 )
 from foretoken.engines.exit import ExitTarget
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers import TransformersTarget, context_length
 
 MEASURED_ROWS, MEASURED_TIMES = (1, 8, 32, 72), 4  # the largest window and its guesses are 72 on average
 EXIT_SHARE = 1 / 3  # of the layers, before an early exit whose place is not given
@@ -134,7 +134,7 @@ class _OfSizes:
         pass
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        num = next(self.sizes) - 1
+        num = next(self.sizes, 1) - 1
         return Draft((0,) * num, (-1,) * num)
 
     def observe(self, step: Step) -> None:
@@ -169,9 +169,8 @@ def measured_rows(model: PreTrainedModel) -> list[tuple[int, float]]:
     if model not in _MEASURED:
         sizes = MEASURED_ROWS * MEASURED_TIMES
         noting = _Noting()
-        steps = decode(
-            TransformersTarget(model), _OfSizes(sizes), [0], max_new_tokens=2 * len(sizes) + 2, budget=noting
-        )
+        target = TransformersTarget(model, max_length=context_length(model))
+        steps = decode(target, _OfSizes(sizes), [0], max_new_tokens=2 * len(sizes) + 4, budget=noting)
         for _ in steps:
             if len(noting.seconds) == len(sizes):
                 break

@@ -87,6 +87,13 @@ def _bytes_joined(tokens: list[str]) -> str:
     return bytes(BYTE_TOKENS.index(token) for token in tokens if token in BYTE_TOKENS).decode(errors="replace")
 
 
+def cleaning_up(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer set to take out the spaces before a full stop and the like, as BERT's are."""
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    return tokenizer
+
+
 def _with_turns(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
     return tokenizer
@@ -98,6 +105,7 @@ def tokenizers_of_every_kind() -> dict[str, PreTrainedTokenizerBase]:
     scores = [("<unk>", -9.0), *((piece, -1.0 - i) for i, piece in enumerate(PIECES_WITH_MARKED_SPACES))]
     words = {word: i for i, word in enumerate(["<unk>", "a", "hello", ".", "日"])}
     letters = {letter: i for i, letter in enumerate("abcdefghij .é")}
+    shortened = {letter: i for i, letter in enumerate(" 'nstmvre.?!,")}
     endings = {piece: i for i, piece in enumerate(["h", "i</w>", "i", "hi</w>", ".</w>"])}
     return {
         "byte-level": byte_level_tokenizer(),
@@ -112,6 +120,12 @@ def tokenizers_of_every_kind() -> dict[str, PreTrainedTokenizerBase]:
         "spaces joined": words_tokenizer(
             models.BPE(letters, []), decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex(" +"), "_")])
         ),
+        "words, cleaned up": cleaning_up(words_tokenizer(models.WordLevel(words, unk_token="<unk>"), None)),
+        "word parts, cleaned up": cleaning_up(
+            words_tokenizer(models.WordPiece(word_parts, unk_token="[UNK]"), decoders.WordPiece())
+        ),
+        "characters, cleaned up": cleaning_up(words_tokenizer(models.BPE(shortened, []), decoders.Fuse())),
+        "Python, cleaned up": cleaning_up(PythonTokenizer(["<unk>", "hello", ".", "'s", "n't", "'", "?"], " ".join)),
         "Python, words": PythonTokenizer(["<unk>", "hello", "a", "."], " ".join),
         "Python, marked joints": PythonTokenizer(["hel@@", "lo", "a", "x@@"], lambda t: " ".join(t).replace("@@ ", "")),
         "Python, bytes": PythonTokenizer(BYTE_TOKENS, _bytes_joined),

@@ -16,7 +16,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def decode(tokenizer, tokens, skip_special_tokens=True):
-    return tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
 
 def added_text(tokenizer, prompt, answer, **how):

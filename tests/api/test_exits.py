@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -168,3 +169,37 @@ def test_a_loop_that_is_left_between_two_steps_has_kept_what_it_gave():
     for step in foretoken.decode(target, drafter, context, max_new_tokens=NEW, budget=FixedBudget(5)):
         context = [*context, *step.tokens]
         assert target.num_cached == len(context) - 1
+
+
+@pytest.mark.parametrize("name", ["cat", "tensor"])
+def test_an_interrupt_in_any_call_of_torch_leaves_no_token_that_the_caller_has_not_seen(name, monkeypatch):
+    """In a layer's first update for one, when there are keys and no values yet."""
+    model, theirs = tiny_model("llama"), getattr(torch, name)
+    prompt, plain = PROMPT[0].tolist(), answer(model)
+    for calls in range(1, 60):
+        cache, counter, seen = DynamicCache(), Counter(calls), list(prompt)
+        target = TransformersTarget(model, cache=cache)
+        drafter = Oracle(0, prompt, plain, VOCAB)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                torch, name, lambda *given, counter=counter, **named: (counter.count(), theirs(*given, **named))[1]
+            )
+            with contextlib.suppress(LeaveError):
+                for step in foretoken.decode(target, drafter, prompt, max_new_tokens=NEW, budget=FixedBudget(6)):
+                    seen += step.tokens
+        for layer in cache.layers:
+            assert layer.get_seq_length() == cache.get_seq_length() <= len(seen), calls
+
+
+def test_a_budget_that_fails_leaves_no_token_that_the_caller_has_not_seen():
+    class Failing(FixedBudget):
+        def observe(self, *step: Any) -> None:
+            raise LeaveError
+
+    model, cache, seen = tiny_model("llama"), DynamicCache(), PROMPT[0].tolist()
+    target = TransformersTarget(model, cache=cache)
+    drafter = Oracle(0, seen, answer(model), VOCAB)
+    with pytest.raises(LeaveError):
+        for step in foretoken.decode(target, drafter, PROMPT[0].tolist(), max_new_tokens=NEW, budget=Failing(6)):
+            seen += step.tokens
+    assert PROMPT.shape[1] < cache.get_seq_length() == len(seen) - 1

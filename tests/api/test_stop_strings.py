@@ -36,7 +36,7 @@ def end_of_theirs(tokenizer, strings, prompt, answer):
 
 
 def added_text(tokenizer, prompt, answer, skip_special_tokens=True):
-    how = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
+    how = {"skip_special_tokens": skip_special_tokens}
     before, whole = tokenizer.decode(prompt, **how), tokenizer.decode([*prompt, *answer], **how)
     return whole[next((i for i, c in enumerate(before) if not whole[i:].startswith(c)), len(before)) :]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 import transformers as tf
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import flash_attention_mask, sdpa_mask
+from transformers.models.llama import modeling_llama
 
 import foretoken
 from foretoken import DecodeStats, FixedBudget, ForetokenError
@@ -57,3 +61,61 @@ def test_transformers_own_functions_are_drafted_with(name):
     options = {"custom_generate": foretoken.generate, "drafter": "prompt-lookup", "stats": stats}
     with_attention(name).generate(PROMPT, **OPTIONS, **options)
     assert stats.drafted > 0
+
+
+@functools.wraps(sdpa_attention_forward)
+def without_a_mask(module, query, key, value, attention_mask, **rest):
+    """Right for one row; several see what comes after them."""
+    return sdpa_attention_forward(module, query, key, value, None, **rest)
+
+
+def wrapped(model, monkeypatch):
+    """It bears the names of transformers' own."""
+    AttentionInterface.register("mine", without_a_mask)
+    AttentionMaskInterface.register("mine", sdpa_mask)
+    model.set_attn_implementation("mine")
+
+
+def with_another_mask(model, monkeypatch):
+    """Function and mask are transformers', but not made for each other."""
+    AttentionInterface.register("mine", sdpa_attention_forward)
+    AttentionMaskInterface.register("mine", flash_attention_mask)
+    model.set_attn_implementation("mine")
+
+
+def in_one_layer(model, monkeypatch):
+    AttentionInterface.register("mine", without_a_mask)
+    attention = model.model.layers[1].self_attn
+    attention.config = copy.deepcopy(model.config)
+    attention.config._attn_implementation = "mine"
+
+
+def in_the_place_of_eager(model, monkeypatch):
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", without_a_mask)
+    model.set_attn_implementation("eager")
+
+
+def on_an_object(model, monkeypatch):
+    attention = model.model.layers[1].self_attn
+    theirs = attention.forward
+    attention.forward = lambda **given: theirs(**given | {"attention_mask": None})
+
+
+def in_the_class(model, monkeypatch):
+    theirs = modeling_llama.LlamaAttention.forward
+    without = {"attention_mask": None}
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", lambda *own, **given: theirs(*own, **given | without))
+
+
+WAYS = [wrapped, with_another_mask, in_one_layer, in_the_place_of_eager, on_an_object, in_the_class]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_that_bears_a_known_name_is_found(registered, monkeypatch, way):
+    model = tiny_model.__wrapped__("llama")
+    way(model, monkeypatch)
+    theirs = model.generate(PROMPT, **OPTIONS)
+    stats = DecodeStats()
+    options = {"drafter": "prompt-lookup", "budget": FixedBudget(6), "stats": stats}
+    assert torch.equal(model.generate(PROMPT, **OPTIONS, custom_generate=foretoken.generate, **options), theirs)
+    assert stats.drafted == 0

@@ -23,7 +23,7 @@ class Detokenizer:
     """Gives the text of an answer as its tokens come.
 
     The pieces make up the text that the answer adds to its prompt: ``decode(prompt + answer)`` from where it parts from
-    ``decode(prompt)``, with ``clean_up_tokenization_spaces=False``. So the space before a first word is there, and a
+    ``decode(prompt)``, cleaned up where the tokenizer is set to do so. So the space before a first word is there, and a
     character that begins in the prompt and ends in the answer belongs to the answer.
 
     A piece is given once no later token can change it. An unfinished character waits for its bytes, four at most. Bytes
@@ -43,7 +43,8 @@ class Detokenizer:
     ) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         steps = _decoder_steps(tokenizer)
-        self._is_local = steps is not None and _is_local(steps)
+        self._cleans_up = _cleans_up(tokenizer)
+        self._is_local = steps is not None and _is_local(steps) and not self._cleans_up
         self._is_byte_level = steps is not None and "ByteLevel" in steps
         self._has_byte_tokens = steps is not None and "ByteFallback" in steps
         skipped = special_tokens(tokenizer) if skip_special_tokens else ()
@@ -155,8 +156,8 @@ class Detokenizer:
     def _decode(self, tokens: Sequence[int]) -> str:
         if not tokens:
             return ""  # some decoders of the tokenizers library crash on nothing
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=self._skip, clean_up_tokenization_spaces=False)
-        return str(text)
+        how = {"skip_special_tokens": self._skip, "clean_up_tokenization_spaces": self._cleans_up}
+        return str(self._tokenizer.decode(list(tokens), **how))
 
 
 class _ByteRun:
@@ -190,6 +191,16 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     return {token: name for token, name in named if token is not None}  # some are named and have no id
+
+
+def _cleans_up(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether ``decode`` takes out spaces, before a full stop for one, where nobody says; of BPE only where forced."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer.backend_tokenizer.model).__name__ == "BPE":
+        return bool(
+            tokenizer.clean_up_tokenization_spaces
+            and tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
+        )
+    return bool(tokenizer.clean_up_tokenization_spaces)
 
 
 def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:

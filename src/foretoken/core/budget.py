@@ -141,6 +141,8 @@ class AdaptiveBudget:
     def max_draft_tokens(self) -> int:
         with self._lock:
             self._since_plain += 1
+            self._asked = False  # also where a step was begun that nobody came back to tell of
+            self._credit, self._charged = self._credit + self._charged, 0.0
             if self.costs.num_plain < self.PLAIN_SAMPLES or self._since_plain > self.PLAIN_EVERY:
                 return 0
             if self._paused < self._pause:

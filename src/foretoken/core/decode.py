@@ -27,7 +27,8 @@ def decode(
     """Answer ``prompt``, a step at a time; with ``verify_match`` the tokens are the same whatever drafts.
 
     The caller may stop after any step: the target's cache then holds every committed token but the last one. An
-    error within a step, of a logits processor or a stop criterion, leaves there what was before the step.
+    error within a step, of a logits processor or a stop criterion, leaves there what was before the step. The budget
+    learns of a step once the caller comes back for more.
 
     Args:
         target: The model that decides.
@@ -121,9 +122,10 @@ def _steps(
             target.keep(())
             raise
         target.keep(verdict.path)  # the last token is pending: the next score writes it to the cache
-        if started is not None:
-            budget.observe(draft, step.num_accepted, time.perf_counter() - started, draft_seconds)
+        seconds = None if started is None else time.perf_counter() - started
         yield step
+        if seconds is not None:  # only now: should this fail, the caller has seen what the cache holds
+            budget.observe(draft, step.num_accepted, seconds, draft_seconds)
         if finish_reason is not None:
             return
         tokens.clear()

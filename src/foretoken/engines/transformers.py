@@ -142,11 +142,11 @@ class TransformersTarget:
         self._mark = self.mark()
         try:
             logits = self._forward(input_ids, **extra)
+            self._check_cached(self._length + 1 + len(draft), self._mark)
+            self._set_ids(self._length, [last_token])
         except BaseException:  # layers that were reached have grown
             self.go_back(self._mark)
             raise
-        self._check_cached(self._length + 1 + len(draft), self._mark)
-        self._set_ids(self._length, [last_token])
         self._length += 1
         self._draft = draft
         return TransformersScores(self, logits[-1 - len(draft) :], draft)
@@ -156,13 +156,13 @@ class TransformersTarget:
         if self._draft is None:  # after prefill, when all is kept
             return
         try:
+            self._set_ids(self._length, [self._draft.tokens[node] for node in path])
             if tuple(path) != tuple(range(len(path))):
                 self._gather(path)
             self.cache.crop(len(path) - len(self._draft))  # a negative count of tokens to drop
         except BaseException:
             self.go_back(self._mark)
             raise
-        self._set_ids(self._length, [self._draft.tokens[node] for node in path])
         self._length += len(path)
         self._draft = None
 
@@ -181,6 +181,8 @@ class TransformersTarget:
             if layer in mark.windows:  # what left the window is not there any more, so that the tensors were kept
                 layer.keys, layer.values, layer.cumulative_length = mark.windows[layer]
                 layer.is_initialized = layer.keys is not None
+            elif mark.num_cached == 0:
+                layer.reset()  # what was interrupted in a layer's first update has no shape to cut
             elif type(layer) is not DummyLayer and layer.is_initialized:
                 layer.keys = layer.keys[..., : mark.num_cached, :]
                 layer.values = layer.values[..., : mark.num_cached, :]

@@ -89,7 +89,7 @@ def measure(model: str, dtypes: Sequence[str], rounds: int, device: str | None) 
     rows: list[Row] = []
     noise = {}
     for dtype in dtypes:
-        lm = load(model, dtype=dtype, device=device)
+        lm = load(model, dtype=dtype, device=device, history=False)
         noise[dtype] = check(lm, 64).noise or 0.0
         for prompt in track(read_prompts(), description=f"{dtype}: 36 prompts, methods in turns"):
             rows += [_measure_prompt(lm, prompt, dtype, decoding, rounds) for decoding in ("greedy", "sampled")]

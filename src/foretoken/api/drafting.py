@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
@@ -15,6 +14,7 @@ from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.core.lazy import lazy
 from foretoken.drafters import (
     DRAFTERS,
     TEXT_DRAFTERS,
@@ -52,7 +52,7 @@ class Situation:
     draft_model: PreTrainedModel | None = None
     exit_layer: int | None = None
 
-    @cached_property
+    @lazy
     def memory(self) -> Memory:
         """What the answer's namespace remembers."""
         return self.remember()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from foretoken.core.law import Law
+from foretoken.core.lazy import lazy
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Draft:
         """Whether every node follows the one before it."""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
-    @cached_property
+    @lazy
     def depths(self) -> tuple[int, ...]:
         """How many tokens after the last committed one each node stands; 1 for a child of the root."""
         depths: list[int] = []
@@ -75,7 +75,7 @@ class Draft:
             depths.append(1 if parent == -1 else depths[parent] + 1)
         return tuple(depths)
 
-    @cached_property
+    @lazy
     def window_parents(self) -> set[int]:
         """The guesses that lookahead rows hang on."""
         num = self.num_guesses

@@ -128,20 +128,6 @@ def test_an_interrupt_while_modules_are_imported_is_quiet(module):
     assert (ended.returncode, ended.stdout, ended.stderr) == (signal.SIGINT + 128, "", "")
 
 
-@pytest.mark.usefixtures("interruptible")
-def test_a_second_interrupt_while_threads_end_is_quiet():
-    lines = [
-        "import os, signal, threading",
-        "def work():",
-        "    threading.main_thread().join()",
-        "    os.kill(os.getpid(), signal.SIGINT)",
-        f"    threading.Event().wait({WAIT})",
-        "threading.Thread(target=work).start()",
-        "raise KeyboardInterrupt",
-    ]
-    assert redirected("\n    ".join(lines), "") == (130, "", "")
-
-
 def on_a_terminal(body: str, environment: Mapping[str, str | None]) -> str:
     """What a command writes to a terminal."""
     mine, its = pty.openpty()

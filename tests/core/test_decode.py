@@ -194,6 +194,17 @@ def test_an_error_within_a_step_leaves_the_cache_as_it_was_before_the_step():
     class LeaveError(Exception):
         pass
 
+    class Noting(ToyTarget):
+        scored = False  # and not yet kept: guesses would stay in a real cache
+
+        def score(self, last_token, draft):
+            self.scored = True
+            return super().score(last_token, draft)
+
+        def keep(self, path):
+            self.scored = False
+            super().keep(path)
+
     plain = [t for s in decode(ToyTarget(), None, [1, 2], max_new_tokens=30) for t in s.tokens]
 
     def stop(context):
@@ -201,11 +212,11 @@ def test_an_error_within_a_step_leaves_the_cache_as_it_was_before_the_step():
             raise LeaveError
         return False
 
-    target, seen = ToyTarget(), [1, 2]
+    target, seen = Noting(), [1, 2]
     with pytest.raises(LeaveError):
         for step in decode(target, Oracle(0, [1, 2], plain, 5), [1, 2], max_new_tokens=30, stop=stop):
             seen += step.tokens
-    assert target.cache == seen and len(seen) < 12
+    assert target.cache == seen and len(seen) < 12 and not target.scored
 
 
 @pytest.mark.parametrize("max_new_tokens", [2.5, 3.0, "3", None, float("nan"), float("inf"), True, np.float64(2)])

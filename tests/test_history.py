@@ -1141,3 +1141,23 @@ def test_load_says_at_once_that_a_file_is_no_history(tmp_path, warnings):
     assert len(lm.generate("def f(x):", max_new_tokens=4).tokens) == 4
     assert len(warnings()) == 1 and novel.read_text() == "my novel\n" * 100
     assert files(novel) == {"novel.txt"}
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal"])
+def test_a_log_that_another_deletes_while_we_look_is_no_fault(path, end, warnings, monkeypatch):
+    """SQLite deletes its logs when the last who uses a file closes it, in any thread or process and at any moment."""
+    with History(path) as history:
+        history.add("n", "f", [1])
+    log, exists = Path(f"{path}{end}"), os.path.lexists
+    log.touch()
+
+    def exists_no_longer(name):
+        found = exists(name)
+        if str(name) == str(log):
+            log.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", exists_no_longer)
+    with History(path) as history:
+        assert texts(history) == [[1]]
+    assert not warnings()

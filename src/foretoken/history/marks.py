@@ -7,8 +7,8 @@ import os
 import sqlite3
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 APPLICATION_ID = 0x666F7265  # "fore": by this a file is known for a history
@@ -53,7 +53,10 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 def is_empty(path: Path) -> bool:
     """Whether there is nothing at this path that could be lost: no file, or one without content."""
-    return identity(path) is None or path.stat().st_size == 0
+    try:
+        return identity(path) is None or path.stat().st_size == 0
+    except FileNotFoundError:  # it was moved aside between the two
+        return True
 
 
 def is_ours(path: Path) -> bool:
@@ -92,12 +95,22 @@ def check_logs(path: Path) -> None:
         ends.remove("-shm")  # in use, perhaps by this process, whose locks on it end when it is opened and closed
     for end in ends:
         log = Path(f"{path}{end}")
-        head = b""
-        if regular := stat.S_ISREG(log.lstat().st_mode):
-            with log.open("rb") as file:
-                head = file.read(4)
-        if not regular or (head.strip(b"\0") and head not in LOG_HEADERS[end]):
-            raise OSError(errno.EINVAL, f"the file {log.name!r} beside it is not its log")
+        with suppress(FileNotFoundError):  # whoever closed the file last has just deleted it
+            if not _is_log(log, LOG_HEADERS[end]):
+                raise OSError(errno.EINVAL, f"the file {log.name!r} beside it is not its log")
+
+
+def _is_log(path: Path, headers: Collection[bytes]) -> bool:
+    """Whether a file begins as a log does, or holds nothing yet.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with path.open("rb") as file:
+        head = file.read(4)
+    return not head.strip(b"\0") or head in headers
 
 
 def empty_log(connection: sqlite3.Connection) -> bool:

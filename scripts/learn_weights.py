@@ -27,19 +27,19 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 import foretoken
 from foretoken import FixedBudget, decode
-from foretoken.bench.small_models import load_small
 from foretoken.core.contracts import Step, Top
 from foretoken.core.draft import Draft
 from foretoken.core.law import Law
-from foretoken.corpus.general import general_background
-from foretoken.drafters import kernels
-from foretoken.drafters.background import Background
-from foretoken.drafters.kernels import Weights
-from foretoken.drafters.memory import Memory, sets_of, table_of, untrained_weights
-from foretoken.drafters.mixed import MixedNgram
-from foretoken.engines.choice import Choice
-from foretoken.engines.transformers import TransformersTarget
-from foretoken.fingerprint import fingerprint
+from foretoken.drafters.ngram import NgramMixer
+from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.measure.small_models import load_small
+from foretoken.memory.corpus.general import general_background
+from foretoken.memory.fingerprint import fingerprint
+from foretoken.ngrams import kernels
+from foretoken.ngrams.background import Background
+from foretoken.ngrams.kernels import Weights
+from foretoken.ngrams.shared import SharedNgrams, sets_of, table_of, untrained_weights
 from foretoken.replay.read import Reading, Trace, read_traces
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
@@ -93,7 +93,7 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
     weights = untrained_weights()
     for i, run in enumerate(runs):
         rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(runs))
-        drafter = MixedNgram(Memory(background, weights=weights), rate=rate)
+        drafter = NgramMixer(SharedNgrams(background, weights=weights), rate=rate)
         for trace in run:
             drafter.begin(trace.prompt)
             drafter.observe(step_of(trace.record))
@@ -108,12 +108,12 @@ def learn_what_is_named(weights: Weights, asked: list[Asked], background: Backgr
     for some in (here, own):
         some[:, 1:] = some[:, :1]  # where something was named the other votes mean about the same
     common, before = sets[-1].copy(), table.copy()
-    memory = Memory(background, weights=weights)
+    memory = SharedNgrams(background, weights=weights)
     for i, (target, prompt) in enumerate(asked):
         if i % ALONE == 0:
-            memory = Memory(background, weights=weights)
+            memory = SharedNgrams(background, weights=weights)
         rate = NAMED_RATE * (LAST_RATE / NAMED_RATE) ** (i / len(asked))
-        drafter = MixedNgram(memory, floor=FLOOR, rate=rate, recycle=True)
+        drafter = NgramMixer(memory, floor=FLOOR, rate=rate, recycle=True)
         for _ in decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED):
             pass
     # The weights that all share have moved: where something was named, that goes into the others.

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from shapes import tiny_model
-from tokenizing import character_tokenizer
+from helpers.shapes import tiny_model
+from helpers.tokenizing import character_tokenizer
 
 settings.register_profile("the same every time", derandomize=True)
 settings.load_profile("the same every time")

@@ -8,10 +8,10 @@ from array import array
 from pathlib import Path
 
 from foretoken import DecodeStats, FixedBudget, decode
-from foretoken.drafters.kernels import Weights
-from foretoken.drafters.memory import Memory, untrained_weights
-from foretoken.drafters.mixed import MixedNgram
+from foretoken.drafters.ngram import NgramMixer
 from foretoken.engines.replay import ReplayTarget
+from foretoken.ngrams.kernels import Weights
+from foretoken.ngrams.shared import SharedNgrams, untrained_weights
 from foretoken.replay.read import Trace
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "learn_weights.py"
@@ -35,7 +35,7 @@ def test_learning_beats_starting_untrained():
     def tokens_per_step(weights: Weights) -> float:
         stats = DecodeStats()
         for trace in map(made_up, range(1000, 1020)):
-            drafter = MixedNgram(Memory(weights=weights), rate=0.0)
+            drafter = NgramMixer(SharedNgrams(weights=weights), rate=0.0)
             target = ReplayTarget(trace.record)
             for step in decode(target, drafter, trace.prompt, max_new_tokens=len(trace.record), budget=FixedBudget(8)):
                 stats.add(step)

@@ -19,19 +19,19 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from drafting import Oracle, RandomTrees
 from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
 from foretoken.core.draft import Draft
 from foretoken.core.verify import Commit
-from foretoken.corpus.build import build
-from foretoken.drafters import AdaptiveNgram, Memory, MixedNgram, PromptLookup
-from foretoken.drafters.background import Background
+from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookup, SharedNgrams
 from foretoken.drafters.lookahead import Lookahead
 from foretoken.drafters.recycle import Recycle
-from foretoken.engines.choice import Choice
 from foretoken.engines.toy import ToyTarget
-from foretoken.engines.transformers import TransformersTarget
-from shapes import CONFIGS, VOCAB, tiny_model
+from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.memory.corpus.build import build
+from foretoken.ngrams.background import Background
+from helpers.drafting import Oracle, RandomTrees
+from helpers.shapes import CONFIGS, VOCAB, tiny_model
 
 prompts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 seeds = st.integers(0, 2**64 - 1)
@@ -54,12 +54,12 @@ def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int
     return [*ngrams, *shown, RandomTrees(seed, vocab), oracle]
 
 
-def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> MixedNgram:
+def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> NgramMixer:
     """The n-gram core with all that it can draft from, some of it right and some not."""
-    memory = Memory(corpus())
+    memory = SharedNgrams(corpus())
     half = len(answer) // 2
     memory.add([*prompt, *answer[:half], *answer[half + 2 :]])
-    return MixedNgram(memory, references=[answer[half:], [], [1, 2, 1, 3]], recycle=recycle)
+    return NgramMixer(memory, references=[answer[half:], [], [1, 2, 1, 3]], recycle=recycle)
 
 
 @cache
@@ -153,7 +153,7 @@ def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, 
     assert target.supports_trees
     options = {"max_new_tokens": 32, "stop_tokens": {3}}
     plain, _ = run(target, None, prompt, **options)
-    trees = MixedNgram(Memory(corpus()))
+    trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
     for drafter in drafters(seed, prompt, plain, VOCAB):
         drafted, stats = run(target, drafter, prompt, **options)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foretoken
-from foretoken.api.loading import TINY
+from foretoken.engines.transformers.loading import TINY
 
 PROMPTS = sorted((Path(__file__).parent.parent / "examples" / "prompts").iterdir())
 OPTIONS = [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}]

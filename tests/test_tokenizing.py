@@ -6,10 +6,10 @@ import gzip
 
 import pytest
 
-from foretoken.api.loading import TINY
-from foretoken.api.loading import load_tokenizer as load_from_transformers
 from foretoken.core.errors import ForetokenError
-from foretoken.fingerprint import fingerprint
+from foretoken.engines.transformers.loading import TINY
+from foretoken.engines.transformers.loading import load_tokenizer as load_from_transformers
+from foretoken.memory.fingerprint import fingerprint
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 TEXT = "def area(width, height):\n    return"

@@ -6,7 +6,6 @@ TYPE_CHECKING = False  # as type checkers read it, without the time that the mod
 if TYPE_CHECKING:
     from typing import Any
 
-    from foretoken.api.hook import generate
     from foretoken.api.language_model import Chunk, LanguageModel, Result, load
     from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
     from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from foretoken.core.errors import ForetokenError
     from foretoken.core.stats import DecodeStats
     from foretoken.core.verify import rejection_verifier, verify_match
+    from foretoken.engines.transformers.hook import generate
 
 __version__ = "0.1.0"
 
@@ -60,7 +60,7 @@ _LAZY = {
     "LanguageModel": "foretoken.api.language_model",
     "Result": "foretoken.api.language_model",
     "load": "foretoken.api.language_model",
-    "generate": "foretoken.api.hook",
+    "generate": "foretoken.engines.transformers.hook",
 }
 
 

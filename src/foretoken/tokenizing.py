@@ -32,7 +32,7 @@ def load_tokenizer(where: str) -> Tokenizer:
             raise ForetokenError(f"The folder {where!r} holds no tokenizer: it has no tokenizer.json.")
         return _read(path / "tokenizer.json")
     # A model's own settings can add tokens to those of its tokenizer.json.
-    from foretoken.api import loading
+    from foretoken.engines.transformers import loading
 
     tokenizer = getattr(loading.load_tokenizer(where), "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):

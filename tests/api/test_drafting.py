@@ -7,14 +7,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
 from foretoken.api.drafting import Situation
-from foretoken.drafters import DRAFTERS, Lookahead, Memory, MixedNgram, Recycle
-from foretoken.engines.transformers import TransformersTarget
-from shapes import LLAMA, SMALL, VOCAB, tiny_model
-from tokenizing import character_tokenizer
+from foretoken.drafters import DRAFTERS, Lookahead, NgramMixer, Recycle, SharedNgrams
+from foretoken.engines.transformers.target import TransformersTarget
+from helpers.shapes import LLAMA, SMALL, VOCAB, tiny_model
+from helpers.tokenizing import character_tokenizer
 
 
 def situation(shape: str = "llama", **given) -> Situation:
-    return Situation(TransformersTarget(tiny_model(shape)), Memory, **given)
+    return Situation(TransformersTarget(tiny_model(shape)), SharedNgrams, **given)
 
 
 def test_what_pays_is_the_budget_of_all_that_know_their_chances():
@@ -31,11 +31,11 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances():
 
 
 def test_only_mixed_recycles_and_only_mixed_and_ngram_share_the_memory():
-    memory = Memory()
+    memory = SharedNgrams()
     here = Situation(TransformersTarget(tiny_model("llama")), lambda: memory, [[1, 2, 3]])
     for name in ("mixed", "ngram"):
         drafter, _ = here.drafting(name)
-        assert isinstance(drafter, MixedNgram) and drafter.memory is memory and drafter.references == [[1, 2, 3]]
+        assert isinstance(drafter, NgramMixer) and drafter.memory is memory and drafter.references == [[1, 2, 3]]
         assert drafter.recycle == (name == "mixed")
 
 
@@ -55,14 +55,14 @@ def test_what_rows_cost_is_measured_within_a_short_context(length):
     """A model with a table of positions has none beyond it."""
     config = GPT2Config(**SMALL, n_embd=32, n_layer=1, n_head=4, n_positions=length)
     model = AutoModelForCausalLM.from_config(config).eval()
-    drafter, _ = Situation(TransformersTarget(model), Memory).drafting("lookahead")
+    drafter, _ = Situation(TransformersTarget(model), SharedNgrams).drafting("lookahead")
     assert isinstance(drafter, Lookahead)
 
 
 def test_what_rows_cost_is_measured_once_for_a_model_before_a_window_is_chosen():
     """Apart from any request, so that it shows nobody what another one asked."""
     model = tiny_model("llama")
-    first, second = (Situation(TransformersTarget(model), Memory) for _ in range(2))
+    first, second = (Situation(TransformersTarget(model), SharedNgrams) for _ in range(2))
     first.drafting("mixed")
     assert first.memory.budget.costs.most_rows == 0, "others learn it as they go"
     first.drafting("lookahead")
@@ -75,7 +75,7 @@ def test_what_rows_cost_is_measured_once_for_a_model_before_a_window_is_chosen()
 
 def test_a_drafter_of_ones_own_that_knows_its_chances_brings_its_own_budget():
     """So that who drafts for one caller only learns from nobody else."""
-    mine, here = MixedNgram(), situation()
+    mine, here = NgramMixer(), situation()
     assert here.drafting(mine) == (mine, mine.memory.budget)
     assert here.memory.budget is not mine.memory.budget
 
@@ -87,7 +87,7 @@ class NoTrees(TransformersTarget):
 
 
 def test_without_trees_lookahead_is_refused_and_the_others_draft_chains():
-    here = Situation(NoTrees(tiny_model("llama")), Memory, draft_model=tiny_model("qwen2"))
+    here = Situation(NoTrees(tiny_model("llama")), SharedNgrams, draft_model=tiny_model("qwen2"))
     with pytest.raises(ForetokenError, match=r"mixed, ngram, anpd, .* which draft chains here"):
         here.drafting("lookahead")
     for name in DRAFTERS:

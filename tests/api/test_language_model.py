@@ -10,8 +10,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from foretoken import FixedBudget, ForetokenError, LanguageModel
 from foretoken.drafters import DRAFTERS
-from shapes import LLAMA, tiny_model
-from tokenizing import character_tokenizer
+from helpers.shapes import LLAMA, tiny_model
+from helpers.tokenizing import character_tokenizer
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from foretoken import ForetokenError, LanguageModel
-from shapes import tiny_model
-from tokenizing import character_tokenizer
+from helpers.shapes import tiny_model
+from helpers.tokenizing import character_tokenizer
 
 PROMPT = "abcabcab"
 

@@ -9,14 +9,14 @@ from collections import Counter
 
 import pytest
 
-from commanding import call
 from foretoken import ForetokenError
 from foretoken.bench import replayed, speed
-from foretoken.bench.differences import TextChanged
-from foretoken.bench.loops import loops
 from foretoken.bench.overhead import half_predictable
 from foretoken.bench.recorded import log_files, read_texts
 from foretoken.bench.speed import Row, read_prompts, summarise
+from foretoken.measure.differences import TextChanged
+from foretoken.measure.loops import loops
+from helpers.commanding import call
 
 
 def row(**changes) -> Row:

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafting import Oracle, RandomTrees
 from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, ForetokenError, decode
 from foretoken.core.budget import CostCurve
 from foretoken.core.law import ListLaw
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
+from helpers.drafting import Oracle, RandomTrees
 
 Cost = Callable[[int, int], float]  # seconds of step number s over n rows
 Chances = Callable[[random.Random, int], tuple[float, float]]  # of each token: what the drafter says, and what is so

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafting import Oracle, RandomTrees, Stateless
 from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError, decode
 from foretoken.engines.toy import ToyTarget
+from helpers.drafting import Oracle, RandomTrees, Stateless
 
 
 @settings(deadline=None)

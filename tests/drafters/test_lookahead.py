@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 import foretoken
 from foretoken import AdaptiveBudget, Draft, FixedBudget, ForetokenError, Step, decode
 from foretoken.core.budget import CostCurve
-from foretoken.drafters import MixedNgram, WithWindow
+from foretoken.drafters import NgramMixer, WithWindow
 from foretoken.drafters import lookahead as module
 from foretoken.drafters.lookahead import SHAPES, Lookahead, Pool, Shape, shape_for
 from foretoken.engines.toy import ToyTarget
-from foretoken.engines.transformers import TransformersTarget
-from foretoken.engines.tree_mask import tree_mask
-from lookahead_reference import Moment, lookahead
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.engines.transformers.tree_mask import tree_mask
+from helpers.lookahead_reference import Moment, lookahead
 
 ENOUGH = FixedBudget(10_000)  # for all candidates
 
@@ -451,7 +451,7 @@ def test_the_window_rides_beside_another_drafters_guesses_and_shows_it_its_rows(
         steps = list(decode(target, drafter, [1, 2], max_new_tokens=60, budget=FixedBudget(4)))
         return [token for step in steps for token in step.tokens], max(step.draft.num_lookahead for step in steps)
 
-    alone, beside = MixedNgram(recycle=True, floor=0.0), MixedNgram(recycle=True, floor=0.0)
+    alone, beside = NgramMixer(recycle=True, floor=0.0), NgramMixer(recycle=True, floor=0.0)
     window = WithWindow(beside, Lookahead(5, 3, 1, text=False))
     assert said(window) == (said(None)[0], Shape(5, 3, 1).num_rows)
     assert said(alone) == (said(None)[0], 0)

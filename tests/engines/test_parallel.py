@@ -18,15 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, Phi3Config, Phi3ForCausalLM, RepetitionPenaltyLogitsProcessor
 
-from drafting import Oracle, RandomTrees, Stateless
 from foretoken import DecodeStats, Draft, Drafter, FixedBudget, ForetokenError, Scores, Step, Target, decode
 from foretoken.core.contracts import Top
 from foretoken.core.verify import rejection_verifier
-from foretoken.engines.choice import Choice
 from foretoken.engines.parallel import MAX_WALK, ParallelTarget, part, process_group, share
 from foretoken.engines.toy import ToyTarget
-from foretoken.engines.transformers import TransformersTarget
-from shapes import LLAMA, VOCAB, tiny_model
+from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.target import TransformersTarget
+from helpers.drafting import Oracle, RandomTrees, Stateless
+from helpers.shapes import LLAMA, VOCAB, tiny_model
 
 PATIENCE = timedelta(minutes=10)  # for an answer; a job takes a second, but who knows how busy the machine is
 TIMEOUT = 6 * PATIENCE  # of a group, so that an answer that came did not come by waiting for it
@@ -36,7 +36,7 @@ TIMEOUT = 6 * PATIENCE  # of a group, so that an answer that came did not come b
 def server() -> Any:
     """Forks the processes of the tests, with torch and transformers already imported."""
     context = mp.get_context("forkserver")
-    engines = ["foretoken.engines.parallel", "foretoken.engines.transformers"]
+    engines = ["foretoken.engines.parallel", "foretoken.engines.transformers.target"]
     context.set_forkserver_preload([*engines, "hypothesis", "pytest"])
     return context
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from drafting import Oracle
 from foretoken import DecodeStats, ForetokenError, decode, rejection_verifier
 from foretoken.drafters import AdaptiveNgram
 from foretoken.engines.replay import ReplayTarget
-from foretoken.engines.transformers import TransformersTarget
-from shapes import VOCAB, tiny_model
+from foretoken.engines.transformers.target import TransformersTarget
+from helpers.drafting import Oracle
+from helpers.shapes import VOCAB, tiny_model
 
 PROMPT, RECORD = [1, 2, 3], [(i * i) % 7 for i in range(60)]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from test_score import Siblings
 
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading
 from foretoken.replay.tune import vllm_jobs
-from logs import rows, write_log, write_tokenizer
+from helpers.drafting import Siblings
+from helpers.logs import rows, write_log, write_tokenizer
 
 
 @pytest.fixture

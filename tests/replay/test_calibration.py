@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from drafting import RandomTrees
 from foretoken import Draft, Step
 from foretoken.core.verify import verify_match
 from foretoken.engines.replay import ReplayTarget
 from foretoken.replay.calibration import BINS, Reliability
+from helpers.drafting import RandomTrees
 
 
 def test_only_children_of_accepted_nodes_count():

@@ -8,7 +8,7 @@ import pytest
 
 from foretoken import ForetokenError
 from foretoken.replay.read import BATCH, Reading, prompt_text, read_log, read_traces
-from logs import LETTERS, rows, write_log, write_tokenizer
+from helpers.logs import LETTERS, rows, write_log, write_tokenizer
 
 
 def letters(texts):

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from drafting import Stateless
 from foretoken import Draft, ForetokenError
 from foretoken.drafters import AdaptiveNgram, PromptLookup
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.run import run_jobs
-from logs import rows, write_log, write_tokenizer
+from helpers.drafting import Stateless
+from helpers.logs import rows, write_log, write_tokenizer
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from drafting import Stateless
 from foretoken import Draft, ForetokenError, Step
 from foretoken.drafters import AdaptiveNgram, PromptLookup
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.score import Job, figures, score
-from logs import rows, write_log, write_tokenizer
+from helpers.drafting import Siblings, Stateless
+from helpers.logs import rows, write_log, write_tokenizer
 
 
 @pytest.fixture
@@ -22,15 +22,6 @@ def job(tmp_path):
         return Job(str(path), path.name, "it", make, budget, trees, reading)
 
     return job
-
-
-class Siblings(Stateless):
-    """Two guesses for the next token, and the second one's successor: a tree with chances."""
-
-    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        return Draft((context[-1], context[-4], context[-3]), (-1, -1, 1), (0.1, 0.6, 0.7)).select(
-            range(min(3, max_tokens))
-        )
 
 
 class Spy(PromptLookup):

@@ -8,10 +8,10 @@ from foretoken import ForetokenError
 from foretoken.replay.costs import Costs
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading
-from foretoken.replay.report import sentences
 from foretoken.replay.run import run_jobs
 from foretoken.replay.tune import affordable, by_setting, judge, tune
-from logs import write_log, write_tokenizer
+from foretoken.reports.replay import sentences
+from helpers.logs import write_log, write_tokenizer
 
 
 def here(jobs):

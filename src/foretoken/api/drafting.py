@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
-from foretoken.api.draft_model import draft_target
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.draft import Draft
@@ -21,13 +20,14 @@ from foretoken.drafters import (
     DraftModel,
     EarlyExit,
     Lookahead,
-    Memory,
-    MixedNgram,
+    NgramMixer,
     Recycle,
+    SharedNgrams,
     check_name,
 )
-from foretoken.engines.exit import ExitTarget
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.second_model import draft_target
+from foretoken.engines.transformers.target import TransformersTarget
 
 MEASURED_ROWS, MEASURED_TIMES = (1, 8, 32, 72), 4  # the largest window and its guesses are 72 on average
 EXIT_SHARE = 1 / 3  # of the layers, before an early exit whose place is not given
@@ -47,13 +47,13 @@ class Situation:
     """
 
     target: TransformersTarget
-    remember: Callable[[], Memory]
+    remember: Callable[[], SharedNgrams]
     references: Sequence[Sequence[int]] = ()
     draft_model: PreTrainedModel | None = None
     exit_layer: int | None = None
 
     @lazy
-    def memory(self) -> Memory:
+    def memory(self) -> SharedNgrams:
         """What the answer's namespace remembers."""
         return self.remember()
 
@@ -63,7 +63,7 @@ class Situation:
         """The drafter of this name, or the one that is given, and its budget.
 
         Where no budget is given it is what pays for a drafter whose probabilities can be counted on, as the namespace
-        has learned it; a ``MixedNgram`` of the caller's brings what it has learned itself.
+        has learned it; a ``NgramMixer`` of the caller's brings what it has learned itself.
 
         Raises:
             ForetokenError: If there is no such drafter, or it cannot draft for this target.
@@ -73,13 +73,13 @@ class Situation:
             return self._make(drafter), budget or (self.memory.budget if calibrated else None)
         if drafter is not None and (isinstance(drafter, type) or not hasattr(drafter, "propose")):
             raise ForetokenError(f"The drafter is {drafter!r}: give a name, an object that drafts, or None.")
-        return drafter, budget or (drafter.memory.budget if isinstance(drafter, MixedNgram) else None)
+        return drafter, budget or (drafter.memory.budget if isinstance(drafter, NgramMixer) else None)
 
     def _make(self, name: str) -> Drafter | None:
         check_name(name)
         if name in ("mixed", "ngram"):
             trees = self.target.supports_trees
-            return MixedNgram(
+            return NgramMixer(
                 self.memory,
                 references=self.references,
                 trees=trees,

@@ -20,23 +20,28 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from foretoken.api.detokenize import Detokenizer
-from foretoken.api.draft_model import check_same_tokens, load_draft_model
 from foretoken.api.drafting import Situation
-from foretoken.api.generation_config import check_generation_config
-from foretoken.api.loading import is_fault, load_model, load_tokenizer, reason
-from foretoken.api.memories import Memories, check_namespace
-from foretoken.api.request import Request, read_request, refuse_modes
-from foretoken.api.stop_strings import StopStrings, config_stop_strings, read_stop_strings, without_stop_strings
 from foretoken.core.budget import AdaptiveBudget, Budget
 from foretoken.core.contracts import Drafter, FinishReason, Step
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import real, whole
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, Memory, check_name
-from foretoken.engines.transformers import TransformersTarget, context_length, input_device
-from foretoken.history import History
+from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams, check_name
+from foretoken.engines.transformers.detokenize import Detokenizer
+from foretoken.engines.transformers.generation_config import check_generation_config
+from foretoken.engines.transformers.loading import is_fault, load_model, load_tokenizer, reason
+from foretoken.engines.transformers.request import Request, read_request, refuse_modes
+from foretoken.engines.transformers.second_model import check_same_tokens, load_draft_model
+from foretoken.engines.transformers.stop_strings import (
+    StopStrings,
+    config_stop_strings,
+    read_stop_strings,
+    without_stop_strings,
+)
+from foretoken.engines.transformers.target import TransformersTarget, context_length, input_device
+from foretoken.memory.history import History
+from foretoken.memory.namespaces import Namespaces, check_namespace
 from foretoken.texts import is_text
 
 DEFAULT_NEW_TOKENS = 256  # where neither the caller nor the model's generation config says
@@ -175,8 +180,8 @@ class LanguageModel:
         target = TransformersTarget(model)  # refuses what cannot rewind, before any prompt
         if draft_model is not None:
             check_same_tokens(draft_model, model, tokenizer, tokenizer)  # sizes alone may differ within a family
-        self._situation(target, Memory).drafting(drafter)
-        self.memories = Memories(tokenizer, background, history)
+        self._situation(target, SharedNgrams).drafting(drafter)
+        self.memories = Namespaces(tokenizer, background, history)
 
     @property
     def budget(self) -> AdaptiveBudget:
@@ -276,7 +281,7 @@ class LanguageModel:
             raise ForetokenError(f"A text cannot be made into tokens: {reason(error)}") from error
 
     def _situation(
-        self, target: TransformersTarget, memory: Callable[[], Memory], references: Sequence[Sequence[int]] = ()
+        self, target: TransformersTarget, memory: Callable[[], SharedNgrams], references: Sequence[Sequence[int]] = ()
     ) -> Situation:
         return Situation(target, memory, references, self.draft_model, self.exit_layer)
 
@@ -377,8 +382,8 @@ def load(
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
-            ``foretoken.history.default_path()``, False or None to forget them with the process. One that cannot be used
-            gets a warning and is left alone.
+            ``foretoken.memory.history.default_path()``, False or None to forget them with the process. One that cannot
+            be used gets a warning and is left alone.
         trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
 
     Raises:

@@ -12,10 +12,10 @@ import numpy as np
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.drafters import Memory, MixedNgram
-from foretoken.drafters.background import Background
-from foretoken.drafters.store import TokenStore
+from foretoken.drafters import NgramMixer, SharedNgrams
 from foretoken.engines.replay import ReplayTarget
+from foretoken.ngrams.background import Background
+from foretoken.ngrams.store import TokenStore
 
 CONTEXTS = (1_000, 8_000, 128_000)
 DRAFTED = 10
@@ -33,7 +33,7 @@ def measure(background: Background | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"context": length}
         for trees in (False, True):
             # With no floor every draft has as many nodes as it may.
-            drafter = MixedNgram(Memory(background), trees=trees, floor=0.0)
+            drafter = NgramMixer(SharedNgrams(background), trees=trees, floor=0.0)
             row["ingest_s"] = _seconds(partial(drafter.begin, text[:length]))
             draft_us, observe_us, nodes = [], [], []
             for start in range(length, length + 2 * STEPS, 2):
@@ -77,9 +77,9 @@ def _store(text: list[int]) -> dict[str, float]:
 
 def _batch_ms(background: Background | None) -> float:
     """Milliseconds to draft once for each of many sequences, one after the other."""
-    memory = Memory(background)
+    memory = SharedNgrams(background)
     text = zipf_text(BATCH_CONTEXT + 16 * BATCH)
-    drafters = [MixedNgram(memory) for _ in range(BATCH)]
+    drafters = [NgramMixer(memory) for _ in range(BATCH)]
     contexts = [text[16 * i : 16 * i + BATCH_CONTEXT] for i in range(BATCH)]
     for drafter, context in zip(drafters, contexts, strict=True):
         drafter.begin(context)

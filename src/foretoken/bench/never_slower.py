@@ -12,13 +12,13 @@ from rich.progress import track
 
 from foretoken.api.drafting import Situation
 from foretoken.api.language_model import LanguageModel, load
-from foretoken.bench.differences import TextChanged
 from foretoken.bench.speed import read_prompts
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.engines.replay import ReplayTarget
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.measure.differences import TextChanged
 
 NEW_TOKENS = 256
 MIN_TOKENS = 64  # of an answer, so that its time says something

@@ -13,7 +13,7 @@ from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import AdaptiveNgram
 from foretoken.engines.replay import ReplayTarget
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers.target import TransformersTarget
 
 CONTEXT = 2000
 NEW_TOKENS = 400

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from foretoken.core.errors import ForetokenError
-from foretoken.corpus.general import general_background
-from foretoken.corpus.sources import answer
-from foretoken.drafters.background import Background
-from foretoken.fingerprint import fingerprint
+from foretoken.memory.corpus.general import general_background
+from foretoken.memory.corpus.sources import answer
+from foretoken.memory.fingerprint import fingerprint
+from foretoken.ngrams.background import Background
 from foretoken.replay.read import Reading, Trace, read_log
 from foretoken.texts import open_lines
 from foretoken.tokenizing import batch_encoder, load_tokenizer

@@ -13,15 +13,15 @@ from rich.progress import track
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from foretoken.api.language_model import load
-from foretoken.bench.differences import TextChanged
 from foretoken.bench.speed import NEW_TOKENS, read_prompts
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Memory, MixedNgram
-from foretoken.drafters.background import Background
+from foretoken.drafters import NgramMixer, SharedNgrams
 from foretoken.engines.replay import ReplayTarget
-from foretoken.engines.transformers import TransformersTarget
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.measure.differences import TextChanged
+from foretoken.ngrams.background import Background
 from foretoken.replay.read import MIN_OUTPUT, Trace
 
 MAX_PROMPT, MAX_OUTPUT = 512, 64  # tokens of a recorded answer's, so that a round takes seconds
@@ -51,13 +51,13 @@ def measure(rounds: int, sets: Mapping[str, Sequence[Trace]], background: Backgr
     for name, traces in track((sets or own_answers()).items(), description="replayed over 0.5B random weights"):
         plain, drafted, lookup = [0.0], [0.0], [0.0]
         stats = DecodeStats()
-        memories = [Memory(background) for _ in range(rounds)]
+        memories = [SharedNgrams(background) for _ in range(rounds)]
         for trace in traces:
             prompt, record = trace.prompt.tolist()[-MAX_PROMPT:], trace.record.tolist()[:MAX_OUTPUT]
             ours, theirs, none = [], [], []
             for memory in memories:
                 none.append(_decode_seconds(_replay(engine, None, budget, prompt, record)))
-                run = _replay(engine, MixedNgram(memory), budget, prompt, record)
+                run = _replay(engine, NgramMixer(memory), budget, prompt, record)
                 ours.append(_decode_seconds(run))
                 theirs.append(_lookup_seconds(model, prompt, record))
             stats.tokens, stats.steps, stats.accepted = (
@@ -121,7 +121,7 @@ def qwen2_half_billion() -> PreTrainedModel:
 
 
 def _replay(
-    engine: TransformersTarget, drafter: MixedNgram | None, budget: AdaptiveBudget, ids: list[int], record: list[int]
+    engine: TransformersTarget, drafter: NgramMixer | None, budget: AdaptiveBudget, ids: list[int], record: list[int]
 ) -> DecodeStats:
     stats = DecodeStats()
     for step in decode(ReplayTarget(record, engine), drafter, ids, max_new_tokens=len(record), budget=budget):

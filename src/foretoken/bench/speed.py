@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from foretoken.api.hook import generate
 from foretoken.api.language_model import LanguageModel, load
-from foretoken.bench.differences import TextChanged, first_difference, gap
-from foretoken.bench.loops import loops
-from foretoken.check import check
 from foretoken.core.stats import DecodeStats
+from foretoken.engines.transformers.hook import generate
+from foretoken.measure.check import check
+from foretoken.measure.differences import TextChanged, first_difference, gap
+from foretoken.measure.loops import loops
 
 NEW_TOKENS = 200
 DRAFTED = 7  # tokens a step, for ANPD and for transformers' prompt lookup

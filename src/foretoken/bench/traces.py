@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from foretoken.bench.recorded import log_files
-from foretoken.corpus.general import general_folder
 from foretoken.drafters import TEXT_DRAFTERS
-from foretoken.fingerprint import fingerprint
+from foretoken.memory.corpus.general import general_folder
+from foretoken.memory.fingerprint import fingerprint
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading

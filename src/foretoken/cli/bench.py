@@ -19,7 +19,7 @@ from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
-    from foretoken.bench.subject import Subject
+    from foretoken.measure.subject import Subject
 
 app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
 
@@ -67,8 +67,8 @@ def methods(
     from rich.progress import track
 
     from foretoken.bench import speed as speed_part
-    from foretoken.bench.methods import choose_methods
-    from foretoken.bench.turns import SEED, Conditions, Row, headline, measure, parse_prompts, summarise
+    from foretoken.measure.harness import SEED, Conditions, Row, headline, measure, parse_prompts, summarise
+    from foretoken.measure.methods import choose_methods
 
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
@@ -101,7 +101,7 @@ def methods(
     for difference in filter(None, (row.difference for row in rows)):
         err.print(plain(difference))
     if html_file is not None:
-        from foretoken.bench.methods_page import methods_page
+        from foretoken.reports.methods import methods_page
 
         write_text(html_file, methods_page(summary, Path(model).name))
     err.print(f"written to {plain(str(out_file))}", style="dim")
@@ -209,8 +209,8 @@ def traces(
 
 def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
-    from foretoken.bench.subject import Subject, is_small, load_measured
-    from foretoken.drafters.background import Background
+    from foretoken.measure.subject import Subject, is_small, load_measured
+    from foretoken.ngrams.background import Background
 
     _quiet()
     with err.status(Text(f"loading {plain(model)}")):
@@ -231,7 +231,7 @@ def _quiet() -> None:
 @contextmanager
 def _ended_by_another_text() -> Iterator[None]:
     """End with status 1 where a drafted text is not the plain one."""
-    from foretoken.bench.differences import TextChanged
+    from foretoken.measure.differences import TextChanged
 
     try:
         yield
@@ -257,9 +257,9 @@ def _finish(path: Path, found: dict[str, Any], *tables: Sequence[dict[str, Any]]
 
 
 def _provenance(workload: str, seed: int) -> dict[str, Any]:
-    from foretoken.bench.provenance import provenance
+    from foretoken.provenance import of_model
 
-    return {"provenance": provenance(workload, seed)}
+    return {"provenance": of_model(workload, seed)}
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:

@@ -45,9 +45,9 @@ def build(
     force: Force = False,
 ) -> None:
     """Build a store from text; the same command again goes on with a build that was stopped."""
-    from foretoken.corpus import File, build_from
-    from foretoken.drafters.background import MAX_VOCABULARY, Background
-    from foretoken.fingerprint import fingerprint
+    from foretoken.memory.corpus import File, build_from
+    from foretoken.memory.fingerprint import fingerprint
+    from foretoken.ngrams.background import MAX_VOCABULARY, Background
     from foretoken.tokenizing import batch_encoder, load_tokenizer
 
     sources = [File(path) for path in files]
@@ -81,7 +81,7 @@ def build(
 @app.command()
 def info(store: Store, as_json: AsJson = False) -> None:
     """Say what a store holds."""
-    from foretoken.drafters.background import Background
+    from foretoken.ngrams.background import Background
 
     background = Background.open(store)
     size = background.nbytes

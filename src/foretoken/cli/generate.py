@@ -23,8 +23,8 @@ from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
-    from foretoken.check import Report
-    from foretoken.compare import Comparison
+    from foretoken.measure.check import Report
+    from foretoken.measure.compare import Comparison
 
 Stdin = Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from standard input.")]
 Model = Annotated[str, typer.Option(help='A model folder, a hub name, or "tiny", which comes with the package.')]
@@ -164,7 +164,7 @@ def compare(
     device: Device = None,
 ) -> None:
     """Answer the same prompts plain and drafted, in turns; exit status 1 if a token differs."""
-    from foretoken.compare import compare as compare_prompt
+    from foretoken.measure.compare import compare as compare_prompt
 
     prompts = read_prompts(stdin, prompt, file)
     options = make_options(
@@ -206,7 +206,7 @@ def check(
     device: Device = None,
 ) -> None:
     """Report the numeric promise on a model; status 1 if float32 changes a token, or logits are not numbers."""
-    from foretoken.check import check as check_model
+    from foretoken.measure.check import check as check_model
 
     reports = []
     for name in dtype or ["float32", "bfloat16", "float16"]:
@@ -377,13 +377,13 @@ def generate_together(
     Raises:
         ForetokenError: If there is no group of such processes, it is too large, or the model takes no draft trees.
     """
-    from foretoken.api.detokenize import Detokenizer
     from foretoken.api.drafting import require_trees
     from foretoken.api.language_model import Stream
     from foretoken.core.decode import decode
     from foretoken.drafters.lookahead import Lookahead
     from foretoken.engines.parallel import ParallelTarget, process_group
-    from foretoken.engines.transformers import TransformersTarget
+    from foretoken.engines.transformers.detokenize import Detokenizer
+    from foretoken.engines.transformers.target import TransformersTarget
 
     lookahead = Lookahead()
     window, ngram, guesses = lookahead.shape

@@ -14,7 +14,7 @@ from foretoken.cli.console import err, out, plain, print_json
 from foretoken.core.errors import ForetokenError
 
 if TYPE_CHECKING:
-    from foretoken.history import History, NamespaceStats
+    from foretoken.memory.history import History, NamespaceStats
 
 HistoryFile = Annotated[Path | None, typer.Option("--history", help="The history's file, if it is not the usual one.")]
 Namespace = Annotated[
@@ -95,7 +95,7 @@ def checked(namespace: str | None) -> str | None:
     if namespace == "":
         raise ForetokenError("The namespace is empty: name one, or leave out --namespace.")
     if namespace is not None:
-        from foretoken.history import check_names
+        from foretoken.memory.history import check_names
 
         check_names(namespace)
     return namespace
@@ -103,7 +103,7 @@ def checked(namespace: str | None) -> str | None:
 
 def open_history(path: Path | None) -> History:
     """The history, which here says what is wrong instead of going on without."""
-    from foretoken.history import History  # numpy, which no help needs
+    from foretoken.memory.history import History  # numpy, which no help needs
 
     return History(path, strict=True)
 

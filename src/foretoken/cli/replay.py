@@ -86,10 +86,10 @@ def replay(
     each file empty and keeps what it remembers from answer to answer. Tokens per step are counted after the prefill,
     the target's own token with them; draft and update times are means in microseconds.
     """
-    from foretoken.replay import report
     from foretoken.replay.plan import make_jobs
     from foretoken.replay.read import Reading
     from foretoken.replay.score import with_answers
+    from foretoken.reports import replay as report
 
     check_outputs(json_file, html_file, [*files, *read_from(tokenizer), *read_from(background)])
     reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
@@ -150,9 +150,9 @@ def background_folder(name: str, tokenizer: str) -> str | None:
     """
     if name == "none":
         return None
-    from foretoken.corpus.general import general_folder
-    from foretoken.drafters.background import Background
-    from foretoken.fingerprint import fingerprint
+    from foretoken.memory.corpus.general import general_folder
+    from foretoken.memory.fingerprint import fingerprint
+    from foretoken.ngrams.background import Background
     from foretoken.tokenizing import batch_encoder, load_tokenizer
 
     loaded = load_tokenizer(tokenizer)
@@ -288,7 +288,7 @@ def check_outputs(json_file: Path | None, html_file: Path | None, inputs: Sequen
         ForetokenError: If a file cannot be written, is another output or one of ``inputs``, or a page cannot be made.
     """
     if html_file is not None:
-        from foretoken.replay.page import require_plotly
+        from foretoken.reports.page import require_plotly
 
         require_plotly()
     outputs = [path for path in (json_file, html_file) if path is not None]
@@ -299,7 +299,7 @@ def check_outputs(json_file: Path | None, html_file: Path | None, inputs: Sequen
 
 def write_json(path: Path, options: dict[str, Any], found: dict[str, Any]) -> None:
     """Write numbers with where they come from."""
-    from foretoken.replay.provenance import code_and_machine
+    from foretoken.provenance import code_and_machine
 
     write_text(
         path, json.dumps({"provenance": code_and_machine() | options} | found, ensure_ascii=False, indent=1) + "\n"

@@ -81,12 +81,12 @@ def tune(
     For vLLM's ngram method an emulation is replayed; settings for its suffix method are the closest counterparts,
     unmeasured.
     """
-    from foretoken.replay import report
     from foretoken.replay.costs import Costs
     from foretoken.replay.plan import make_jobs
     from foretoken.replay.read import Reading
     from foretoken.replay.tune import affordable, vllm_jobs
     from foretoken.replay.tune import tune as tune_jobs
+    from foretoken.reports import replay as report
 
     check_outputs(json_file, html_file, [*files, Path(costs), *read_from(tokenizer), *read_from(background)])
     prices = Costs.read(costs)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters.combine import WithWindow
+from foretoken.drafters.anpd import AdaptiveNgram
+from foretoken.drafters.draft_model import DraftModel
 from foretoken.drafters.early_exit import EarlyExit
 from foretoken.drafters.lookahead import Lookahead
-from foretoken.drafters.memory import Memory
-from foretoken.drafters.mixed import MixedNgram
-from foretoken.drafters.model import DraftModel
-from foretoken.drafters.ngram import AdaptiveNgram
+from foretoken.drafters.ngram import NgramMixer
 from foretoken.drafters.prompt_lookup import PromptLookup
 from foretoken.drafters.recycle import Recycle
+from foretoken.drafters.window import WithWindow
+from foretoken.ngrams.shared import SharedNgrams
 
 __all__ = [
     "DEFAULT_DRAFTER",
@@ -24,10 +24,10 @@ __all__ = [
     "DraftModel",
     "EarlyExit",
     "Lookahead",
-    "Memory",
-    "MixedNgram",
+    "NgramMixer",
     "PromptLookup",
     "Recycle",
+    "SharedNgrams",
     "WithWindow",
     "check_name",
     "make_drafter",
@@ -35,7 +35,7 @@ __all__ = [
 
 # These see tokens only, so that recorded answers judge them too.
 TEXT_DRAFTERS: dict[str, Callable[[], Drafter]] = {
-    "ngram": MixedNgram,
+    "ngram": NgramMixer,
     "anpd": AdaptiveNgram,
     "prompt-lookup": PromptLookup,
 }

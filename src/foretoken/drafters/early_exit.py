@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foretoken.core.draft import Draft
-from foretoken.drafters.model import DraftModel
+from foretoken.drafters.draft_model import DraftModel
 
 
 class EarlyExit(DraftModel):

@@ -1,101 +1,155 @@
-"""ANPD: the text repeats itself, so guess what most often followed the last few tokens.
+"""The n-gram core: every context of every store votes for what followed it, and a learned mixer weighs the votes.
 
-The adaptive multi-level n-gram module of Ou et al., "Lossless Acceleration of Large Language Model via Adaptive N-gram
-Parallel Decoding" (arXiv 2404.08698): tables of every order, filled from the prompt and with every committed token.
+Context mixing, as in the best compressors (Mahoney, "Adaptive weighing of context models for lossless data
+compression", 2005), applied to drafting. Five kinds of votes for the next token:
+
+- each context of 1 to 8 tokens of this sequence, prompt and answer, for its successors;
+- the same of earlier answers, shared by all sequences of a namespace;
+- contexts of 1 to 5 tokens of a background corpus;
+- an earlier place where the text read the same but for the last 1 to 3 tokens: there the text goes on after an edit;
+- where it recycles, the tokens that the target's logits named the last time that it scored a row after the same context
+  of 1 to 4 tokens, rejected and lookahead rows too: token recycling (arXiv 2408.08696) as evidence among the rest.
+
+A vote's strength is looked up by its kind and order, the counts of the token and of its competitors, and whether it is
+the latest; how often such votes were right is learned. A logistic mixer, its weights chosen by the longest contexts
+that the stores knew at all and for this token, turns the votes for a token into a probability, and learns from every
+committed token. The draft is the tree of the most probable paths, or the chain of most probable tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.ngrams import kernels
+from foretoken.ngrams.kernels import NAMED, WIDTH, WINDOW, Growth, Ints
+from foretoken.ngrams.shared import SharedNgrams
+from foretoken.ngrams.store import TokenStore
+
+TREE_FLOOR, CHAIN_FLOOR = 0.0285, 0.009
+LEAST_FLOOR = 0.003  # where rows cost nothing: a draft takes time, too
+TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fifth is seldom worth its row
 
 
-class Successors:
-    """How often each token followed one context, and the most frequent of them; the most recent where two tie."""
-
-    __slots__ = ("best", "counts")
-
-    def __init__(self, token: int) -> None:
-        self.best = token
-        self.counts = {token: 1}
-
-    def add(self, token: int) -> None:
-        count = self.counts.get(token, 0) + 1
-        self.counts[token] = count
-        # The token just seen is the most recent of all, so it leads from a tie on.
-        if count >= self.counts[self.best]:
-            self.best = token
-
-
-class NgramTables:
-    """What followed every (n - 1)-gram of one sequence, for orders n = 2 .. ``max_order``.
-
-    Appending costs O(orders) per token; a lookup costs the same whatever the sequence's length.
-
-    >>> tables = NgramTables(max_order=3)
-    >>> tables.extend([5, 9, 4, 5, 9, 4, 5, 9])
-    >>> tables.successor([5, 9]), tables.successor([7, 9]), tables.successor([7])
-    (4, 4, None)
-    """
-
-    def __init__(self, max_order: int) -> None:
-        self.max_order = max_order
-        self.levels: list[dict[tuple[int, ...], Successors]] = [{} for _ in range(max_order - 1)]
-        self._tail: tuple[int, ...] = ()
-
-    def extend(self, tokens: Iterable[int]) -> None:
-        """Append committed tokens to the sequence."""
-        for token in tokens:
-            tail = self._tail
-            for length in range(1, len(tail) + 1):
-                level, gram = self.levels[length - 1], tail[-length:]
-                if gram in level:
-                    level[gram].add(token)
-                else:
-                    level[gram] = Successors(token)
-            self._tail = (*tail, token)[1 - self.max_order :]
-
-    def successor(self, context: Sequence[int]) -> int | None:
-        """What most often followed the longest suffix of ``context`` that occurred before; None where none did."""
-        for length in range(min(self.max_order - 1, len(context)), 0, -1):
-            successors = self.levels[length - 1].get(tuple(context[-length:]))
-            if successors is not None:
-                return successors.best
-        return None
-
-
-class AdaptiveNgram:
-    """Draft token by token from the tables, each guess part of the context of the next.
+class NgramMixer:
+    """Drafts the most probable continuations, each node with a probability that means what it says.
 
     Args:
-        max_order: The paper's N: the longest n-gram counted, the guessed token with it; at least 2.
+        memory: What it shares with other sequences; a memory of its own where None.
+        references: Documents, as tokens, that the answer may quote or edit (LLMA, arXiv 2304.04487).
+        trees: Whether to draft trees; for a target that verifies only chains, a chain made as one is longer.
+        floor: The least probability of a path that is worth a node; by default 0.0285 in a tree and 0.009 in a chain,
+            about what one more row of a forward costs on a CPU.
+        rate: How fast the mixer's weights learn.
+        price: What one more row costs, as a share of a forward over one, or None while nobody knows; asked when a
+            sequence begins. Where rows are cheaper than ``floor`` it is lowered.
+        recycle: Whether to draft from what the target's logits name, too; needs a target that has logits.
 
-    Raises:
-        ForetokenError: If ``max_order`` is below 2.
+    >>> drafter = NgramMixer()
+    >>> drafter.begin([1, 2, 3, 4, 1, 2, 3])
+    >>> drafter.propose([1, 2, 3, 4, 1, 2, 3], 1).tokens
+    (4,)
     """
 
-    def __init__(self, max_order: int = 5) -> None:
-        if max_order < 2:
-            raise ForetokenError(f"max_order is {max_order}: an n-gram that guesses a token has at least 2.")
-        self.max_order = max_order
-        self.tables = NgramTables(max_order)
+    def __init__(
+        self,
+        memory: SharedNgrams | None = None,
+        *,
+        references: Sequence[Sequence[int]] = (),
+        trees: bool = True,
+        floor: float | None = None,
+        rate: float = 0.01,
+        price: Callable[[], float | None] = lambda: None,
+        recycle: bool = False,
+    ) -> None:
+        self.memory = memory or SharedNgrams()
+        self.recycle = recycle
+        self.references = references
+        self.width = 1 if not trees else WIDTH if recycle else TEXT_WIDTH
+        self.floor = self._most_floor = floor if floor is not None else TREE_FLOOR if trees else CHAIN_FLOOR
+        self.rate, self.price = rate, price
+        self._start([], ())  # references are counted once a prompt comes
 
     def begin(self, prompt: Sequence[int]) -> None:
-        self.tables = NgramTables(self.max_order)
-        self.tables.extend(prompt)
+        price = self.price()
+        if price is not None:
+            self.floor = min(self._most_floor, max(LEAST_FLOOR, price))
+        self._start(prompt, self.references)
+
+    def _start(self, prompt: Sequence[int], references: Sequence[Sequence[int]]) -> None:
+        self._local = TokenStore(len(prompt) + sum(map(len, references)) + 512)
+        for document in references:
+            self._local.extend(document)
+            self._local.end_sequence()
+        self._local.extend(prompt)
+        self._window = np.full(WINDOW, -1, np.int32)
+        last = prompt[-WINDOW:]
+        self._window[WINDOW - len(last) :] = last
+        self._answer: list[int] = []
+        self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        tail = list(context[1 - self.max_order :])
-        start = len(tail)
-        while len(tail) - start < max_tokens:
-            token = self.tables.successor(tail)
-            if token is None:
-                break
-            tail.append(token)
-        return Draft.chain(tail[start:])
+        memory, growth, self._asked = self.memory, _ROOM.for_drafts(max_tokens), True
+        with memory.lock:
+            num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
+        (tokens, parents), probs = growth.nodes[:, :num].tolist(), growth.probs[:num].tolist()
+        return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
     def observe(self, step: Step) -> None:
-        self.tables.extend(step.tokens)
+        new = np.array(step.tokens, np.int32)
+        memory, before = self.memory, self._window.copy()
+        with memory.lock:
+            while (done := kernels.observe(self._window, new, self.rate, *self._arrays())) < new.size:
+                new = new[done:]
+                if self._local.is_full:
+                    self._local.make_room(new.size)
+                else:
+                    memory.make_room_to_learn()
+        if self.recycle and self._asked:
+            self._recycle(before, step)
+        self._asked = False
+        self._answer.extend(step.tokens)
+        if step.finish_reason is not None:
+            memory.add(self._answer)
+
+    def _recycle(self, before: Ints, step: Step) -> None:
+        """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""
+        draft, memory = step.draft, self.memory
+        accepted, node = np.zeros(len(draft), np.int32), -1
+        for token in step.tokens[: step.num_accepted]:
+            node = next(child for child in draft.children(node) if draft.tokens[child] == token)
+            accepted[node] = 1
+        top = step.scores.top(range(1 + len(draft)), NAMED)
+        rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
+        named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))
+        windows = _ROOM.for_drafts(len(draft)).windows
+        with memory.lock:
+            memory.make_room_for_named(kernels.NAMED_ORDERS * (1 + len(draft)))
+            kernels.recycle(before, *rows, *named, windows, *memory.recycled)  # type: ignore[arg-type]
+
+    def _arrays(self) -> tuple[Any, ...]:
+        memory = self.memory
+        recycled = memory.recycled if self.recycle else kernels.NOTHING_RECYCLED
+        stores = (*self._local.trie, *memory.answers.trie, *memory.frozen, *recycled)
+        return (*stores, *memory.weights, *_ROOM.votes, *_ROOM.growth)
+
+
+class _Room(threading.local):
+    """What a thread works in; all drafters share it, so that it stays in the processor's cache."""
+
+    def __init__(self) -> None:
+        self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
+
+    def for_drafts(self, max_tokens: int) -> Growth:
+        """Room for a draft of up to so many nodes."""
+        if max_tokens > self.growth.probs.size:
+            self.growth = kernels.room_for_growth(max_tokens)
+        return self.growth
+
+
+_ROOM = _Room()

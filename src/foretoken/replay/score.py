@@ -15,9 +15,9 @@ from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Memory, MixedNgram
-from foretoken.drafters.background import Background
+from foretoken.drafters import NgramMixer, SharedNgrams
 from foretoken.engines.replay import ReplayTarget
+from foretoken.ngrams.background import Background
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
 
@@ -50,9 +50,9 @@ class Job:
 
     def new_drafter(self) -> Drafter | None:
         """A drafter that remembers nothing yet."""
-        if self.make is MixedNgram:  # the one that is told what the target verifies, and reads a corpus
+        if self.make is NgramMixer:  # the one that is told what the target verifies, and reads a corpus
             background = Background.open(self.background) if self.background else None
-            return MixedNgram(Memory(background), trees=self.trees)
+            return NgramMixer(SharedNgrams(background), trees=self.trees)
         return self.make() if self.make else None
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from foretoken.core.errors import ForetokenError
 from foretoken.replay.costs import Costs
 from foretoken.replay.score import Job, Score, figures, with_answers
-from foretoken.replay.vllm import VllmNgram, ngram_config, suffix_config
+from foretoken.replay.vllm_ngram import VllmNgram, ngram_config, suffix_config
 
 BUDGETS = (2, 4, 7, 10, 15)
 NGRAMS = ((1, 3), (2, 3), (2, 5), (3, 5), (5, 5))  # (min, max); vLLM's default is (5, 5)

@@ -1,0 +1,169 @@
+"""The hook: ``model.generate(..., custom_generate=foretoken.generate)``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from foretoken.api.drafting import Situation
+from foretoken.core.budget import Budget
+from foretoken.core.contracts import Drafter
+from foretoken.core.decode import decode
+from foretoken.core.errors import ForetokenError
+from foretoken.core.stats import DecodeStats
+from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams
+from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
+from foretoken.engines.transformers.second_model import check_same_tokens
+from foretoken.engines.transformers.target import TransformersTarget, rewindable_cache
+
+# What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
+_HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+OUTPUTS = "output_"
+
+# What calls with a model remember. There is one caller here, and no namespaces: a caller who shares a model with others
+# gives a ``NgramMixer`` of their own.
+_MEMORIES: WeakKeyDictionary[PreTrainedModel, SharedNgrams] = WeakKeyDictionary()
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    drafter: str | Drafter | None = DEFAULT_DRAFTER,
+    budget: Budget | None = None,
+    stats: DecodeStats | None = None,
+    draft_model: PreTrainedModel | None = None,
+    exit_layer: int | None = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
+
+    Not called by hand: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls
+    it. ``drafter`` and what follows it may be given to ``model.generate`` beside it. Under sampling the seed is
+    drawn from torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own
+    sampling, which draws its numbers differently, gives for that seed.
+
+    All calls with one model object are taken for one caller's: they draft from each other's answers, and share what was
+    learned of costs and gains. ``LanguageModel`` has namespaces; here a ``NgramMixer`` of one's own keeps apart.
+
+    Args:
+        model: The target.
+        input_ids: The prompt, [1, length].
+        logits_processor: As prepared by transformers.
+        stopping_criteria: As prepared by transformers.
+        generation_config: As prepared by transformers.
+        drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+        budget: How many tokens to draft; where None just what pays, and seven with "anpd", "prompt-lookup" and a
+            drafter of your own.
+        stats: Filled with what the decode cost, for whoever wants to know.
+        draft_model: A smaller model of the same tokens, for the drafter "draft-model".
+        exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
+        **model_kwargs: As prepared by transformers.
+
+    Returns:
+        Token ids [1, length + new], or a ``GenerateDecoderOnlyOutput`` if ``return_dict_in_generate`` is set.
+
+    Raises:
+        ForetokenError: If the request is not one sequence of text, the model cannot rewind, or an argument cannot be
+            honoured. Whatever is raised, a cache of the caller's then holds what it held before.
+    """
+    rewindable_cache(model)  # says what is wrong with the model before what is wrong with its inputs
+    unknown = sorted(
+        name
+        for name, value in model_kwargs.items()
+        if name not in _HANDLED and not name.startswith(OUTPUTS) and not _is_empty(value)
+    )
+    if unknown:
+        raise ForetokenError(
+            f"custom_generate=foretoken.generate takes text only and was given {', '.join(unknown)}: "
+            "leave it out, or leave out custom_generate."
+        )
+    caller = _arguments_of_caller()
+    request = read_request(
+        input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
+    )
+    refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
+    refuse_positions(model_kwargs.get("position_ids"), request)
+    refuse_padding(model, request)
+    given = model_kwargs.get("past_key_values")
+    # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
+    cache = given if getattr(given, "_is_user_defined", False) else None
+    target = TransformersTarget(model, request.choice, cache=cache, prefill_chunk=request.prefill_chunk)
+    if request.num_padding and target.num_cached:
+        raise ForetokenError(
+            "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
+            "leave the padding out, or pass a new cache."
+        )
+    stats = DecodeStats() if stats is None else stats
+    if draft_model is not None:
+        check_same_tokens(draft_model, model)
+    situation = Situation(target, lambda: _MEMORIES.setdefault(model, SharedNgrams()), (), draft_model, exit_layer)
+    drafter, budget = situation.drafting(drafter, budget)
+    streamer: BaseStreamer | None = caller.get("streamer")
+    tokens: list[int] = []
+    start = target.mark()
+    try:
+        for step in decode(
+            target,
+            drafter,
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            stop_tokens=request.stop_tokens,
+            stop=request.stop if streamer is None else _streaming(streamer, request.stop),
+            budget=budget,
+        ):
+            stats.add(step)
+            tokens += step.tokens
+    except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache
+        target.go_back(start)
+        raise
+    finally:
+        if cache is not None or generation_config.return_dict_in_generate:
+            target.release()
+    if streamer is not None:
+        streamer.end()
+    sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
+    return sequences
+
+
+def _streaming(streamer: BaseStreamer, stop: Callable[[Sequence[int]], bool] | None) -> Callable[[Sequence[int]], bool]:
+    """The stop criterion, and the streamer after it, both asked about every token as transformers' own loop does."""
+
+    def stop_and_put(context: Sequence[int]) -> bool:
+        stopped = stop is not None and stop(context)
+        streamer.put(torch.tensor(context[-1:], device="cpu"))
+        return stopped
+
+    return stop_and_put
+
+
+def _arguments_of_caller() -> dict[str, Any]:
+    """The arguments of the calling generate().
+
+    Transformers 5.23 does not pass a function its ``streamer`` (``_extract_generation_mode_kwargs``), so that a
+    script's ``TextIteratorStreamer`` would wait for ever, nor ``assistant_model`` and ``synced_gpus``. They are read
+    from that call's frame.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not inspect.unwrap(GenerationMixin.generate).__code__:
+        frame = frame.f_back
+    return frame.f_locals if frame is not None else {}
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether an argument brings nothing; generate() adds empty records of its own."""
+    if isinstance(value, Mapping):
+        return all(map(_is_empty, value.values()))
+    return value is None or (isinstance(value, list | tuple) and all(map(_is_empty, value)))

@@ -1,0 +1,223 @@
+"""The numeric promise on one model: where a drafted answer leaves the plain one, if anywhere, and how near the tie was.
+
+A forward over many rows rounds unlike a forward over one. In float32 that must never show; in half precision two logits
+that nearly tie may change places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foretoken.api.language_model import LanguageModel
+from foretoken.core.budget import FixedBudget
+from foretoken.core.contracts import Drafter, Step
+from foretoken.core.decode import decode
+from foretoken.core.draft import Draft
+from foretoken.core.errors import LogitsError
+from foretoken.drafters import AdaptiveNgram
+from foretoken.engines.transformers.target import TransformersScores, TransformersTarget
+
+CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
+TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
+and the gate had been open for so long that grass grew through its lower bars. "Somebody lives here," said Anna, "or
+somebody did." She held up a cup, still half full, with a ring of dust around its rim. Her brother did not answer at
+once. He counted the windows, 1, 2, 3, 4, 5, 6, and then the doors, of which there were more than a house of that size
+could need.
+
+def read_lines(path):
+    """Yield the lines of a file, without what ends them."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            yield number, line.rstrip("\\n")
+
+
+class Counter:
+    def __init__(self, start=0):
+        self.value = start
+
+    def add(self, amount=1):
+        if amount < 0:
+            raise ValueError(f"amount is {amount}: give a number from 0 on")
+        self.value += amount
+        return self.value
+
+| year | visitors | of them abroad |
+|------|----------|----------------|
+| 2019 |   48,210 |         12,077 |
+| 2020 |   11,934 |          1,208 |
+| 2021 |   19,406 |          2,655 |
+
+What the table shows is simple enough: fewer people came, and those who came lived nearby. Why the numbers did not rise
+again as fast as they had fallen is harder to say, and the letters that the museum kept do not agree about it. Some of
+'''
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a drafted answer first differs from the plain one.
+
+    Args:
+        prompt: Which prompt, from 0.
+        drafter: What drafted.
+        position: How many tokens of the answer agree.
+        plain: The plain answer's token there.
+        drafted: The drafted answer's.
+        gap: By how much the plain run's best logit there led the second; None if that is no number.
+    """
+
+    prompt: int
+    drafter: str
+    position: int
+    plain: int
+    drafted: int
+    gap: float | None
+
+
+@dataclass
+class Report:
+    """What one dtype did on every prompt.
+
+    Args:
+        dtype: Name of the dtype.
+        trees: Whether the model takes draft trees, so that they were tried.
+        answers: How many drafted answers were compared with their plain one.
+        tokens: Tokens of the plain answers.
+        noise: The most that a logit moved between a one-row forward and a row of a wide one, on the same tokens; None
+            where none was compared.
+        contexts: For each prompt, how many tokens stood before the answer's first token and before its last.
+        not_numbers: How many answers met logits that are not numbers, plain or drafted, so that none could be chosen.
+        differences: One for every answer that differed.
+    """
+
+    dtype: str
+    trees: bool
+    answers: int = 0
+    tokens: int = 0
+    noise: float | None = None
+    contexts: list[tuple[int, int]] = field(default_factory=list)
+    not_numbers: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def identical(self) -> bool:
+        return not self.differences and not self.not_numbers
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise is kept: logits are numbers, and the texts identical where rounding is no excuse."""
+        return self.identical if self.dtype in ("float32", "float64") else not self.not_numbers
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"identical": self.identical}
+
+
+class RecordedTree:
+    """Drafts a known answer, each token beside a wrong one, so that every accepted row comes out of a wide forward."""
+
+    def __init__(self, text: Sequence[int], vocab: int, trees: bool) -> None:
+        self.text, self.vocab, self.trees = text, vocab, trees
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        pass
+
+    def observe(self, step: Step) -> None:
+        pass
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        right = self.text[len(context) :]
+        if not self.trees:
+            return Draft.chain(right[:max_tokens])
+        tokens: list[int] = []
+        parents: list[int] = []
+        for i, token in enumerate(right[: max_tokens // 2]):
+            tokens += [(token + 1) % self.vocab, token]
+            parents += [2 * i - 1] * 2
+        return Draft(tuple(tokens), tuple(parents))
+
+
+def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None = None) -> Report:
+    """Answer every prompt greedily, plainly and drafted, and compare tokens and logits.
+
+    Args:
+        lm: The model, in the dtype to be checked.
+        max_new_tokens: Length of the answers.
+        prompts: What to answer; where None, one text up to each of ``CONTEXTS``, as far as the model's context goes.
+
+    Raises:
+        ForetokenError: If a prompt leaves no room for its answer.
+    """
+    target = TransformersTarget(lm.model, max_length=lm.max_length)
+    report = Report(str(lm.model.dtype).removeprefix("torch."), target.supports_trees)
+    for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
+        try:
+            plain = list(_tokens_with_logits(target, None, ids, max_new_tokens))
+        except LogitsError:
+            report.answers += 1
+            report.not_numbers += 1
+            continue
+        tokens = [token for token, _ in plain]
+        report.tokens += len(tokens)
+        report.contexts.append((len(ids), len(ids) + len(tokens) - 1))
+        for drafter in _drafters(target, [*ids, *tokens]):
+            report.answers += 1
+            try:
+                drafted = list(_tokens_with_logits(target, drafter, ids, max_new_tokens))
+            except LogitsError:
+                report.not_numbers += 1
+            else:
+                _compare(report, index, type(drafter).__name__, plain, drafted)
+    return report
+
+
+def _contexts(lm: LanguageModel, max_new_tokens: int) -> list[list[int]]:
+    ids = lm.encode(TEXT)
+    room = len(ids) if lm.max_length is None else max(1, lm.max_length - max_new_tokens)
+    return [ids[:length] for length in sorted({min(length, room, len(ids)) for length in CONTEXTS})]
+
+
+def _drafters(target: TransformersTarget, text: Sequence[int]) -> Iterator[Drafter]:
+    """One that guesses, and the known answer as a chain and, where the model takes it, as a tree."""
+    vocab_size = target.model.config.get_text_config(decoder=True).vocab_size
+    yield AdaptiveNgram()
+    yield RecordedTree(text, vocab_size, False)
+    if target.supports_trees:
+        yield RecordedTree(text, vocab_size, True)
+
+
+def _tokens_with_logits(
+    target: TransformersTarget, drafter: Drafter | None, ids: Sequence[int], max_new_tokens: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Every token of an answer and the logits that it was chosen from, float32 [vocab]."""
+    for step in decode(target, drafter, ids, max_new_tokens=max_new_tokens, budget=FixedBudget(15)):
+        assert isinstance(step.scores, TransformersScores)
+        row = 0
+        for i, token in enumerate(step.tokens):
+            yield token, step.scores.logits[row].float().clone()
+            if i < step.num_accepted:
+                row = next(c for c in step.draft.children(row - 1) if step.draft.tokens[c] == token) + 1
+
+
+def _compare(
+    report: Report, prompt: int, drafter: str, plain: list[tuple[int, Tensor]], drafted: list[tuple[int, Tensor]]
+) -> None:
+    """Add a pair of answers to the report, up to their first difference."""
+    for position, ((token, logits), (other, others)) in enumerate(zip(plain, drafted, strict=True)):
+        moved = float((logits - others)[logits != others].abs().max()) if bool((logits != others).any()) else 0.0
+        if not math.isfinite(moved) or not math.isfinite(float(logits[token])):
+            report.not_numbers += 1
+            return
+        report.noise = max(report.noise or 0.0, moved)
+        if token != other:
+            best, second = torch.topk(logits, 2).values.tolist()
+            gap = best - second if math.isfinite(best - second) else None
+            report.differences.append(Difference(prompt, drafter, position, token, other, gap))
+            return

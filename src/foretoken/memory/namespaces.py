@@ -1,0 +1,244 @@
+"""What a language model remembers of its answers, a memory for each namespace, and where that is kept."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from weakref import WeakSet, WeakValueDictionary
+
+from transformers import PreTrainedTokenizerBase
+
+from foretoken.core.errors import ForetokenError
+from foretoken.memory.corpus.general import general_background
+from foretoken.memory.fingerprint import fingerprint
+from foretoken.memory.history import History
+from foretoken.ngrams.background import Background
+from foretoken.ngrams.shared import ANSWERS_MAX_BYTES, SharedNgrams
+from foretoken.texts import is_text
+
+GENERAL = "general"
+BYTES_PER_TOKEN = 128  # of the statistics, about
+MAX_BYTES = 256 * 2**20  # of the memories of all namespaces together
+EXIT_SECONDS = 2.0  # that the interpreter waits for a thread that loads; it looks up far more often
+logger = logging.getLogger("foretoken")
+
+
+class Namespaces:
+    """The memories of a model's namespaces, filled in the background from a history and a corpus.
+
+    Nobody waits for what is loaded. Beyond ``max_bytes`` the namespaces that were not used for longest are forgotten,
+    but for those whose answers run; one with a history is loaded again when it is asked for again.
+
+    Args:
+        tokenizer: The model's.
+        background: "general" for the corpus that comes with the package, the folder of a store that ``foretoken corpus
+            build`` made, or None.
+        history: Where answers are kept between runs, or None.
+        max_bytes: The most that the memories may take together; the one used last may take it alone.
+
+    Raises:
+        ForetokenError: If the folder holds no store for this tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        background: str | Path | None,
+        history: History | None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        self._tokenizer, self._history, self._max_bytes = tokenizer, history, max_bytes
+        self._by_namespace: OrderedDict[str, SharedNgrams] = OrderedDict()  # the one used last comes last
+        self._num_bytes: dict[str, int] = {}  # of each of these
+        self._alive: WeakValueDictionary[str, SharedNgrams] = WeakValueDictionary()  # with those that an answer uses
+        # An answer that is thrown away may end, and settle, wherever garbage is collected: here, for one.
+        self._lock = threading.RLock()
+        self._background: Background | None = None
+        self._fingerprint: str | None = None
+        self._threads: list[threading.Thread] = []
+        self._loading: set[str] = set()  # namespaces
+        self._general = background == GENERAL  # whether that corpus is still to come
+        self._stopped = False
+        if background is not None and not self._general:
+            self._background = Background.open(background, self.fingerprint)
+        _ALL.add(self)
+        if self._general:
+            self._start(self._load_general)
+
+    @property
+    def fingerprint(self) -> str:
+        """The tokenizer's."""
+        if self._fingerprint is None:  # two threads may find it at once, and neither waits for the other
+            self._fingerprint = fingerprint(self._tokenizer)
+        return self._fingerprint
+
+    def of(self, namespace: str | None) -> SharedNgrams:
+        """The memory of a namespace; a new one that nobody else has where None.
+
+        Raises:
+            ForetokenError: As ``check_namespace``.
+        """
+        check_namespace(namespace)
+        with self._lock:
+            if self._general and not self._threads:  # in a forked child, which has not its parent's threads
+                self._start(self._load_general)
+            if namespace is None:
+                return SharedNgrams(self._background)
+            memory = self._alive.get(namespace)
+            if memory is None:
+                memory = self._alive[namespace] = SharedNgrams(self._background)
+                if self._history is not None:
+                    self._loading.add(namespace)
+                    self._start(self._load_answers, namespace, memory)
+            self._by_namespace[namespace] = memory
+            self._by_namespace.move_to_end(namespace)
+            self.settle(namespace)
+            return memory
+
+    def keep(self, namespace: str | None, answer: Sequence[int]) -> None:
+        """Write an answer to the history; the memory has it from the drafter."""
+        if namespace is not None and self._history is not None:
+            self._history.add(namespace, self.fingerprint, answer)
+
+    def settle(self, namespace: str | None) -> None:
+        """See how large a memory has become, once an answer has ended, and forget others where all take too much."""
+        with self._lock:
+            if namespace is None or namespace not in self._by_namespace:
+                return
+            self._num_bytes[namespace] = self._by_namespace[namespace].nbytes + sys.getsizeof(namespace)
+            while len(self._by_namespace) > 1 and sum(self._num_bytes.values()) > self._max_bytes:
+                oldest, _ = self._by_namespace.popitem(last=False)
+                del self._num_bytes[oldest]
+
+    def wait(self) -> None:
+        """Until all that is loaded in the background is there."""
+        for thread in list(self._threads):
+            thread.join()
+
+    def _start(self, load: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=load, args=arguments, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # there are too many threads, or the interpreter ends
+            logger.warning("Drafting goes on without what was to be loaded: %s.", error)
+            return
+        self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
+
+    def _load_general(self) -> None:
+        try:
+            background = general_background(self._encoder(), self.fingerprint, progress=self._go_on)
+        except _StoppedError:
+            return
+        except Exception as error:  # whatever a tokenizer raises: answers do not depend on it
+            self._general = False
+            reason = str(error) if isinstance(error, ForetokenError) else f"The background corpus failed: {error!r}."
+            logger.warning("%s Drafting goes on without it.", reason)
+            return
+        with self._lock:
+            self._background, self._general = background, False
+            memories = list(self._alive.values())
+        for memory in memories:
+            memory.use(background)
+
+    def _load_answers(self, namespace: str, memory: SharedNgrams) -> None:
+        assert self._history is not None
+        limit = len(self._tokenizer)
+        try:
+            for answer in self._history.answers(namespace, self.fingerprint, ANSWERS_MAX_BYTES // BYTES_PER_TOKEN):
+                if self._stopped:
+                    return
+                if answer.size and 0 <= answer.min() <= answer.max() < limit:
+                    memory.add(answer)
+        except Exception as error:  # a strict history's, for one: answers do not depend on it
+            logger.warning("The history could not be read, and drafting goes on without it: %s", error)
+        self._loading.discard(namespace)
+        self.settle(namespace)
+
+    def _encoder(self) -> Callable[[list[str]], list[list[int]]]:
+        """Makes tokens of texts, with a tokenizer of its own: a fast one cannot be set and used at once by two."""
+        own: list[PreTrainedTokenizerBase] = []
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            own[:] = own or [copy.deepcopy(self._tokenizer)]
+            ids: list[list[int]] = []
+            for start in range(0, len(texts), 128):
+                self._go_on()
+                some = texts[start : start + 128]
+                ids += own[0](some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            return ids
+
+        return encode
+
+    def _go_on(self, *_: object) -> None:
+        """Called now and then while a corpus is built.
+
+        Raises:
+            _StoppedError: If it is to stop.
+        """
+        if self._stopped:
+            raise _StoppedError
+
+    def stop_loading(self) -> None:
+        """Let the threads end soon: the interpreter does."""
+        self._stopped = True
+
+    def after_fork(self) -> None:
+        """Be of use to a forked child, which has not its parent's threads: what they were loading is loaded again."""
+        self._lock, self._threads = threading.RLock(), []
+        for namespace in self._loading:
+            self._alive.pop(namespace, None)
+            self._by_namespace.pop(namespace, None)
+            self._num_bytes.pop(namespace, None)
+        self._loading = set()
+
+
+class _StoppedError(Exception):
+    """The interpreter ends; the next one goes on with the build."""
+
+
+_ALL: WeakSet[Namespaces] = WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """A thread that is at work while the interpreter is taken apart could crash it."""
+    threads = [thread for memories in list(_ALL) for thread in memories._threads]
+    for memories in list(_ALL):
+        memories.stop_loading()
+    give_up_at = time.monotonic() + EXIT_SECONDS
+    try:
+        for thread in threads:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+    except KeyboardInterrupt:
+        pass  # whoever presses Ctrl-C does not want to wait
+
+
+def _after_fork() -> None:
+    for memories in list(_ALL):
+        memories.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_namespace(namespace: object) -> None:
+    """Refuse what is no name of a namespace.
+
+    Raises:
+        ForetokenError: If it is neither None nor a text of at least one character.
+    """
+    if namespace is None:
+        return
+    if not is_text(namespace):
+        raise ForetokenError(f"The namespace {namespace!r} is no text: give a name, or None to remember nothing.")
+    if not namespace:
+        raise ForetokenError("The namespace is empty: give a name, or None to remember nothing.")

@@ -1,0 +1,256 @@
+"""Methods in turns: what is counted adds up, a wrong token ends the run, and loops stay out of the headline."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from foretoken.core.contracts import Step, Verdict
+from foretoken.core.decode import decode
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
+from foretoken.engines.toy import ToyTarget
+from foretoken.measure import harness as turns
+from foretoken.measure.differences import TextChanged, gap
+from foretoken.measure.harness import Conditions, Row, headline, measure, num_judged, parse_prompts, summarise
+from foretoken.measure.methods import METHODS, choose_methods
+from foretoken.measure.subject import Subject, is_small, load_measured
+from foretoken.reports.methods import methods_page
+from helpers.commanding import call
+
+PROMPT = {"id": "abc", "kind": "pattern", "prompt": "a b c a b c a b c a b c"}
+SHORT = Conditions(rounds=2, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject(*load_measured("tiny", "float32", "cpu"))
+
+
+def test_texts_may_be_compared_in_float64():
+    assert Subject(*load_measured("tiny", "float64", "cpu")).dtype == "float64"
+
+
+def row(**changes) -> Row:
+    values = {
+        "prompt": "code-1",
+        "kind": "code",
+        "dtype": "float32",
+        "decoding": "greedy",
+        "method": "anpd",
+        "looped": False,
+        "rounds": 1,
+        "tokens": 9,
+        "steps": 4,
+        "rows": 20,
+        "guesses": 14,
+        "accepted": 4,
+        "judged": 6,
+        "drafter_seconds": 0.008,
+        "prefill_seconds": 0.1,
+        "speed": 2.0,
+        "differs_at": None,
+        "gap": None,
+    }
+    return Row(**(values | changes))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(subject, temperature):
+    subject = replace(subject, draft_model=subject.model)
+    (rows,) = measure(subject, [PROMPT], choose_methods([], True), replace(SHORT, temperature=temperature))
+    assert [row.method for row in rows] == list(METHODS)
+    for row in rows:
+        assert row.differs_at is None and row.as_dict()["identical"]
+        assert row.tokens == row.rounds + row.steps + row.accepted == rows[0].tokens
+        assert row.accepted <= row.guesses <= row.rows - row.steps
+        assert row.accepted <= row.judged <= row.accepted + row.steps
+        assert row.speed > 0 and row.drafter_seconds >= 0
+    plain = rows[0]
+    assert (plain.speed, plain.guesses, plain.rows, plain.drafter_seconds) == (1.0, 0, plain.steps, 0.0)
+
+
+def test_a_drafter_meets_each_prompt_once(subject):
+    met = []
+
+    def make(given):
+        drafter = METHODS["anpd"].make(given)
+        prompts = []
+        met.append(prompts)
+        begin = drafter.begin
+        drafter.begin = lambda prompt: (prompts.append(tuple(prompt)), begin(prompt))
+        return drafter
+
+    prompts = [PROMPT, PROMPT | {"id": "2", "prompt": "1 2 3"}]
+    list(measure(subject, prompts, [METHODS["plain"], replace(METHODS["anpd"], make=make)], SHORT))
+    assert [len(prompts) for prompts in met] == [1, 2, 2]  # one that warms up, then one for each round
+    assert all(len(set(prompts)) == len(prompts) for prompts in met)
+
+
+def test_per_step_is_per_step():
+    assert row().per_step == {
+        "tokens_per_step": 2.0,
+        "rows_per_step": 5.0,
+        "guesses_per_step": 3.5,
+        "accepted_per_step": 1.0,
+        "drafter_ms": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "judged"),
+    [((4, 9), 2), ((7, 9), 1), ((4, 1, 9), 2), ((9,), 1)],  # none is made for what follows 7, or 4 1
+)
+def test_a_token_is_judged_where_a_guess_was_made_for_it(tokens, judged):
+    draft = Draft((4, 7, 1, 9), (-1, -1, 0, 1), num_lookahead=1)
+    step = Step(draft, tokens, ToyTarget().prefill([1]))
+    assert num_judged(step) == judged
+    assert num_judged(replace(step, finish_reason="length")) == len(tokens) - 1, "an end is no rejection"
+    assert num_judged(replace(step, draft=Draft(), tokens=(4,))) == 0
+
+
+def test_acceptance_is_a_share_of_the_judged():
+    assert row().acceptance == row().as_dict()["acceptance"] == 4 / 6
+    assert row(accepted=0, judged=0).acceptance is None
+
+
+def accept_the_first_guess(draft, scores, commit) -> Verdict:
+    """A verifier that does not look."""
+    path = (0,) if draft and not commit(draft.tokens[0]) else ()
+    token = scores.choose(len(path))
+    commit(token)
+    return Verdict(path, token)
+
+
+def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(subject, monkeypatch):
+    class Wrong:
+        def begin(self, prompt):
+            pass
+
+        def propose(self, context, max_tokens):
+            return Draft.chain([7])
+
+        def observe(self, step):
+            pass
+
+    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", make=lambda given: Wrong())]
+    right = [row.differs_at for (_, row) in measure(subject, [PROMPT], methods, SHORT)]
+    monkeypatch.setattr(turns, "decode", partial(decode, verify=accept_the_first_guess))
+    with pytest.raises(TextChanged, match=r"abc .float32, greedy., method wrong: another token after 1 "):
+        list(measure(subject, [PROMPT], methods, SHORT))
+    half = Subject(*load_measured("tiny", "bfloat16", "cpu"))
+    ((plain, wrong),) = measure(half, [PROMPT], methods, SHORT)
+    assert right == [None] and plain.difference is None and "bfloat16" in wrong.difference
+    assert wrong.differs_at == 1 and wrong.gap >= 0 and not wrong.as_dict()["identical"]
+    assert [line["same_text"] for line in summarise([plain, wrong])] == [1, 0] * 2
+
+
+def test_the_gap_is_that_of_the_best_two_logits(subject):
+    ids = list(subject.encode("a b c"))
+    logits = subject.model(input_ids=subject.model.dummy_inputs["input_ids"].new_tensor([ids])).logits[0, -1]
+    best, second = logits.topk(2).values.tolist()
+    assert gap(subject.model, ids) == pytest.approx(best - second, abs=1e-4)
+
+
+def test_answers_that_loop_are_never_in_the_headline():
+    rows = [row(), row(speed=8.0, kind="story"), row(speed=100.0, looped=True)]
+    (line,) = headline(summarise(rows))
+    assert line["prompts"] == 2 and line["speed"] == pytest.approx(4.0) and line["least"] == 2.0
+    looped = [line for line in summarise(rows) if line["looped"]]
+    assert {(line["kind"], round(line["speed"])) for line in looped} == {("all", 100), ("code", 100)}
+
+
+def test_an_answer_without_steps_has_no_rows(subject, monkeypatch):
+    first = next(measure(subject, [PROMPT], [METHODS["plain"]], SHORT))
+    assert first
+    monkeypatch.setattr(turns, "_stop_tokens", lambda model: range(model.config.vocab_size))
+    assert list(measure(subject, [PROMPT], [METHODS["plain"]], SHORT)) == [[]]
+
+
+def test_the_page_needs_nothing_else_and_shows_every_method():
+    pytest.importorskip("plotly")
+    rows = [row(method=method, dtype=dtype) for dtype in ("float32", "bfloat16") for method in ("plain", "anpd", "<b>")]
+    page = methods_page(summarise(rows), "<model>")
+    assert page.count("plotly.js v") == 1 and page.count("Plotly.newPlot(") == 4
+    assert not re.search(r"<(script|img|iframe)[^>]*\ssrc=|<link", page)
+    for said in ("anpd", "2.00x", "&lt;model&gt;", "&lt;b&gt;", "bfloat16, greedy"):
+        assert said in page
+    assert "Plotly.newPlot(" not in methods_page(summarise([row(looped=True)]), "all loop")
+
+
+def test_small_models_are_told_from_others(tmp_path, model_folder):
+    assert not is_small("tiny") and not is_small(str(model_folder)) and not is_small(str(tmp_path))
+    (tmp_path / "stories.bin").touch()
+    assert is_small(str(tmp_path)) and is_small(str(tmp_path / "stories.bin")) and is_small("x.npz")
+    (tmp_path / "config.json").touch()
+    assert not is_small(str(tmp_path))
+
+
+def test_a_draft_model_has_the_same_tokens(subject, model_folder):
+    other, _ = load_measured(str(model_folder), "float32", "cpu")
+    with pytest.raises(ForetokenError, match="same tokenizer"):
+        replace(subject, draft_model=other)
+
+
+def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, model_folder):
+    pytest.importorskip("plotly")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(PROMPT) + "\n\n" + json.dumps(PROMPT | {"id": "2"}) + "\n")
+    words = ["--model", model_folder, "--background", "none", "--prompts", tmp_path / "prompts.jsonl", "--limit", 1]
+    words += ["--rounds", 1, "--max-new-tokens", 12, "--temperature", 0.9, "--method", "anpd", "--device", "cpu"]
+    files = ["--out", tmp_path / "made" / "m.json", "--html", tmp_path / "m.html"]
+    status, out, _ = call(monkeypatch, capsys, "bench", "methods", *words, *files)
+    found = json.loads((tmp_path / "made" / "m.json").read_text())
+    assert status == 0 and "| float32 | sampled at 0.9 | False | all | anpd | 1 | 1 |" in out
+    assert found.keys() == {"provenance", "methods", "summary", "rows"}
+    assert {"commit", "torch", "threads", "workload_sha256", "seed", "rounds"} <= found["provenance"].keys()
+    assert str(tmp_path) not in json.dumps(found)
+    assert found["methods"][1] == {"name": "anpd", "drafted": 7, "settings": {}}
+    assert [(row["prompt"], row["method"], row["identical"]) for row in found["rows"]] == [
+        ("abc", "plain", True),
+        ("abc", "anpd", True),
+    ]
+    assert "sampled at 0.9" in (tmp_path / "m.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["methods", "--method", "magic"], "no method 'magic': choose from plain, anpd"),
+        (["methods", "--prompts", "/nowhere/p.jsonl"], "could not be read: No such file"),
+        (["methods", "--rounds", 0], "rounds is 0"),
+        (["methods", "--limit", 0], "limit is 0"),
+        (["methods", "--max-new-tokens", 1], "max_new_tokens is 1"),
+        (["methods", "--temperature", -1], "temperature is -1"),
+        (["methods", "--dtype", "int3"], "no dtype 'int3'"),
+        (["methods", "--model", "/nowhere/model"], "no model folder"),
+        (["methods", "--model", "/nowhere/model.bin"], "no weights"),
+        (["methods", "--out", "/dev/null/m.json"], "could not be written"),
+        (["speed", "--rounds", 0], "rounds is 0"),
+        (["replayed", "--tokenizer", "t.json"], "give both or none"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_status_2(monkeypatch, capsys, tmp_path, words, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(monkeypatch, capsys, "bench", *words)
+    assert status == 2 and said in err and out == "" and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"id": "a", "kind": "b"}', json.dumps(PROMPT | {"prompt": 3}), 2 * (json.dumps(PROMPT) + "\n")],
+)
+def test_malformed_prompts_are_refused(text):
+    with pytest.raises(ForetokenError, match="prompts"):
+        parse_prompts(text)
+
+
+def test_a_method_that_needs_a_draft_model_is_left_out_without_one(monkeypatch):
+    monkeypatch.setitem(METHODS, "needy", replace(METHODS["anpd"], name="needy", needs_draft_model=True))
+    assert "needy" not in [method.name for method in choose_methods([], False)]
+    assert "needy" in [method.name for method in choose_methods([], True)]
+    with pytest.raises(ForetokenError, match="--draft-model"):
+        choose_methods(["needy"], False)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+
+from foretoken import ForetokenError
+from foretoken.replay.costs import Costs
+from foretoken.replay.run import run_jobs
+from foretoken.replay.tune import tune
+from foretoken.reports import replay as report
+from foretoken.reports.page import require_plotly
+
+pytest.importorskip("plotly")
+
+
+def assert_needs_nothing(page: str) -> None:
+    """No script, style or picture from elsewhere; one plotly for all plots."""
+    assert not re.search(r"<(script|img|iframe)[^>]*\ssrc=|<link", page)
+    assert page.count("plotly.js v") == 1
+
+
+def test_the_page_of_replay(jobs_to_tune):
+    scores = run_jobs(jobs_to_tune, 1)
+    page = report.replay_page(scores)
+    assert_needs_nothing(page)
+    assert page.count("Plotly.newPlot(") >= 3
+    for said in ("kind 0", "kind 1", "prompt-lookup", "expected error", "13 answers of 2 files"):
+        assert said in page
+    chains = [score for score in scores if not score.reliability.as_dict()["nodes"]]
+    assert "No drafter here gives probabilities." in report.replay_page(chains)
+
+
+def test_the_page_of_tune(jobs_to_tune):
+    advice, scores = tune(jobs_to_tune, lambda some: run_jobs(some, 1), Costs.read("flat"))
+    page = report.tune_page(advice, scores, "<flat>")
+    assert_needs_nothing(page)
+    assert "&lt;flat&gt;" in page and "emulated" in page and "anpd, trees" in page
+
+
+def test_names_from_a_log_are_no_markup(jobs_to_tune):
+    scores = run_jobs(jobs_to_tune, 1)
+    for score in scores:
+        score.items = [replace(item, task='<a href="http://there">click</a>') for item in score.items]
+    page = report.replay_page(scores)
+    assert "\\u0026lt;a href=" in page or "&lt;a href=" in page
+    assert "\\u003ca href=" not in page and "<a href=" not in page.split("</script>")[-1]
+
+
+def test_figures_by_task_add_up(jobs_to_tune):
+    scores = run_jobs(jobs_to_tune, 1)
+    tasks = report.tasks(scores)
+    assert {row["task"] for row in tasks} == {"kind 0", "kind 1"}
+    assert sum(row["tokens"] for row in tasks) == sum(score.row()["tokens"] for score in scores)
+    assert {row["drafter"] for row in report.calibration(scores)} == {"anpd"}
+
+
+def test_plotly_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr("foretoken.reports.page.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "plotly", raising=False)
+    with pytest.raises(ForetokenError, match=r"pip install 'foretoken\[report\]'"):
+        require_plotly()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, overload
@@ -29,6 +28,7 @@ from foretoken.core.numbers import real, whole
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams, check_name
 from foretoken.engines.transformers.detokenize import Detokenizer
+from foretoken.engines.transformers.encoding import thread_encoder
 from foretoken.engines.transformers.generation_config import check_generation_config
 from foretoken.engines.transformers.loading import is_fault, load_model, load_tokenizer, reason
 from foretoken.engines.transformers.request import Request, read_request, refuse_modes
@@ -40,7 +40,9 @@ from foretoken.engines.transformers.stop_strings import (
     without_stop_strings,
 )
 from foretoken.engines.transformers.target import TransformersTarget, context_length, input_device
+from foretoken.memory.fingerprint import fingerprint
 from foretoken.memory.history import History
+from foretoken.memory.namespace import Namespace
 from foretoken.memory.namespaces import Namespaces, check_namespace
 from foretoken.texts import is_text
 
@@ -181,7 +183,9 @@ class LanguageModel:
         if draft_model is not None:
             check_same_tokens(draft_model, model, tokenizer, tokenizer)  # sizes alone may differ within a family
         self._situation(target, SharedNgrams).drafting(drafter)
-        self.memories = Namespaces(tokenizer, background, history)
+        self.memories = Namespaces(
+            thread_encoder(tokenizer), lambda: fingerprint(tokenizer), len(tokenizer), background, history
+        )
 
     @property
     def budget(self) -> AdaptiveBudget:
@@ -227,8 +231,10 @@ class LanguageModel:
         target = TransformersTarget(
             self.model, request.choice, max_length=self.max_length, prefill_chunk=request.prefill_chunk
         )
-        memory = partial(self.memories.of, namespace)
-        drafter, budget = self._situation(target, memory, self._encode_all(references)).drafting(drafter, budget)
+        documents = self._encode_all(references)
+        remembered = self.memories.of(namespace)
+        situation = self._situation(target, lambda: remembered.ngrams, documents)
+        drafter, budget = situation.drafting(drafter, budget)
         steps = decode(
             target,
             drafter,
@@ -238,7 +244,7 @@ class LanguageModel:
             stop=request.stop,
             budget=budget,
         )
-        return Stream(self._kept(steps, namespace), Detokenizer(self.tokenizer, request.prompt))
+        return Stream(self._kept(steps, remembered), Detokenizer(self.tokenizer, request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt or a conversation.
@@ -293,17 +299,17 @@ class LanguageModel:
                 raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self._tokens_of(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
-        """The steps as they come; the answer goes to the history once it is whole."""
+    def _kept(self, steps: Iterator[Step], namespace: Namespace) -> Iterator[Step]:
+        """The steps as they come; the answer is kept once it is whole."""
         answer: list[int] = []
         try:
             for step in steps:
                 answer += step.tokens
                 if step.finish_reason is not None:
-                    self.memories.keep(namespace, answer)
+                    namespace.keep(answer)
                 yield step
         finally:
-            self.memories.settle(namespace)
+            self.memories.settle(namespace.name)
 
     def _answer(self, prompt: Prompt, options: Options) -> Result:
         stream = self.stream(prompt, **options)

@@ -15,8 +15,9 @@ from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import NgramMixer, SharedNgrams
+from foretoken.drafters import NgramMixer
 from foretoken.engines.replay import ReplayTarget
+from foretoken.memory.namespace import Namespace
 from foretoken.ngrams.background import Background
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
@@ -48,11 +49,14 @@ class Job:
     reading: Reading
     background: str | None = None
 
-    def new_drafter(self) -> Drafter | None:
-        """A drafter that remembers nothing yet."""
-        if self.make is NgramMixer:  # the one that is told what the target verifies, and reads a corpus
-            background = Background.open(self.background) if self.background else None
-            return NgramMixer(SharedNgrams(background), trees=self.trees)
+    def new_namespace(self) -> Namespace:
+        """A memory of no answers yet."""
+        return Namespace(background=Background.open(self.background) if self.background else None)
+
+    def new_drafter(self, namespace: Namespace) -> Drafter | None:
+        """A drafter that drafts from what ``namespace`` remembers, if it can."""
+        if self.make is NgramMixer:  # the one that is told what the target verifies, and reads a memory
+            return NgramMixer(namespace.ngrams, trees=self.trees)
         return self.make() if self.make else None
 
     @property
@@ -170,8 +174,8 @@ def score(job: Job) -> Score:
         if job.make is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], job.new_drafter(), job.budget, job.trees, Score(job))
-        replay(log.traces, job.new_drafter(), job.budget, job.trees, result)
+            replay([warm], Score(job))
+        replay(log.traces, result)
     except ForetokenError:
         raise
     except Exception as error:
@@ -180,19 +184,24 @@ def score(job: Job) -> Score:
     return result
 
 
-def replay(traces: Iterable[Trace], drafter: Drafter | None, budget: int, trees: bool, result: Score) -> None:
-    """Decode every answer in turn with one drafter, whose memory of them runs on, and add what it took."""
+def replay(traces: Iterable[Trace], result: Score) -> None:
+    """Decode every answer in turn with one drafter, keep each for those that follow, and add what it took."""
+    job = result.job
+    namespace = job.new_namespace()
+    drafter = job.new_drafter(namespace)
     watched = None if drafter is None else _Watched(drafter, result)
+    budget = FixedBudget(job.budget)
     for trace in traces:
         record = trace.record.tolist()
         target = ReplayTarget(record)
-        target.supports_trees = trees
+        target.supports_trees = job.trees
         stats, rows = DecodeStats(), Counter[int]()
-        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=FixedBudget(budget))
+        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
         for step in steps:
             if stats.tokens:
                 rows[1 + len(step.draft)] += 1
             stats.add(step)
+        namespace.keep(record)
         result.items.append(Item(trace.task, stats, rows))
 
 

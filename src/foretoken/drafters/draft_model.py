@@ -10,24 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from foretoken.core.contracts import Scores, Step, Target
+from foretoken.core.contracts import RewindableTarget, Scores, Step
 from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
-
-
-class RewindableTarget(Target, Protocol):
-    """A target whose cache can also go back to any earlier length."""
-
-    @property
-    def num_cached(self) -> int:
-        """How many tokens the cache holds."""
-        ...
-
-    def rewind(self, num_tokens: int) -> None:
-        """Leave only the first ``num_tokens`` tokens in the cache; what was scored and not kept goes too."""
-        ...
 
 
 class Share:

@@ -382,10 +382,10 @@ def generate_together(
     """
     from foretoken.api.answer import Stream
     from foretoken.api.drafting import require_trees
-    from foretoken.drafters.lookahead import Lookahead
+    from foretoken.drafters.lookahead import LookaheadDrafter
     from foretoken.engines.parallel import ParallelTarget, process_group
 
-    lookahead = Lookahead()
+    lookahead = LookaheadDrafter()
     window, ngram, guesses = lookahead.shape
     with process_group(device, max_ranks=window + guesses) as ranks:
         lm = quiet_load(model, dtype, str(ranks.device), None, "none")

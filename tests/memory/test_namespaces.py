@@ -220,7 +220,7 @@ def test_a_tokenizer_that_fails_in_the_background_is_a_warning(tmp_path, monkeyp
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    monkeypatch.setattr("foretoken.api.language_model.fingerprint", fail)
+    monkeypatch.setattr("foretoken.engines.transformers.tokens.fingerprint", fail)
     lm = model(background="general")
     lm.memories.wait()
     (record,) = caplog.records

@@ -12,11 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary
 
 from foretoken.core.errors import ForetokenError
 from foretoken.memory.corpus.general import general_background
-from foretoken.memory.corpus.tokens import Encode
 from foretoken.memory.history import History
 from foretoken.memory.namespace import Namespace
 from foretoken.ngrams.background import Background
@@ -30,6 +30,16 @@ EXIT_SECONDS = 2.0  # that the interpreter waits for a thread that loads; it loo
 logger = logging.getLogger("foretoken")
 
 
+class Vocabulary(Protocol):
+    """What a memory must know of a model's tokens; every engine is one."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def batch_encoder(self) -> Callable[[list[str]], list[list[int]]]: ...
+
+
 class Namespaces:
     """The namespaces of a model, filled in the background from a history and a corpus.
 
@@ -37,9 +47,7 @@ class Namespaces:
     but for those whose answers run; one with a history is loaded again when it is asked for again.
 
     Args:
-        encode: Makes tokens of texts, for the corpus. It is called from another thread.
-        fingerprint: Gives the tokenizer's fingerprint. It may take a while, so that it is called when it is needed.
-        vocab_size: How many tokens the tokenizer has.
+        vocabulary: The model's tokens.
         background: "general" for the corpus that comes with the package, the folder of a corpus that ``foretoken corpus
             build`` made, or None.
         history: Where answers are kept between runs, or None.
@@ -51,22 +59,18 @@ class Namespaces:
 
     def __init__(
         self,
-        encode: Encode,
-        fingerprint: Callable[[], str],
-        vocab_size: int,
+        vocabulary: Vocabulary,
         background: str | Path | None = None,
         history: History | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._encode, self._find_fingerprint, self._vocab_size = encode, fingerprint, vocab_size
-        self._history, self._max_bytes = history, max_bytes
+        self._vocabulary, self._history, self._max_bytes = vocabulary, history, max_bytes
         self._by_namespace: OrderedDict[str, Namespace] = OrderedDict()  # the one used last comes last
         self._num_bytes: dict[str, int] = {}  # of each of these
         self._alive: WeakValueDictionary[str, Namespace] = WeakValueDictionary()  # with those that an answer uses
         # An answer that is thrown away may end, and settle, wherever garbage is collected: here, for one.
         self._lock = threading.RLock()
         self._background: Background | None = None
-        self._fingerprint: str | None = None
         self._threads: list[threading.Thread] = []
         self._loading: set[str] = set()  # namespaces
         self._general = background == GENERAL  # whether that corpus is still to come
@@ -79,10 +83,8 @@ class Namespaces:
 
     @property
     def fingerprint(self) -> str:
-        """The tokenizer's."""
-        if self._fingerprint is None:  # two threads may find it at once, and neither waits for the other
-            self._fingerprint = self._find_fingerprint()
-        return self._fingerprint
+        """The vocabulary's."""
+        return self._vocabulary.fingerprint
 
     def of(self, name: str | None) -> Namespace:
         """The namespace of this name. If None, a new one that nobody else has.
@@ -135,7 +137,7 @@ class Namespaces:
 
     def _load_general(self) -> None:
         try:
-            background = general_background(self._encode_some, self.fingerprint, progress=self._go_on)
+            background = general_background(self._encoder(), self.fingerprint, progress=self._go_on)
         except _StoppedError:
             return
         except Exception as error:  # whatever a tokenizer raises: answers do not depend on it
@@ -154,29 +156,36 @@ class Namespaces:
         self._history.add(name, self.fingerprint, answer)
 
     def _load(self, name: str, ngrams: SharedNgrams) -> None:
-        self._loading.add(name)
-        self._start(self._load_answers, name, ngrams)
+        with self._lock:
+            self._loading.add(name)
+            self._start(self._load_answers, name, ngrams)
 
     def _load_answers(self, name: str, ngrams: SharedNgrams) -> None:
         assert self._history is not None
+        limit = self._vocabulary.vocab_size
         try:
             for answer in self._history.answers(name, self.fingerprint, ANSWERS_MAX_BYTES // BYTES_PER_TOKEN):
                 if self._stopped:
                     return
-                if answer.size and 0 <= answer.min() <= answer.max() < self._vocab_size:
+                if answer.size and 0 <= answer.min() <= answer.max() < limit:
                     ngrams.add(answer)
         except Exception as error:  # a strict history's, for one: answers do not depend on it
             logger.warning("The history could not be read, and drafting goes on without it: %s", error)
         self._loading.discard(name)
         self.settle(name)
 
-    def _encode_some(self, texts: list[str]) -> list[Sequence[int]]:
-        """The tokens of texts, made of a few at a time, so that the interpreter can end meanwhile."""
-        tokens: list[Sequence[int]] = []
-        for start in range(0, len(texts), 128):
-            self._go_on()
-            tokens += self._encode(texts[start : start + 128])
-        return tokens
+    def _encoder(self) -> Callable[[list[str]], list[list[int]]]:
+        """Makes tokens of texts, and looks up in between whether it is to stop."""
+        encode_some = self._vocabulary.batch_encoder()
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            ids: list[list[int]] = []
+            for start in range(0, len(texts), 128):
+                self._go_on()
+                ids += encode_some(texts[start : start + 128])
+            return ids
+
+        return encode
 
     def _go_on(self, *_: object) -> None:
         """Called now and then while a corpus is built.

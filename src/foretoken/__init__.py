@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from foretoken.core.draft import Draft
     from foretoken.core.errors import ForetokenError
     from foretoken.core.stats import DecodeStats
-    from foretoken.core.verify import rejection_verifier, verify_match
+    from foretoken.core.verify import verify_match
     from foretoken.engines.transformers.hook import generate
 
 __version__ = "0.1.0"
@@ -36,7 +36,6 @@ __all__ = [
     "decode",
     "generate",
     "load",
-    "rejection_verifier",
     "verify_match",
 ]
 
@@ -54,7 +53,6 @@ _LAZY = {
     "Draft": "foretoken.core.draft",
     "ForetokenError": "foretoken.core.errors",
     "DecodeStats": "foretoken.core.stats",
-    "rejection_verifier": "foretoken.core.verify",
     "verify_match": "foretoken.core.verify",
     "Chunk": "foretoken.api.language_model",
     "LanguageModel": "foretoken.api.language_model",

@@ -5,7 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from foretoken import Draft, Step
+from foretoken import Draft, Scores, Step
+from foretoken.core.contracts import FinishReason
+
+
+def verified(
+    tokens: Sequence[int],
+    draft: Draft | None = None,
+    scores: Scores | None = None,
+    finish_reason: FinishReason | None = None,
+) -> Step:
+    """The step that commits these tokens, of which all but the last were guessed."""
+    draft, path = draft or Draft(), [-1]
+    for token in tokens[:-1]:
+        path.append(next(child for child in draft.children(path[-1]) if draft.tokens[child] == token))
+    return Step(draft, tuple(tokens), scores, finish_reason, tuple(path[1:]))
 
 
 class Stateless:

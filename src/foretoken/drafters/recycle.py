@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foretoken.core.contracts import Scores, Step
+from foretoken.core.contracts import Need, Scores, Step
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 
@@ -31,6 +31,8 @@ class Recycle:
     Raises:
         ForetokenError: If ``k`` is below 1.
     """
+
+    needs: frozenset[Need] = frozenset({"top"})
 
     def __init__(self, k: int = 8, floor: float = 0.003) -> None:
         if not isinstance(k, int) or k < 1:
@@ -70,6 +72,7 @@ class Recycle:
     def observe(self, step: Step) -> None:
         self._learn(step)
         if self._asked:
+            assert step.scores is not None, "see needs"
             self._keep([self._last, *step.draft.tokens], step.scores)
         self._last, self._asked = step.tokens[-1], False
 

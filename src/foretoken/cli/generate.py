@@ -380,12 +380,12 @@ def generate_together(
     from foretoken.api.drafting import require_trees
     from foretoken.api.language_model import Stream
     from foretoken.core.decode import decode
-    from foretoken.drafters.lookahead import Lookahead
+    from foretoken.drafters.lookahead import LookaheadDrafter
     from foretoken.engines.parallel import ParallelTarget, process_group
     from foretoken.engines.transformers.detokenize import Detokenizer
     from foretoken.engines.transformers.target import TransformersTarget
 
-    lookahead = Lookahead()
+    lookahead = LookaheadDrafter()
     window, ngram, guesses = lookahead.shape
     with process_group(device, max_ranks=window + guesses) as ranks:
         lm = quiet_load(model, dtype, str(ranks.device), None, "none")

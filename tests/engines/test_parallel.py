@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, Phi3Config, Phi3ForCausalLM, Repet
 
 from foretoken import DecodeStats, Draft, Drafter, FixedBudget, ForetokenError, Scores, Step, Target, decode
 from foretoken.core.contracts import Top
-from foretoken.drafters.draft_model import DraftModel
+from foretoken.drafters.draft_model import DraftModelDrafter
 from foretoken.engines.parallel import MAX_WALK, ParallelTarget, part, process_group, share
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.choice import Choice
@@ -396,12 +396,12 @@ def test_ranks_that_part_are_caught(ranks, job):
 
 
 def second_choices() -> Any:
-    return DraftModel(ParallelTarget(ToyTarget()))
+    return DraftModelDrafter(ParallelTarget(ToyTarget()))
 
 
 def test_the_ranks_exchange_no_second_choices_and_say_so_up_front(ranks):
     (error,) = ranks(1, second_choices)
-    assert isinstance(error, ForetokenError) and "DraftModel needs the second choice" in str(error)
+    assert isinstance(error, ForetokenError) and "DraftModelDrafter needs the second choice" in str(error)
 
 
 def test_without_a_group():

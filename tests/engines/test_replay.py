@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from foretoken import DecodeStats, ForetokenError, decode
-from foretoken.drafters import AdaptiveNgram, DraftModel, Lookahead, NgramMixer, Recycle
+from foretoken.drafters import AdaptiveNgram, DraftModelDrafter, LookaheadDrafter, NgramMixer, RecycleDrafter
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.target import TransformersTarget
@@ -33,7 +33,7 @@ def test_the_record_comes_out_alone_and_over_a_model(drafter):
     assert (alone.steps, alone.accepted) == (over_a_model.steps, over_a_model.accepted)
 
 
-@pytest.mark.parametrize("drafter", [Recycle(), NgramMixer(recycle=True), Lookahead()])
+@pytest.mark.parametrize("drafter", [RecycleDrafter(), NgramMixer(recycle=True), LookaheadDrafter()])
 def test_a_record_has_no_likeliest_tokens_and_says_so_before_it_begins(drafter):
     target = ReplayTarget(RECORD)
     with pytest.raises(ForetokenError, match=f"{type(drafter).__name__} needs the likeliest tokens .* ReplayTarget"):
@@ -44,5 +44,5 @@ def test_a_record_has_no_likeliest_tokens_and_says_so_before_it_begins(drafter):
 
 def test_a_record_has_no_second_choice_over_a_model_either():
     for target in (ReplayTarget(RECORD), ReplayTarget(RECORD, ToyTarget())):
-        with pytest.raises(ForetokenError, match=r"DraftModel needs the second choice of a row, which .* ReplayTarget"):
-            DraftModel(target)
+        with pytest.raises(ForetokenError, match=r"DraftModelDrafter needs the second choice .* ReplayTarget"):
+            DraftModelDrafter(target)

@@ -352,7 +352,7 @@ class Lookahead(Recipe):
 
     name = "lookahead"
     calibrated = True
-    needs: ClassVar[frozenset[Need]] = frozenset({"top"})
+    needs = frozenset({"top"})
     window: int | None = option(None, least=0)
     ngram: int | None = option(None, least=2)
     guesses: int | None = option(None, least=1)

@@ -200,5 +200,5 @@ class Mixed(Ngram):
     """
 
     name = "mixed"
-    needs: ClassVar[frozenset[Need]] = frozenset({"top"})
+    needs = frozenset({"top"})
     recycle = True

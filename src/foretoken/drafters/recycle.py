@@ -126,7 +126,7 @@ class Recycle(Recipe):
 
     name = "recycle"
     calibrated = True
-    needs: ClassVar[frozenset[Need]] = frozenset({"top"})
+    needs = frozenset({"top"})
     k: int = option(8, least=1)
     floor: float = option(0.003, least=0.0)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from foretoken import Draft, Scores, Step
+from foretoken import Draft, Drafter, Scores, Step
 from foretoken.core.contracts import FinishReason
+from foretoken.drafters import Parts, Recipe
 
 
 def verified(
@@ -73,3 +76,14 @@ class Oracle(Stateless):
             tokens += siblings
             right = len(tokens) - len(siblings) + siblings.index(token)
         return Draft(tuple(tokens), tuple(parents))
+
+
+@dataclass(frozen=True)
+class Making(Recipe):
+    """Make a drafter of a test's own anew each time."""
+
+    name = "made"
+    kind: Any
+
+    def make(self, parts: Parts) -> Drafter:
+        return self.kind()

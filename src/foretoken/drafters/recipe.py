@@ -101,6 +101,11 @@ def options_of(recipe: type[Recipe]) -> tuple[Field[Any], ...]:
     return fields(recipe)  # type: ignore[arg-type]  # every recipe is a dataclass
 
 
+def sees_only_tokens(recipe: Recipe | type[Recipe]) -> bool:
+    """Whether the drafter asks no model for anything, so that recorded answers judge it, too."""
+    return not recipe.needs and not recipe.runs_model
+
+
 def summary(recipe: type[Recipe]) -> str:
     """What the drafter does, in one sentence."""
     return (recipe.__doc__ or "").partition("\n")[0]

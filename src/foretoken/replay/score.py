@@ -52,7 +52,8 @@ class Job:
 
     def new_drafter(self, namespace: Namespace) -> Drafter | None:
         """A drafter that drafts from what ``namespace`` remembers, if it can."""
-        return self.recipe and self.recipe.make(Parts(self.new_target([]), lambda: namespace.ngrams))
+        parts = Parts(self.new_target([]), lambda: namespace.ngrams)
+        return None if self.recipe is None else self.recipe.make(parts)
 
     def new_target(self, record: Sequence[int]) -> ReplayTarget:
         """A target that answers with what was recorded."""

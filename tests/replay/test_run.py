@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from foretoken import Draft, ForetokenError
-from foretoken.drafters import AdaptiveNgram, PromptLookup
+from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.run import run_jobs
@@ -146,7 +146,7 @@ def test_jobs_name_files_by_their_names_where_these_differ(tmp_path):
     files = [write_log(tmp_path / name, rows(1)) for name in ("a.jsonl", "x/a.jsonl", "b.jsonl")]
     jobs = make_jobs([*files, files[0]], ["anpd", "prompt-lookup", "anpd"], [2, 2], False, Reading(""))
     assert [job.label for job in jobs[::2]] == [str(files[0]), str(files[1]), "b.jsonl"]
-    assert [job.make for job in jobs] == [AdaptiveNgram, PromptLookup] * 3
+    assert [job.make for job in jobs] == [AdaptiveNgram, PromptLookupDrafter] * 3
     assert jobs[-1].title == "b" and not jobs[0].trees
     assert make_jobs(files[:1], ["none"], [2], True, Reading(""))[0].make is None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from foretoken import Draft, ForetokenError, Step
-from foretoken.drafters import AdaptiveNgram, PromptLookup
+from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.score import Job, figures, score
 from helpers.drafting import Siblings, Stateless
@@ -24,7 +24,7 @@ def job(tmp_path):
     return job
 
 
-class Spy(PromptLookup):
+class Spy(PromptLookupDrafter):
     """Remembers all that it was shown."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ def test_chains_are_the_main_branches_of_trees(job):
     assert trees.branched and not chains.branched
     assert figures([chains])["drafted_per_step"] < figures([trees])["drafted_per_step"] <= 3
     assert figures([chains])["tokens_per_step"] <= figures([trees])["tokens_per_step"]
-    assert sum(trees.reliability.nodes) > 1000 and not sum(score(job(PromptLookup)).reliability.nodes)
+    assert sum(trees.reliability.nodes) > 1000 and not sum(score(job(PromptLookupDrafter)).reliability.nodes)
 
 
 def test_figures_of_several_scores_are_those_of_all_answers(job):

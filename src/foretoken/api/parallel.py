@@ -12,7 +12,7 @@ from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
 from foretoken.core.budget import FixedBudget
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters.lookahead import Lookahead
+from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.engines.parallel import ParallelTarget, Ranks, process_group
 from foretoken.engines.transformers.detokenize import Detokenizer
 from foretoken.engines.transformers.target import TransformersTarget
@@ -45,7 +45,7 @@ class ParallelModel:
                     f"Lookahead parallelism drafts from the text and its window only: leave out {name}."
                 )
         given: dict[str, Any] = dict(options)
-        drafter = Lookahead()
+        drafter = LookaheadDrafter()
         budget = given.pop("budget", None) or FixedBudget(drafter.shape.guesses * (drafter.shape.ngram - 1))
         request = self.lm.prepare(prompt, **given)
         target = TransformersTarget(self.lm.model, request.choice, max_length=self.lm.max_length)
@@ -78,7 +78,7 @@ def load_parallel(model: str = "tiny", *, dtype: str = "auto", device: str | Non
         ForetokenError: If torchrun did not start this process, there are more processes than work for them, or the
             model cannot be loaded.
     """
-    shape = Lookahead().shape
+    shape = LookaheadDrafter().shape
     with process_group(device, max_ranks=shape.window + shape.guesses) as ranks:
         lm = foretoken.load(
             model, dtype=dtype, device=str(ranks.device), drafter="none", background=None, history=False

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters.anpd import AdaptiveNgram
-from foretoken.drafters.draft_model import DraftModel
-from foretoken.drafters.early_exit import EarlyExit
-from foretoken.drafters.lookahead import Lookahead
+from foretoken.drafters.draft_model import DraftModelDrafter
+from foretoken.drafters.early_exit import EarlyExitDrafter
+from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.drafters.ngram import NgramMixer
-from foretoken.drafters.prompt_lookup import PromptLookup
-from foretoken.drafters.recycle import Recycle
+from foretoken.drafters.prompt_lookup import PromptLookupDrafter
+from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.drafters.window import WithWindow
 from foretoken.ngrams.shared import SharedNgrams
 
@@ -21,12 +21,12 @@ __all__ = [
     "DRAFTERS",
     "TEXT_DRAFTERS",
     "AdaptiveNgram",
-    "DraftModel",
-    "EarlyExit",
-    "Lookahead",
+    "DraftModelDrafter",
+    "EarlyExitDrafter",
+    "LookaheadDrafter",
     "NgramMixer",
-    "PromptLookup",
-    "Recycle",
+    "PromptLookupDrafter",
+    "RecycleDrafter",
     "SharedNgrams",
     "WithWindow",
     "check_name",
@@ -37,7 +37,7 @@ __all__ = [
 TEXT_DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "ngram": NgramMixer,
     "anpd": AdaptiveNgram,
-    "prompt-lookup": PromptLookup,
+    "prompt-lookup": PromptLookupDrafter,
 }
 # All names; the others see what the target's logits say, or run a model themselves.
 DEFAULT_DRAFTER = "mixed"

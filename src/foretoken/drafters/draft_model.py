@@ -107,7 +107,7 @@ class Node(NamedTuple):
     path: float
 
 
-class DraftModel:
+class DraftModelDrafter:
     """Draft with a smaller model, as far as a further token is worth the smaller model's time.
 
     The chain's tokens stay in the smaller model's cache, so that accepted ones are not read again. Beside them stand

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foretoken.core.draft import Draft
-from foretoken.drafters.draft_model import DraftModel
+from foretoken.drafters.draft_model import DraftModelDrafter
 
 
-class EarlyExit(DraftModel):
+class EarlyExitDrafter(DraftModelDrafter):
     """Draft with a target that shares the cache of the one that verifies.
 
     The cache then holds all of the context but its last token already, and must be left so. The arguments are those of
-    ``DraftModel``; ``engines.exit.ExitTarget`` is such a target.
+    ``DraftModelDrafter``; ``engines.exit.ExitTarget`` is such a target.
     """
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:

@@ -145,7 +145,7 @@ class Guess(NamedTuple):
         return self.depth == 1, self.rank, self.in_text
 
 
-class Lookahead:
+class LookaheadDrafter:
     """Guess what followed the last token before, in the window or in the text.
 
     Args:
@@ -158,7 +158,7 @@ class Lookahead:
     Raises:
         ForetokenError: If a number is too small, or the window has more than ``MAX_ROWS`` rows.
 
-    >>> drafter = Lookahead(window=2, ngram=3, guesses=2)
+    >>> drafter = LookaheadDrafter(window=2, ngram=3, guesses=2)
     >>> drafter.begin([4, 1, 7, 4, 1])
     >>> draft = drafter.propose([4, 1, 7, 4], max_tokens=7)
     >>> draft.tokens[: draft.num_guesses], draft.num_lookahead

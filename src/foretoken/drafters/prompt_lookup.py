@@ -12,7 +12,7 @@ from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 
 
-class PromptLookup:
+class PromptLookupDrafter:
     """Copy on from the most recent earlier occurrence of the longest suffix that has one.
 
     An index of n-grams makes a draft independent of the context's length.
@@ -23,7 +23,7 @@ class PromptLookup:
     Raises:
         ForetokenError: If ``max_ngram`` is below 1.
 
-    >>> drafter = PromptLookup()
+    >>> drafter = PromptLookupDrafter()
     >>> drafter.begin([1, 2, 3, 4, 2, 3])
     >>> drafter.propose([1, 2, 3, 4, 2, 3], max_tokens=3).tokens
     (4, 2, 3)

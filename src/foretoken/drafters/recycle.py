@@ -16,7 +16,7 @@ MIDDLES = (0.01, 0.04, 0.1, 0.24, 0.47, 0.72, 0.9, 0.98)
 PRIOR = 4.0  # times that a probability counts as having been right as often as it says
 
 
-class Recycle:
+class RecycleDrafter:
     """Drafts the tree of the most probable paths through an adjacency table of tokens (Luo et al., arXiv 2408.08696).
 
     The table keeps, for each token, the ``k`` likeliest successors that the target named the last time it scored a row

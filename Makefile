@@ -1,5 +1,5 @@
 # The commands of the README. Each sets up .venv by itself.
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs build bench clean
 
 INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 
@@ -8,10 +8,16 @@ demo: .venv/.demo
 		--file examples/prompts/module.py --file examples/prompts/pattern.py --file examples/prompts/story.txt
 
 test: .venv/.dev
-	.venv/bin/python -m pytest
+	scripts/test
 
 check: .venv/.dev
 	scripts/check
+
+docs: .venv/.docs
+	scripts/docs
+
+build: .venv/.dev
+	scripts/build
 
 bench: .venv/.demo
 	for part in speed never-slower overhead latency replayed methods; do .venv/bin/foretoken bench $$part || exit; done
@@ -20,9 +26,13 @@ clean:
 	rm -rf .venv build
 
 .venv/.demo: $(INPUTS)
-	scripts/setup transformers
+	scripts/setup
 	@touch $@
 
 .venv/.dev: $(INPUTS)
-	scripts/setup transformers,dev
+	scripts/setup dev
+	@touch $@
+
+.venv/.docs: $(INPUTS)
+	scripts/setup docs
 	@touch $@

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Unpack
 
 import foretoken
+from foretoken.api.answer import Stream
 from foretoken.api.drafting import require_trees
-from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
+from foretoken.api.language_model import LanguageModel
+from foretoken.api.options import Options, Prompt
 from foretoken.core.budget import FixedBudget
-from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.engines.parallel import ParallelTarget, Ranks, process_group
-from foretoken.engines.transformers.detokenize import Detokenizer
-from foretoken.engines.transformers.target import TransformersTarget
 
 REFUSED = ("drafter", "references", "namespace")
 
@@ -48,18 +48,9 @@ class ParallelModel:
         drafter = LookaheadDrafter()
         budget = given.pop("budget", None) or FixedBudget(drafter.shape.guesses * (drafter.shape.ngram - 1))
         request = self.lm.prepare(prompt, **given)
-        target = TransformersTarget(self.lm.model, request.choice, max_length=self.lm.max_length)
-        require_trees(target)
-        steps = decode(
-            ParallelTarget(target),
-            drafter,
-            request.prompt,
-            max_new_tokens=request.max_new_tokens,
-            stop_tokens=request.stop_tokens,
-            stop=request.stop,
-            budget=budget,
-        )
-        return Stream(steps, Detokenizer(self.lm.tokenizer, request.prompt))
+        require_trees(request.target)  # type: ignore[arg-type]
+        steps = replace(request, target=ParallelTarget(request.target)).steps(drafter, budget)
+        return Stream(steps, self.lm.engine.detokenizer(request.prompt), len(request.prompt))
 
 
 @contextmanager

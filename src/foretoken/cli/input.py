@@ -20,7 +20,8 @@ from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
-    from foretoken.api.language_model import LanguageModel, Options, Prompt
+    from foretoken.api.language_model import LanguageModel
+    from foretoken.api.options import Options, Prompt
 
 # The files of a model's folder, and of a corpus.
 PARTS = (

@@ -15,7 +15,7 @@ from foretoken.cli.console import err, out, plain, print_json, write
 from foretoken.files import check_apart, check_writable, writing
 
 if TYPE_CHECKING:
-    from foretoken.api.language_model import Stream
+    from foretoken.api.answer import Stream
     from foretoken.core.stats import DecodeStats
 
 PROMPT_LINES = 6  # of a prompt's end that are shown before its answer

@@ -75,7 +75,7 @@ def run(monkeypatch, capsys, model_folder):
             model == "tiny" and options["dtype"] == "auto" and options["drafter"] == foretoken.drafters.DEFAULT_DRAFTER
         )
         usual &= not any(options[name] for name in ("device", "background", "draft_model", "exit_layer"))
-        return small if usual and options["history"] is True else load(model, **options)
+        return small if usual and options["history"] is False else load(model, **options)
 
     monkeypatch.setattr(foretoken, "load", quick_load)
     return lambda *words: call(monkeypatch, capsys, *words)

@@ -200,7 +200,7 @@ def load(
     draft_model: str | None = None,
     exit_layer: int | None = None,
     background: str | Path | None = "general",
-    history: bool | str | Path | None = True,
+    history: bool | str | Path = False,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A language model, ready to draft for.
@@ -215,9 +215,9 @@ def load(
         exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
-        history: The file that keeps answers between runs, so that later ones are drafted from them; True for
-            ``foretoken.memory.history.default_path()``, False or None to forget them with the process. One that cannot
-            be used gets a warning and is left alone.
+        history: File that keeps answers between runs, so that later ones are drafted from them. True for
+            ``foretoken.memory.history.default_path()``, False to write nothing and forget them with the process. A file
+            that cannot be used gets a warning and is left alone. Defaults to False.
         trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
 
     Raises:
@@ -226,9 +226,9 @@ def load(
     """
     if isinstance(drafter, str):
         check_name(drafter)
-    if not isinstance(history, bool | str | PathLike | None):
+    if not isinstance(history, bool | str | PathLike):
         raise ForetokenError(f"history is {history!r}: give the path of a file, True for the user's own, or False.")
-    kept = None if history is None or history is False else History(None if history is True else Path(history))
+    kept = None if history is False else History(None if history is True else Path(history))
     if kept is not None:
         kept.check()
     engine = load_engine(model, dtype, device, trust_remote_code)

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-from foretoken.cli.input import as_prompt, load_model, loading, read_options, read_prompts
+from foretoken.cli.input import as_prompt, chosen_history, load_model, loading, read_options, read_prompts
 from foretoken.cli.options import (
+    HISTORY,
     AnswerOptions,
     AsJson,
     DraftOptions,
@@ -28,10 +29,13 @@ def generate(
     drafting: DraftOptions,
     where: ModelOptions,
     history: Annotated[
-        Path | None, of_draft(help="File that keeps answers between runs.", show_default="the user's own")
+        Path | None,
+        of_draft(
+            help='File that keeps answers between runs; "1" is the usual one.', show_default=f"${HISTORY}, or none"
+        ),
     ] = None,
     no_history: Annotated[
-        bool, of_draft("--no-history", help="Neither read nor keep answers.", show_default=False)
+        bool, of_draft("--no-history", help=f"Keep no answers, whatever ${HISTORY} says.", show_default=False)
     ] = False,
     namespace: Annotated[str, of_draft(help="Draft from the answers kept under this name, and keep this one.")] = (
         "default"
@@ -68,7 +72,7 @@ def generate(
         return
     if no_history and history is not None:
         raise ForetokenError("--history and --no-history exclude each other: leave one of them out.")
-    lm = load_model(where, drafting, history=False if no_history else history or True)
+    lm = load_model(where, drafting, history=False if no_history else chosen_history(history))
     options["namespace"] = namespace
     write_answer(lm.stream(prompt, **options), show_drafts, as_json)
 

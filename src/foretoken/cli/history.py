@@ -11,12 +11,16 @@ import typer
 from rich.table import Table
 
 from foretoken.cli.console import err, out, plain, print_json
+from foretoken.cli.input import chosen_history
+from foretoken.cli.options import HISTORY
 from foretoken.core.errors import ForetokenError
 
 if TYPE_CHECKING:
     from foretoken.memory.history import History, NamespaceStats
 
-HistoryFile = Annotated[Path | None, typer.Option("--history", help="The history's file, if it is not the usual one.")]
+HistoryFile = Annotated[
+    Path | None, typer.Option("--history", help="File of the history.", show_default=f"${HISTORY}, or the usual one")
+]
 Namespace = Annotated[
     str | None, typer.Option(help="Only the answers of this namespace.", callback=lambda name: checked(name))
 ]
@@ -105,7 +109,8 @@ def open_history(path: Path | None) -> History:
     """The history, which here says what is wrong instead of going on without."""
     from foretoken.memory.history import History  # numpy, which no help needs
 
-    return History(path, strict=True)
+    chosen = chosen_history(path)
+    return History(None if isinstance(chosen, bool) else chosen, strict=True)
 
 
 def counted(answers: int) -> str:

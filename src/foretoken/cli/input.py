@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import foretoken
 from foretoken.cli.console import err
-from foretoken.cli.options import AnswerOptions, DraftOptions, ModelOptions, PromptOptions
+from foretoken.cli.options import HISTORY, AnswerOptions, DraftOptions, ModelOptions, PromptOptions
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import real
@@ -124,6 +124,16 @@ def choose_drafter(drafting: DraftOptions) -> str:
             raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
         drafter = name if given is not None else drafter
     return DEFAULT_DRAFTER if drafter is None else drafter
+
+
+def chosen_history(given: Path | None) -> bool | Path:
+    """The file that keeps answers: the one that was given, or what the environment variable says.
+
+    Returns:
+        A file; True for the user's usual one, which "1" stands for; False for none.
+    """
+    chosen = os.environ.get(HISTORY, "") if given is None else str(given)
+    return chosen == "1" if chosen in ("", "0", "1") else Path(chosen)
 
 
 def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path = False) -> LanguageModel:

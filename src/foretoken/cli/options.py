@@ -28,6 +28,7 @@ of_logs = partial(Option, rich_help_panel="Recorded answers")
 of_output = partial(Option, rich_help_panel="Output")
 
 MODELS_OWN = "the model's own"
+HISTORY = "FORETOKEN_HISTORY"  # the environment variable that turns the history on
 
 Model = Annotated[str, of_model(help='Model folder, name on the hub, or "tiny", the model in the package.')]
 Device = Annotated[

@@ -102,9 +102,8 @@ class NgramMixer:
         self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        memory, growth, self._asked = self.memory, _ROOM.for_drafts(max_tokens), True
-        with memory.lock:
-            num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
+        growth, self._asked = _ROOM.for_drafts(max_tokens), True
+        num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
         (tokens, parents), probs = growth.nodes[:, :num].tolist(), growth.probs[:num].tolist()
         return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
@@ -137,6 +136,7 @@ class NgramMixer:
             kernels.recycle(before, *rows, *named, windows, *memory.recycled)  # type: ignore[arg-type]
 
     def _arrays(self) -> tuple[Any, ...]:
+        """What a kernel reads. Each tuple is taken once, so that its arrays belong together."""
         memory = self.memory
         recycled = memory.recycled if self.recycle else kernels.NOTHING_RECYCLED
         stores = (*self._local.trie, *memory.answers.trie, *memory.frozen, *recycled)

@@ -1,7 +1,12 @@
 """The compiled inner loops of the n-gram core: counting, looking up, mixing votes, growing a tree of guesses.
 
+Drafts read arrays that another thread may be appending to or learning in. What such a draft is made of may be half old
+and half new, and then it is a worse draft; but whatever it reads, every index lies within its array and every loop ends.
+So writers never move what is in use to another place of an array: where there is no room they fill larger arrays, and
+put these in the place of the old ones, which stay as they are for whoever still reads them.
+
 All of them are in this one file, with every constant that they read: what was compiled is compiled anew once this file
-has changed. What the arrays mean is said at the named tuples; the ideas are told in ``mixed.py``.
+has changed. What the arrays mean is said at the named tuples; the ideas are told in ``drafters/ngram.py``.
 """
 
 from __future__ import annotations
@@ -417,6 +422,8 @@ def key_of(kind: int, order: int, count: int, other: int, latest: int) -> int:
 def vote(votes: Votes, num: int, token: int | np.int64, key: int) -> int:
     """Add a vote for a token; how many candidates there are now."""
     candidates = votes.candidates
+    if token < 0:  # a separator, where another thread appends meanwhile
+        return num
     i = 0
     while i < num and candidates[i].token != token:
         i += 1
@@ -453,7 +460,8 @@ def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) ->
             latest, i = 1, 0
             while child != 0 and i < MAX_SUCCESSORS:
                 count = nodes[child].count
-                key = key_of(kind, order, few(count), few(total - count), latest)
+                # Another thread may have counted the child since, and not yet its parent.
+                key = key_of(kind, order, few(count), few(max(0, total - count)), latest)
                 num = vote(votes, num, nodes[child].token, key)
                 child = nodes[child].next
                 latest = 0
@@ -665,8 +673,8 @@ def own_row(weights: Weights, row: int) -> np.int64:
     if place < 0:
         place = np.int64(weights.place[ROWS])
         weights.place[ROWS] = place + 1
-        weights.place[row] = place
         copy(weights.start[row], weights.own[place])
+        weights.place[row] = place  # last, for who reads meanwhile
     return place
 
 

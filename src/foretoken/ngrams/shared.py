@@ -26,7 +26,11 @@ OBJECTS_BYTES = 2**14  # of a memory, besides its arrays
 class SharedNgrams:
     """Everything that the answers of one namespace share; two namespaces share nothing but the background corpus.
 
-    Several threads may draft from one memory. It is small at first and grows with what is remembered.
+    Any number of threads may use one. Drafting takes no lock: it reads the arrays as they stand, see ``kernels.py``.
+    Learning and adding take turns, each with its own kind. It is small at first and grows with what is remembered.
+
+    Attributes:
+        lock: Held while the mixer learns from committed tokens, for microseconds.
 
     Args:
         background: A background corpus, or None.
@@ -42,6 +46,7 @@ class SharedNgrams:
         weights: Weights | None = None,
     ) -> None:
         self.lock = threading.Lock()
+        self._adding = threading.Lock()
         self.budget = AdaptiveBudget()
         self._max_bytes, self._given_weights = max_bytes, weights
         self._begin(background)
@@ -61,7 +66,7 @@ class SharedNgrams:
 
     def add(self, answer: Sequence[int] | Ints) -> None:
         """Remember the tokens of an answer."""
-        with self.lock:
+        with self._adding:
             self.answers.extend(answer)
             self.answers.end_sequence()
 
@@ -78,9 +83,9 @@ class SharedNgrams:
     def make_room_to_learn(self) -> None:
         """Let more of the mixer's weights be learned; the lock is held by the caller."""
         capacity = len(self.weights.own)
-        own = np.empty((min(kernels.ROWS, capacity + capacity // 2 + 64), kernels.ROW), np.float32)
+        own = np.zeros((min(kernels.ROWS, capacity + capacity // 2 + 64), kernels.ROW), np.float32)
         own[:capacity] = self.weights.own
-        self.weights = self.weights._replace(own=own)
+        self.weights = self.weights._replace(own=own, place=self.weights.place.copy())  # old places for old rows
 
     def use(self, background: Background) -> None:
         """Draft from this background corpus from now on, and weigh its votes from the start."""
@@ -92,9 +97,10 @@ class SharedNgrams:
 
         What another thread of the parent was changing may be half changed, so that all of it is forgotten.
         """
-        if self.lock.locked():
+        if self.lock.locked() or self._adding.locked():
             self._begin(self.background)
-        self.lock = threading.Lock()
+        self.lock, self._adding = threading.Lock(), threading.Lock()
+        self._adding = threading.Lock()
         self.budget.after_fork()
 
 

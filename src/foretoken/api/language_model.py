@@ -5,7 +5,6 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
@@ -22,6 +21,7 @@ from foretoken.engines import engine_of, load_engine
 from foretoken.engines.base import Engine, Messages, Request
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
 from foretoken.memory.history import History
+from foretoken.memory.namespace import Namespace
 from foretoken.memory.namespaces import Namespaces, check_namespace
 from foretoken.texts import is_text
 
@@ -113,15 +113,15 @@ class LanguageModel:
         check_namespace(namespace)
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
-        memory, costs, drafter = partial(self.memories.of, namespace), CostCurve(), None
+        remembered = self.memories.of(namespace)
+        costs, drafter = CostCurve(), None
         if recipe is not None and recipe.calibrated:
-            costs = memory().budget.costs
-            budget = budget or memory().budget
+            costs = remembered.budget.costs
+            budget = budget or remembered.budget
         if recipe is not None:
-            drafter = recipe.make(
-                replace(self._parts(request.target), ngrams=memory, costs=costs, references=references)
-            )
-        steps = self._kept(request.steps(drafter, budget), namespace)
+            parts = self._parts(request.target)
+            drafter = recipe.make(replace(parts, ngrams=lambda: remembered.ngrams, costs=costs, references=references))
+        steps = self._kept(request.steps(drafter, budget), remembered)
         return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -150,8 +150,8 @@ class LanguageModel:
         draft_target, exit_target = self.engine.draft_target, self.engine.exit_target
         return Parts(
             target,
-            draft_target=draft_target and (lambda model: draft_target(model, target)),
-            exit_target=exit_target and (lambda layer: exit_target(layer, target)),
+            draft_target=None if draft_target is None else lambda model: draft_target(model, target),
+            exit_target=None if exit_target is None else lambda layer: exit_target(layer, target),
         )
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
@@ -162,17 +162,17 @@ class LanguageModel:
                 raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
-        """The steps as they come; the answer goes to the history once it is whole."""
+    def _kept(self, steps: Iterator[Step], namespace: Namespace) -> Iterator[Step]:
+        """The steps as they come; the answer is kept once it is whole."""
         answer: list[int] = []
         try:
             for step in steps:
                 answer += step.tokens
                 if step.finish_reason is not None:
-                    self.memories.keep(namespace, answer)
+                    namespace.keep(answer)
                 yield step
         finally:
-            self.memories.settle(namespace)
+            self.memories.settle(namespace.name)
 
     def _answer(self, prompt: Prompt, options: Options) -> Result:
         stream = self.stream(prompt, **options)

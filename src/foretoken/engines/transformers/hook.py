@@ -17,21 +17,23 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, Parts, Recipe, SharedNgrams, recipe_of
+from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target
 from foretoken.engines.transformers.target import TransformersTarget, rewindable_cache
+from foretoken.memory.namespace import Namespace
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
 _HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 OUTPUTS = "output_"
 
-# What calls with a model remember. There is one caller here, and no namespaces: a caller who shares a model with others
-# gives a ``NgramMixer`` of their own.
-_MEMORIES: WeakKeyDictionary[PreTrainedModel, SharedNgrams] = WeakKeyDictionary()
+# There is one caller here, so that a model has one namespace: a caller who shares a model with others gives a
+# ``NgramMixer`` of their own.
+_NAMESPACES: WeakKeyDictionary[PreTrainedModel, Namespace] = WeakKeyDictionary()
 
 
 def generate(
@@ -108,7 +110,11 @@ def generate(
         )
     stats = DecodeStats() if stats is None else stats
     recipe = _recipe(drafter, draft_model, exit_layer)
-    made, budget = (None, budget) if recipe is None else _make(recipe, target, budget)
+    # A drafter of the caller's own keeps apart what it learns of costs and gains, too.
+    namespace = Namespace() if isinstance(recipe, Given) else _NAMESPACES.setdefault(model, Namespace())
+    made = None if recipe is None else recipe.make(_parts(target, namespace, recipe.calibrated))
+    if budget is None and recipe is not None and recipe.calibrated:
+        budget = namespace.budget
     streamer: BaseStreamer | None = caller.get("streamer")
     request = prepared.on(target)
     if streamer is not None:
@@ -127,6 +133,10 @@ def generate(
             target.release()
     if streamer is not None:
         streamer.end()
+    if isinstance(made, NgramMixer):
+        made.memory.add(tokens)  # of one's own, or the namespace's
+    else:
+        namespace.keep(tokens)
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
@@ -156,26 +166,20 @@ def _recipe(
     return EarlyExit(exit_layer) if drafter == EarlyExit.name else recipe_of(drafter)
 
 
-def _make(recipe: Recipe, target: TransformersTarget, budget: Budget | None) -> tuple[Drafter, Budget | None]:
-    """The drafter, and its budget: what pays if its probabilities can be counted on."""
+def _parts(target: TransformersTarget, namespace: Namespace, calibrated: bool) -> Parts:
+    """What there is to make a drafter of; costs only if a budget has learned them."""
 
     def second(model: Any) -> TransformersTarget:
         check_same_tokens(model, target.model)
         return draft_target(model, target.choice)
 
-    # A drafter of the caller's own keeps apart what it learns of costs and gains, too.
-    own = isinstance(recipe, Given)
-    ngrams = SharedNgrams() if own else _MEMORIES.setdefault(target.model, SharedNgrams())
-    parts = Parts(
+    return Parts(
         target,
-        ngrams=lambda: ngrams,
-        costs=ngrams.budget.costs,
+        ngrams=lambda: namespace.ngrams,
+        costs=namespace.budget.costs if calibrated else CostCurve(),
         draft_target=second,
         exit_target=partial(ExitTarget, target),
     )
-    if budget is None and recipe.calibrated:
-        budget = ngrams.budget
-    return recipe.make(parts), budget
 
 
 def _streaming(streamer: BaseStreamer, stop: Callable[[Sequence[int]], bool] | None) -> Callable[[Sequence[int]], bool]:

@@ -9,12 +9,11 @@ from typing import Any
 
 from rich.progress import track
 
-from foretoken.api.drafting import Situation
 from foretoken.api.language_model import LanguageModel, load
 from foretoken.bench.speed import read_prompts
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER
+from foretoken.drafters import DEFAULT_DRAFTER, Parts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged
@@ -117,8 +116,8 @@ def _sampled(lm: LanguageModel, prompt: str, drafted: bool) -> tuple[DecodeStats
 def _replayed(lm: LanguageModel, text: Sequence[int], drafted: bool) -> tuple[DecodeStats, tuple[int, ...]]:
     prompt, record = text[: len(text) // 2], text[len(text) // 2 :]
     engine = TransformersTarget(lm.model)
-    situation = Situation(engine, lambda: lm.memories.of(None).ngrams)
-    drafter, _ = situation.drafting(lm.drafter if drafted else "none")
+    parts = Parts(engine, lambda: lm.memories.of(None).ngrams)
+    drafter = lm.drafter.make(parts) if drafted and lm.drafter else None
     stats = DecodeStats()
     tokens: list[int] = []
     target = ReplayTarget(record, engine)

@@ -98,8 +98,3 @@ class Given(Recipe):
     def make(self, parts: Parts) -> Drafter:
         made: Drafter = self.drafter
         return made
-
-
-def check_name(name: str) -> None:  # TODO
-    if name != "none":
-        parse_recipe(name.replace("draft-model", "anpd"), RECIPES)

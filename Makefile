@@ -1,5 +1,5 @@
 # The commands of the README. Each sets up .venv by itself.
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs build bench clean
 
 INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 
@@ -8,10 +8,16 @@ demo: .venv/.demo
 		--file examples/prompts/module.py --file examples/prompts/pattern.py --file examples/prompts/story.txt
 
 test: .venv/.dev
-	.venv/bin/python -m pytest
+	scripts/test
 
 check: .venv/.dev
 	scripts/check
+
+docs: .venv/.docs
+	scripts/docs
+
+build: .venv/.dev
+	scripts/build
 
 # DATA is folders of recorded answers and TOKENIZER the tokenizer.json to read them with; without them their tables are
 # left out, and replayed takes the bundled model's answers.
@@ -29,9 +35,13 @@ clean:
 	rm -rf .venv build
 
 .venv/.demo: $(INPUTS)
-	scripts/setup transformers
+	scripts/setup
 	@touch $@
 
 .venv/.dev: $(INPUTS)
-	scripts/setup transformers,dev
+	scripts/setup dev
+	@touch $@
+
+.venv/.docs: $(INPUTS)
+	scripts/setup docs
 	@touch $@

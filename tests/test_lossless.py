@@ -22,9 +22,9 @@ from transformers import (
 from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
 from foretoken.core.draft import Draft
 from foretoken.core.verify import Commit
-from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookup, SharedNgrams
-from foretoken.drafters.lookahead import Lookahead
-from foretoken.drafters.recycle import Recycle
+from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, SharedNgrams
+from foretoken.drafters.lookahead import LookaheadDrafter
+from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.target import TransformersTarget
@@ -49,8 +49,8 @@ def run(target: Target, drafter: Drafter | None, prompt: Sequence[int], **option
 
 def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int) -> list[Drafter]:
     oracle = Oracle(seed, prompt, answer, vocab)
-    ngrams = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookup(), mixed(prompt, answer)]
-    shown = [Recycle(), Lookahead(3, 3, 3), mixed(prompt, answer, recycle=True)]
+    ngrams = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookupDrafter(), mixed(prompt, answer)]
+    shown = [RecycleDrafter(), LookaheadDrafter(3, 3, 3), mixed(prompt, answer, recycle=True)]
     return [*ngrams, *shown, RandomTrees(seed, vocab), oracle]
 
 

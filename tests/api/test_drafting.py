@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
 from foretoken.api.drafting import Situation
-from foretoken.drafters import DRAFTERS, Lookahead, NgramMixer, Recycle, SharedNgrams
+from foretoken.drafters import DRAFTERS, LookaheadDrafter, NgramMixer, RecycleDrafter, SharedNgrams
 from foretoken.engines.transformers.target import TransformersTarget
 from helpers.shapes import LLAMA, SMALL, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
@@ -25,7 +25,7 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances():
         assert (budget is here.memory.budget) == (name not in ("anpd", "prompt-lookup"))
     assert here.drafting("none") == (None, None)
     assert here.drafting(None) == (None, None)
-    mine, fixed = Recycle(), FixedBudget(3)
+    mine, fixed = RecycleDrafter(), FixedBudget(3)
     assert here.drafting(mine) == (mine, None), "nobody knows what a drafter of one's own says of its chances"
     assert here.drafting("mixed", fixed)[1] is fixed
 
@@ -45,7 +45,7 @@ def test_a_window_is_as_large_as_its_rows_are_cheap():
         here = situation()
         here.memory.budget = AdaptiveBudget(costs={1: 1.0, 72: seconds_of_72_rows})
         drafter, _ = here.drafting("lookahead")
-        assert isinstance(drafter, Lookahead)
+        assert isinstance(drafter, LookaheadDrafter)
         windows.append(drafter.shape.window)
     assert windows[0] == 15 and windows[1] == 0
 
@@ -56,7 +56,7 @@ def test_what_rows_cost_is_measured_within_a_short_context(length):
     config = GPT2Config(**SMALL, n_embd=32, n_layer=1, n_head=4, n_positions=length)
     model = AutoModelForCausalLM.from_config(config).eval()
     drafter, _ = Situation(TransformersTarget(model), SharedNgrams).drafting("lookahead")
-    assert isinstance(drafter, Lookahead)
+    assert isinstance(drafter, LookaheadDrafter)
 
 
 def test_what_rows_cost_is_measured_once_for_a_model_before_a_window_is_chosen():

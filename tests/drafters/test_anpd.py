@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretoken import DecodeStats, FixedBudget, ForetokenError, decode
-from foretoken.drafters import AdaptiveNgram, PromptLookup
+from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
 from foretoken.drafters.anpd import NgramTables
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
@@ -99,7 +99,7 @@ def test_replay_gives_the_acceptance_of_a_second_implementation():
 
 @given(texts, st.integers(1, 4), st.integers(1, 8))
 def test_prompt_lookup_copies_after_the_longest_latest_match(text, max_ngram, max_tokens):
-    drafter = PromptLookup(max_ngram)
+    drafter = PromptLookupDrafter(max_ngram)
     drafter.begin(text)
     expected: list[int] = []
     for n in range(min(max_ngram, len(text)), 0, -1):
@@ -114,4 +114,4 @@ def test_orders_below_the_least_are_refused():
     with pytest.raises(ForetokenError, match="max_order is 1"):
         AdaptiveNgram(1)
     with pytest.raises(ForetokenError, match="max_ngram is 0"):
-        PromptLookup(0)
+        PromptLookupDrafter(0)

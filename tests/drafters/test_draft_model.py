@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, 
 from foretoken import AdaptiveBudget, DecodeStats, Draft, Drafter, FixedBudget, Step, Target, decode
 from foretoken.core.noise import gumbel
 from foretoken.drafters import draft_model as module
-from foretoken.drafters.draft_model import Calibration, DraftModel
+from foretoken.drafters.draft_model import Calibration, DraftModelDrafter
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.target import TransformersTarget
@@ -68,7 +68,7 @@ def test_the_text_does_not_depend_on_the_draft_model(
     target = kind(model_seed=3, **options)
     plain, _ = answer(target, None, prompt)
     small = ToyTarget(model_seed=3 if same_model else 4, max_length=draft_length, **options)
-    drafter = DraftModel(small, floor=floor, trees=trees)
+    drafter = DraftModelDrafter(small, floor=floor, trees=trees)
     for policy in (FixedBudget(budget), AdaptiveBudget(budget, {1: 1.0, 33: 1.1})):
         assert answer(target, drafter, prompt, budget=policy)[0] == plain
 
@@ -83,7 +83,7 @@ def test_an_equal_model_is_always_right_and_reads_nothing_twice(prompt, temperat
             return super()._forward(tokens, draft)
 
     target, small = (Counting(temperature=temperature, seed=seed, processor=penalise) for _ in range(2))
-    _, stats = answer(target, DraftModel(small, floor=0.0, trees=False), prompt)
+    _, stats = answer(target, DraftModelDrafter(small, floor=0.0, trees=False), prompt)
     assert stats.accepted == stats.drafted > 30
     assert small.rows <= len(prompt) + 40
 
@@ -92,7 +92,7 @@ def test_another_seed_breaks_the_coupling():
     """The test above must be able to fail: an equal model that draws other noise is often wrong."""
     rates = []
     for small_seed in (5, 6):
-        drafter = DraftModel(ToyTarget(temperature=1.0, seed=small_seed), floor=0.0, trees=False)
+        drafter = DraftModelDrafter(ToyTarget(temperature=1.0, seed=small_seed), floor=0.0, trees=False)
         stats = answer(ToyTarget(temperature=1.0, seed=5), drafter, [1, 2], 200)[1]
         rates.append(stats.acceptance_rate)
     assert rates[0] == 1.0 and rates[1] < 0.3
@@ -101,14 +101,14 @@ def test_another_seed_breaks_the_coupling():
 def drafts_after_rewinds(make, vocab: int, seed: int) -> None:
     """A model whose cache went back and forth drafts as a fresh one does."""
     source = random.Random(seed)
-    kept = DraftModel(make(), floor=0.0, trees=False)
+    kept = DraftModelDrafter(make(), floor=0.0, trees=False)
     context = [source.randrange(vocab)]
     for _ in range(8):
         if source.random() < 0.3:
             context = context[: source.randint(1, len(context))]
             kept.begin(context)
         context = [*context, *(source.randrange(vocab) for _ in range(source.randint(0, 3)))]
-        fresh = DraftModel(make(), floor=0.0, trees=False)
+        fresh = DraftModelDrafter(make(), floor=0.0, trees=False)
         fresh.begin(context)
         for drafter in (kept, fresh):
             draft = drafter.propose(context, 4)
@@ -159,12 +159,12 @@ def test_an_equal_transformers_model_is_always_right(shape, temperature):
     choice = Choice(processors, 11 if temperature else None)
     target, small = (TransformersTarget(tiny_model(shape), choice) for _ in range(2))
     plain, _ = answer(target, None, [7, 3, 9], 50)
-    drafted, stats = answer(target, DraftModel(small, floor=0.0, trees=False), [7, 3, 9], 50)
+    drafted, stats = answer(target, DraftModelDrafter(small, floor=0.0, trees=False), [7, 3, 9], 50)
     assert drafted == plain and stats.accepted == stats.drafted
 
 
 def test_the_draft_ends_where_the_small_models_context_does():
-    drafter = DraftModel(ToyTarget(max_length=10), floor=0.0, trees=False)
+    drafter = DraftModelDrafter(ToyTarget(max_length=10), floor=0.0, trees=False)
     drafter.begin([1] * 6)
     assert [len(drafter.propose([1] * n, 7)) for n in (6, 9, 10, 11, 12)] == [5, 2, 1, 0, 0]
     assert drafter.target.num_cached <= 10
@@ -173,7 +173,7 @@ def test_the_draft_ends_where_the_small_models_context_does():
 def test_a_floor_ends_unlikely_drafts():
     lengths = []
     for floor in (0.0, 0.2, 0.9, 2.0):
-        drafter = DraftModel(ToyTarget(model_seed=1), floor=floor, trees=False)
+        drafter = DraftModelDrafter(ToyTarget(model_seed=1), floor=floor, trees=False)
         stats = answer(ToyTarget(model_seed=2), drafter, [1, 2], 100)[1]
         lengths.append(stats.drafted / stats.steps)
     assert lengths == sorted(lengths, reverse=True) and lengths[-1] <= 1.0 and lengths[0] > 6
@@ -195,7 +195,7 @@ def test_the_clock_ends_drafts_that_cost_more_than_they_bring(monkeypatch):
     for seconds in (0.01, 0.4, 1.2):
         small = Timed(model_seed=2, temperature=0.5)
         small.seconds = seconds
-        drafter = DraftModel(small, trees=False)
+        drafter = DraftModelDrafter(small, trees=False)
         stats = answer(Timed(model_seed=2, temperature=0.6), drafter, [1, 2], 300)[1]
         lengths.append(stats.drafted / stats.steps)
     assert lengths[0] > 6.5 > lengths[1] > lengths[2] and lengths[2] < 2
@@ -206,7 +206,7 @@ def test_chances_are_what_happens(temperature):
     """Along a long text, guesses and runner-ups of a model that knows half keep what they promise, likely or not."""
     promised, kept = [0.0, 0.0], [0, 0]
     target = ToyTarget(vocab=9, temperature=temperature, seed=1, processor=blur)
-    drafter = DraftModel(ToyTarget(vocab=9, temperature=temperature, seed=1), floor=0.0)
+    drafter = DraftModelDrafter(ToyTarget(vocab=9, temperature=temperature, seed=1), floor=0.0)
     for step in decode(target, drafter, [1, 2], max_new_tokens=3000):
         draft, node = step.draft, -1
         for token in step.tokens if len(target.cache) > 1000 else []:
@@ -248,7 +248,7 @@ def test_runner_ups_bring_more_tokens_for_as_many_rows(temperature):
     lengths = []
     for trees in (False, True):
         small = ToyTarget(vocab=9, temperature=temperature, seed=1)
-        drafter = DraftModel(small, floor=0.0, trees=trees)
+        drafter = DraftModelDrafter(small, floor=0.0, trees=trees)
         target = ToyTarget(vocab=9, temperature=temperature, seed=1, processor=blur)
         _, stats = answer(target, drafter, [1, 2], 2000, budget=FixedBudget(7))
         assert stats.drafted <= 7 * stats.steps
@@ -259,7 +259,7 @@ def test_runner_ups_bring_more_tokens_for_as_many_rows(temperature):
 @given(prompt=prompts, max_tokens=st.integers(1, 9), seed=st.integers(0, 99), floor=st.sampled_from([None, 0.0]))
 def test_a_draft_is_a_chain_and_what_came_second_beside_it_the_likeliest_first(prompt, max_tokens, seed, floor):
     trees, chain = (
-        DraftModel(ToyTarget(temperature=1.0, seed=seed), floor=floor, trees=trees) for trees in (True, False)
+        DraftModelDrafter(ToyTarget(temperature=1.0, seed=seed), floor=floor, trees=trees) for trees in (True, False)
     )
     for drafter in (trees, chain):
         drafter.begin(prompt)
@@ -276,7 +276,7 @@ def test_a_draft_is_a_chain_and_what_came_second_beside_it_the_likeliest_first(p
 
 def test_a_cut_answer_is_not_taken_for_a_wrong_guess():
     target = ToyTarget()
-    drafter = DraftModel(ToyTarget(), floor=0.0)
+    drafter = DraftModelDrafter(ToyTarget(), floor=0.0)
     plain, _ = answer(target, None, [1, 2])
     drafter.calibration.add = lambda lead, right: judged.append(right)
     judged: list[bool] = []
@@ -285,7 +285,7 @@ def test_a_cut_answer_is_not_taken_for_a_wrong_guess():
 
 
 def test_the_first_step_is_not_judged():
-    drafter = DraftModel(ToyTarget(), floor=0.0)
+    drafter = DraftModelDrafter(ToyTarget(), floor=0.0)
     drafter.begin([1])
     drafter.observe(Step(Draft(), (2,), ToyTarget().prefill([1])))
     assert drafter.calibration.mean == 0.5

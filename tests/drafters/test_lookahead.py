@@ -17,7 +17,7 @@ from foretoken import AdaptiveBudget, Draft, FixedBudget, ForetokenError, Step, 
 from foretoken.core.budget import CostCurve
 from foretoken.drafters import NgramMixer, WithWindow
 from foretoken.drafters import lookahead as module
-from foretoken.drafters.lookahead import SHAPES, Lookahead, Pool, Shape, shape_for
+from foretoken.drafters.lookahead import SHAPES, LookaheadDrafter, Pool, Shape, shape_for
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tree_mask import tree_mask
@@ -38,7 +38,9 @@ class ChainsOnly(ToyTarget):
     supports_trees = False
 
 
-def answer(target: ToyTarget, drafter: Lookahead | None, prompt: Sequence[int], **options) -> tuple[list[int], int]:
+def answer(
+    target: ToyTarget, drafter: LookaheadDrafter | None, prompt: Sequence[int], **options
+) -> tuple[list[int], int]:
     """The tokens, and the number of steps."""
     steps = list(decode(target, drafter, prompt, max_new_tokens=40, **options))
     return [token for step in steps for token in step.tokens], len(steps)
@@ -61,7 +63,7 @@ def test_the_tokens_are_those_of_plain_decoding(
 ):
     target = kind(temperature=temperature, seed=seed, model_seed=seed % 7, processor=processor, max_length=max_length)
     plain, num_steps = answer(target, None, prompt, stop_tokens={seed % 5})
-    drafter = Lookahead(*shape, text=text)
+    drafter = LookaheadDrafter(*shape, text=text)
     for budget in (FixedBudget(size), AdaptiveBudget(size, {1: 1.0, 257: 1.1})):
         drafted, drafted_steps = answer(target, drafter, prompt, stop_tokens={seed % 5}, budget=budget)
         assert drafted == plain and drafted_steps <= num_steps
@@ -75,11 +77,11 @@ def compare(
     assert pools == [moment.pool for moment in moments]
 
 
-def pool_of(drafter: Lookahead, vocab: int) -> dict[int, list[tuple[int, ...]]]:
+def pool_of(drafter: LookaheadDrafter, vocab: int) -> dict[int, list[tuple[int, ...]]]:
     return {token: list(grams)[::-1] for token in range(vocab) if (grams := drafter.pool.after(token))}
 
 
-def run(target, drafter: Lookahead, prompt: Sequence[int], num_steps: int, vocab: int):
+def run(target, drafter: LookaheadDrafter, prompt: Sequence[int], num_steps: int, vocab: int):
     """The first steps, and the pool after each."""
     steps, pools = [], []
     for step in islice(decode(target, drafter, prompt, max_new_tokens=900, budget=ENOUGH), num_steps):
@@ -88,13 +90,13 @@ def run(target, drafter: Lookahead, prompt: Sequence[int], num_steps: int, vocab
     return steps, pools
 
 
-def initial(drafter: Lookahead, prompt: Sequence[int]) -> list[int]:
+def initial(drafter: LookaheadDrafter, prompt: Sequence[int]) -> list[int]:
     """What the drafter begins its window with: the choice of random tokens is its own."""
     drafter.begin(prompt)
     return [column[0] for column in drafter.columns[1:]]
 
 
-def reference(next_token, drafter: Lookahead, prompt: Sequence[int], num_steps: int) -> list[Moment]:
+def reference(next_token, drafter: LookaheadDrafter, prompt: Sequence[int], num_steps: int) -> list[Moment]:
     window, ngram, guesses = drafter.shape
     first = initial(drafter, prompt)
     settings = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
@@ -111,7 +113,7 @@ def reference(next_token, drafter: Lookahead, prompt: Sequence[int], num_steps: 
 )
 def test_every_step_is_the_papers(prompt, shape, text, model_seed, vocab):
     target = ToyTarget(vocab, model_seed=model_seed)
-    drafter = Lookahead(*shape, text=text)
+    drafter = LookaheadDrafter(*shape, text=text)
     steps, pools = run(target, drafter, prompt, 25, vocab)
 
     @cache
@@ -124,7 +126,7 @@ def test_every_step_is_the_papers(prompt, shape, text, model_seed, vocab):
 def test_a_wrong_window_is_caught():
     """The test above must be able to fail: a column less, or one token that the window has wrong, is seen."""
     target = ToyTarget(23, model_seed=1)
-    drafter = Lookahead(5, 4, 3)
+    drafter = LookaheadDrafter(5, 4, 3)
     steps, pools = run(target, drafter, [1, 2, 3], 25, 23)
     right = reference(lambda tokens: target.prefill(tokens).choose(0), drafter, [1, 2, 3], 25)
     compare(steps, pools, right)
@@ -151,7 +153,7 @@ def lm() -> foretoken.LanguageModel:
 @pytest.mark.parametrize("text", [False, True])
 def test_every_step_is_the_papers_on_the_bundled_model(lm, text):
     prompt = lm.encode("It was a dark night, and the old man")
-    target, drafter = TransformersTarget(lm.model), Lookahead(3, 4, 3, text=text)
+    target, drafter = TransformersTarget(lm.model), LookaheadDrafter(3, 4, 3, text=text)
     steps, pools = run(target, drafter, prompt, 16, 4096)
 
     @cache
@@ -200,7 +202,7 @@ def papers_layout(levels: Sequence[Sequence[int]], candidates: Sequence[Sequence
 )
 def test_the_mask_is_the_papers(shape, num_steps, num_cached, seed):
     window, ngram, _ = shape
-    drafter = Lookahead(*shape)
+    drafter = LookaheadDrafter(*shape)
     prompt = random.Random(seed).choices(range(9), k=30)
     context = [*prompt]
     for step in islice(decode(ToyTarget(9, model_seed=seed), drafter, prompt, max_new_tokens=99), num_steps):
@@ -258,7 +260,7 @@ def test_the_pool_is_bounded(monkeypatch):
 
 
 def test_guesses_share_their_beginnings_and_fit():
-    drafter = Lookahead(0, 4, 5)
+    drafter = LookaheadDrafter(0, 4, 5)
     drafter.begin([1, 7, 2, 3, 1, 5, 5, 5, 1, 7, 2, 4, 1])
     draft = drafter.propose([1], 100)
     assert [draft.path(node) for node in range(len(draft))] == [
@@ -293,7 +295,7 @@ class Dropping:
 
 
 def test_a_window_that_did_not_ride_waits():
-    drafter, before = Lookahead(4, 3, 3, text=False), None
+    drafter, before = LookaheadDrafter(4, 3, 3, text=False), None
     for step in decode(ToyTarget(23), drafter, [1, 2, 3], max_new_tokens=60, budget=Dropping()):
         # The root of column 0 is written anew in every step.
         now = [column[column is drafter.columns[0] :] for column in drafter.columns], len(drafter.pool)
@@ -323,7 +325,7 @@ class Timed(AdaptiveBudget):
 def test_the_window_rides_where_it_pays(temperature, row):
     budget, num_tokens = Timed(lambda rows: 1 + row * (rows - 1)), 1200
     target = ToyTarget(11, temperature=temperature, model_seed=4)
-    list(decode(target, Lookahead(5, 4, 5, text=False), [1, 2], max_new_tokens=num_tokens, budget=budget))
+    list(decode(target, LookaheadDrafter(5, 4, 5, text=False), [1, 2], max_new_tokens=num_tokens, budget=budget))
     if row == 0.0:
         assert budget.rides > 0.9 * budget.steps
         assert temperature > 1 or num_tokens > 1.5 * budget.clock
@@ -336,7 +338,7 @@ def test_a_window_that_was_given_up_is_tried_again(monkeypatch):
     def rides(forget: float) -> list[float]:
         """The share of the steps in which it rides, over a text that cannot be guessed and one that can."""
         monkeypatch.setattr(module, "FORGET", forget)
-        budget, drafter, shares = Timed(lambda rows: 1 + 0.01 * (rows - 1)), Lookahead(5, 4, 5, text=False), []
+        budget, drafter, shares = Timed(lambda rows: 1 + 0.01 * (rows - 1)), LookaheadDrafter(5, 4, 5, text=False), []
         for temperature in (50.0, 0.3):
             budget.steps = budget.rides = 0
             target = ToyTarget(23, temperature=temperature, model_seed=4)
@@ -354,7 +356,7 @@ def test_a_window_that_always_rides_is_slow_there():
     stats = foretoken.DecodeStats()
     for step in decode(
         ToyTarget(11, temperature=0.5, model_seed=4),
-        Lookahead(5, 4, 5, text=False),
+        LookaheadDrafter(5, 4, 5, text=False),
         [1, 2],
         max_new_tokens=400,
         budget=ENOUGH,
@@ -367,7 +369,7 @@ def test_estimates_are_honest():
     """Of guesses and of the window, over a text that does not loop; and they are not all alike."""
     said = right = brought = accepted = 0.0
     probs: set[float] = set()
-    drafter = Lookahead(5, 4, 5, text=False)
+    drafter = LookaheadDrafter(5, 4, 5, text=False)
     target = ToyTarget(11, temperature=0.5, model_seed=4)
     for step in decode(target, drafter, [1, 2], max_new_tokens=2000, budget=ENOUGH):
         draft, node = step.draft, -1
@@ -387,7 +389,7 @@ def test_estimates_are_honest():
 
 def test_tokens_that_the_text_said_are_no_merit_of_the_window():
     def promised(text: bool) -> float:
-        drafter = Lookahead(5, 4, 5, text=text)
+        drafter = LookaheadDrafter(5, 4, 5, text=text)
         steps = list(decode(ToyTarget(5, model_seed=3), drafter, [1, 2], max_new_tokens=300, budget=ENOUGH))
         return sum(steps[-2].draft.probs[steps[-2].draft.num_guesses :])
 
@@ -405,7 +407,7 @@ def test_tokens_that_the_text_said_are_no_merit_of_the_window():
 )
 def test_shapes_that_cannot_be_are_refused(numbers, sentence):
     with pytest.raises(ForetokenError, match=sentence):
-        Lookahead(*numbers)
+        LookaheadDrafter(*numbers)
 
 
 @settings(max_examples=100, deadline=None)
@@ -421,16 +423,16 @@ def test_the_shape_is_the_fastest_of_those_that_were_measured(row, free):
 
 def test_what_is_left_out_is_chosen_by_cost():
     largest = Shape(15, 5, 15)
-    assert Lookahead().shape == Lookahead(seconds=CostCurve().seconds).shape == largest
+    assert LookaheadDrafter().shape == LookaheadDrafter(seconds=CostCurve().seconds).shape == largest
     curve = CostCurve()
-    drafter = Lookahead(seconds=curve.seconds)
+    drafter = LookaheadDrafter(seconds=curve.seconds)
     for rows in (1, 8, 64):
         for _ in range(3):
             curve.add(rows, rows / 1000)
     assert drafter.shape == largest
     drafter.begin([1, 2, 3])
     assert drafter.shape.window == 0 and drafter.propose([1, 2, 3, 1], 7).tokens == ()
-    given = Lookahead(window=2, seconds=curve.seconds).shape
+    given = LookaheadDrafter(window=2, seconds=curve.seconds).shape
     assert given == (2, drafter.shape.ngram, drafter.shape.guesses)
     assert SHAPES[largest].tokens == max(measured.tokens for measured in SHAPES.values())
     assert {Shape(15, 5, 15), Shape(3, 3, 3)} <= set(SHAPES)
@@ -439,7 +441,7 @@ def test_what_is_left_out_is_chosen_by_cost():
 def test_where_rows_are_free_a_budget_that_knows_nothing_comes_to_the_window(monkeypatch):
     """The largest window costs more than may be risked at first; smaller drafts show that rows cost nothing."""
     monkeypatch.setattr("foretoken.core.decode.time.perf_counter", lambda: 0.0)
-    steps = decode(ToyTarget(vocab=40), Lookahead(), [1, 2, 3] * 4, max_new_tokens=400, budget=AdaptiveBudget())
+    steps = decode(ToyTarget(vocab=40), LookaheadDrafter(), [1, 2, 3] * 4, max_new_tokens=400, budget=AdaptiveBudget())
     rides = [step.draft.num_lookahead for step in steps]
     assert rides[0] == 0 and max(rides) == Shape(15, 5, 15).num_rows
 
@@ -452,7 +454,7 @@ def test_the_window_rides_beside_another_drafters_guesses_and_shows_it_its_rows(
         return [token for step in steps for token in step.tokens], max(step.draft.num_lookahead for step in steps)
 
     alone, beside = NgramMixer(recycle=True, floor=0.0), NgramMixer(recycle=True, floor=0.0)
-    window = WithWindow(beside, Lookahead(5, 3, 1, text=False))
+    window = WithWindow(beside, LookaheadDrafter(5, 3, 1, text=False))
     assert said(window) == (said(None)[0], Shape(5, 3, 1).num_rows)
     assert said(alone) == (said(None)[0], 0)
     known, known_alone = (int(drafter.memory.recycled.entries[0, 0]) for drafter in (beside, alone))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, Step, decode
 from foretoken.core.contracts import Top
-from foretoken.drafters.recycle import Recycle
+from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.engines.toy import ToyTarget
 
 
@@ -28,7 +28,7 @@ class Named:
         return Top([self.rows[row][:k] for row in rows], [list(self.PROBS[:k]) for row in rows])
 
 
-def observe(drafter: Recycle, draft: Draft, tokens: list[int], rows: list[list[int]]) -> None:
+def observe(drafter: RecycleDrafter, draft: Draft, tokens: list[int], rows: list[list[int]]) -> None:
     drafter.propose([0], 1)
     drafter.observe(Step(draft, tuple(tokens), Named(rows)))
 
@@ -36,7 +36,7 @@ def observe(drafter: Recycle, draft: Draft, tokens: list[int], rows: list[list[i
 @settings(deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(1, 30))
 def test_the_table_holds_what_was_named_last_for_every_row(data, k, max_tokens):
-    drafter, table, last = Recycle(k=k, floor=0.0), {}, 3
+    drafter, table, last = RecycleDrafter(k=k, floor=0.0), {}, 3
     drafter.begin([1, last])
     token = st.integers(0, 9)
     for _ in range(data.draw(st.integers(1, 6))):
@@ -60,7 +60,7 @@ def test_the_table_holds_what_was_named_last_for_every_row(data, k, max_tokens):
         assert sum(proposed.probs[child] for child in proposed.children(node)) <= 1 + 1e-9
 
 
-def answer(drafter: Recycle | None, target: ToyTarget, num: int = 200) -> tuple[list[int], DecodeStats]:
+def answer(drafter: RecycleDrafter | None, target: ToyTarget, num: int = 200) -> tuple[list[int], DecodeStats]:
     stats, tokens = DecodeStats(), []
     for step in decode(target, drafter, [1, 2], max_new_tokens=num, budget=FixedBudget(8)):
         stats.add(step)
@@ -72,16 +72,16 @@ def test_successors_that_were_rejected_are_drafted_later():
     """A sampled toy model over five tokens: with all five kept, a tree of eight nodes finds more than one a step."""
     target = ToyTarget(temperature=1.0, seed=3)
     plain, _ = answer(None, target)
-    drafted, stats = answer(Recycle(), target)
+    drafted, stats = answer(RecycleDrafter(), target)
     assert drafted == plain
     assert stats.acceptance_length > 1.5
-    one_successor = answer(Recycle(k=1), target)[1]
+    one_successor = answer(RecycleDrafter(k=1), target)[1]
     assert one_successor.acceptance_length < stats.acceptance_length
 
 
 def test_chances_are_learned():
     """A target that always says what it holds for the second likeliest."""
-    drafter = Recycle()
+    drafter = RecycleDrafter()
     drafter.begin([0])
     for _ in range(100):
         observe(drafter, Draft(), [0], [[1, 0, 2, 3]])
@@ -90,7 +90,7 @@ def test_chances_are_learned():
 
 
 def test_probabilities_mean_what_they_say():
-    target, drafter = ToyTarget(temperature=1.5, seed=5, vocab=7), Recycle()
+    target, drafter = ToyTarget(temperature=1.5, seed=5, vocab=7), RecycleDrafter()
     said = right = 0.0
     for step in decode(target, drafter, [1, 2], max_new_tokens=2000, budget=FixedBudget(8)):
         path = [-1]
@@ -103,7 +103,7 @@ def test_probabilities_mean_what_they_say():
 
 
 def test_an_answer_begins_warm():
-    target, drafter = ToyTarget(model_seed=4, vocab=40), Recycle()
+    target, drafter = ToyTarget(model_seed=4, vocab=40), RecycleDrafter()
     prompts = [[random.Random(i).randrange(40) for _ in range(3)] for i in range(30)]
     lengths = []
     for prompt in prompts:
@@ -119,7 +119,7 @@ def test_while_the_budget_pauses_no_scores_are_asked():
         def top(self, rows, k):
             raise AssertionError
 
-    drafter = Recycle()
+    drafter = RecycleDrafter()
     drafter.begin([1])
     observe(drafter, Draft(), [2], [[3, 2, 1, 0]])
     drafter.observe(Step(Draft(), (3,), Silent()))
@@ -130,4 +130,4 @@ def test_while_the_budget_pauses_no_scores_are_asked():
 
 def test_no_successor_is_refused():
     with pytest.raises(ForetokenError, match="keep at least 1"):
-        Recycle(k=0)
+        RecycleDrafter(k=0)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from foretoken import Draft, Step
+from foretoken import Draft, Drafter, Step
+from foretoken.drafters import Parts, Recipe
 
 
 class Stateless:
@@ -59,3 +62,14 @@ class Oracle(Stateless):
             tokens += siblings
             right = len(tokens) - len(siblings) + siblings.index(token)
         return Draft(tuple(tokens), tuple(parents))
+
+
+@dataclass(frozen=True)
+class Making(Recipe):
+    """Make a drafter of a test's own anew each time."""
+
+    name = "made"
+    kind: Any
+
+    def make(self, parts: Parts) -> Drafter:
+        return self.kind()

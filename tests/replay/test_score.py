@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 
 from foretoken import Draft, ForetokenError, Step
-from foretoken.drafters import AdaptiveNgram, PromptLookup
+from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.score import Job, figures, score
-from helpers.drafting import Siblings, Stateless
+from helpers.drafting import Making, Siblings, Stateless
 from helpers.logs import rows, write_log, write_tokenizer
 
 
@@ -18,13 +18,14 @@ def job(tmp_path):
     path = write_log(tmp_path / "a.jsonl", rows(5))
     reading = Reading(str(write_tokenizer(tmp_path / "tokenizer.json")))
 
-    def job(make, budget: int = 10, trees: bool = True) -> Job:
-        return Job(str(path), path.name, "it", make, budget, trees, reading)
+    def job(kind, budget: int = 10, trees: bool = True) -> Job:
+        recipe = None if kind is None else Making(kind)
+        return Job(str(path), path.name, "it", recipe, budget, trees, reading)
 
     return job
 
 
-class Spy(PromptLookup):
+class Spy(PromptLookupDrafter):
     """Remembers all that it was shown."""
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ def test_chains_are_the_main_branches_of_trees(job):
     assert trees.branched and not chains.branched
     assert figures([chains])["drafted_per_step"] < figures([trees])["drafted_per_step"] <= 3
     assert figures([chains])["tokens_per_step"] <= figures([trees])["tokens_per_step"]
-    assert sum(trees.reliability.nodes) > 1000 and not sum(score(job(PromptLookup)).reliability.nodes)
+    assert sum(trees.reliability.nodes) > 1000 and not sum(score(job(PromptLookupDrafter)).reliability.nodes)
 
 
 def test_figures_of_several_scores_are_those_of_all_answers(job):

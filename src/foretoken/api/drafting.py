@@ -16,12 +16,13 @@ from foretoken.core.errors import ForetokenError
 from foretoken.core.lazy import lazy
 from foretoken.drafters import (
     DRAFTERS,
-    TEXT_DRAFTERS,
-    DraftModel,
-    EarlyExit,
-    Lookahead,
+    RECIPES,
+    DraftModelDrafter,
+    EarlyExitDrafter,
+    LookaheadDrafter,
     NgramMixer,
-    Recycle,
+    Parts,
+    RecycleDrafter,
     SharedNgrams,
     check_name,
 )
@@ -88,26 +89,26 @@ class Situation:
             )
         if name in MADE:
             return MADE[name](self)
-        return TEXT_DRAFTERS[name]() if name != "none" else None
+        return RECIPES[name]().make(Parts(self.target)) if name != "none" else None
 
-    def _lookahead(self) -> Lookahead:
+    def _lookahead(self) -> LookaheadDrafter:
         require_trees(self.target)
         budget = self.memory.budget
         if budget.costs.most_rows <= 1:
             for rows, seconds in measured_rows(self.target.model):
                 budget.learn_cost(rows, seconds)
-        return Lookahead(seconds=budget.seconds)
+        return LookaheadDrafter(seconds=budget.seconds)
 
-    def _draft_model(self) -> DraftModel:
+    def _draft_model(self) -> DraftModelDrafter:
         if self.draft_model is None:
             raise ForetokenError('The drafter "draft-model" needs a smaller model: name one with draft_model.')
-        return DraftModel(draft_target(self.draft_model, self.target.choice), trees=self.target.supports_trees)
+        return DraftModelDrafter(draft_target(self.draft_model, self.target.choice), trees=self.target.supports_trees)
 
-    def _early_exit(self) -> EarlyExit:
+    def _early_exit(self) -> EarlyExitDrafter:
         num_layers = self.target.model.config.get_text_config(decoder=True).num_hidden_layers
         third = max(1, int(EXIT_SHARE * num_layers))
         layer = third if self.exit_layer is None else self.exit_layer
-        return EarlyExit(ExitTarget(self.target, layer), trees=self.target.supports_trees)
+        return EarlyExitDrafter(ExitTarget(self.target, layer), trees=self.target.supports_trees)
 
 
 def require_trees(target: TransformersTarget) -> None:
@@ -153,7 +154,7 @@ def _seconds(target: TransformersTarget, num_rows: int) -> float:
 
 
 MADE: dict[str, Callable[[Situation], Drafter]] = {
-    "recycle": lambda situation: Recycle(),
+    "recycle": lambda situation: RecycleDrafter(),
     "lookahead": Situation._lookahead,
     "draft-model": Situation._draft_model,
     "early-exit": Situation._early_exit,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foretoken.core.contracts import Drafter, Step
 from foretoken.core.draft import Draft
-from foretoken.drafters.lookahead import Lookahead
+from foretoken.drafters.lookahead import LookaheadDrafter
 
 
 class WithWindow:
@@ -20,13 +20,13 @@ class WithWindow:
         window: Its window rides; its own guesses do not.
 
     >>> from foretoken.drafters.anpd import AdaptiveNgram
-    >>> drafter = WithWindow(AdaptiveNgram(), Lookahead(window=2, ngram=3, guesses=1))
+    >>> drafter = WithWindow(AdaptiveNgram(), LookaheadDrafter(window=2, ngram=3, guesses=1))
     >>> drafter.begin([4, 1, 7, 4, 1])
     >>> drafter.propose([4, 1, 7, 4], max_tokens=1).num_lookahead
     2
     """
 
-    def __init__(self, guesser: Drafter, window: Lookahead) -> None:
+    def __init__(self, guesser: Drafter, window: LookaheadDrafter) -> None:
         self.guesser, self.window = guesser, window
 
     def begin(self, prompt: Sequence[int]) -> None:

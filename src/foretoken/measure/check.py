@@ -155,7 +155,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
     Raises:
         ForetokenError: If a prompt leaves no room for its answer.
     """
-    target = TransformersTarget(lm.model, max_length=lm.max_length)
+    target = TransformersTarget(lm.model, max_length=lm.engine.max_length)
     report = Report(str(lm.model.dtype).removeprefix("torch."), target.supports_trees)
     for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
         try:
@@ -180,7 +180,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
 
 def _contexts(lm: LanguageModel, max_new_tokens: int) -> list[list[int]]:
     ids = lm.encode(TEXT)
-    room = len(ids) if lm.max_length is None else max(1, lm.max_length - max_new_tokens)
+    room = len(ids) if lm.engine.max_length is None else max(1, lm.engine.max_length - max_new_tokens)
     return [ids[:length] for length in sorted({min(length, room, len(ids)) for length in CONTEXTS})]
 
 

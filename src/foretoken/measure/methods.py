@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookup, SharedNgrams, WithWindow
-from foretoken.drafters.draft_model import DraftModel
-from foretoken.drafters.early_exit import EarlyExit
-from foretoken.drafters.lookahead import Lookahead
-from foretoken.drafters.recycle import Recycle
+from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, SharedNgrams, WithWindow
+from foretoken.drafters.draft_model import DraftModelDrafter
+from foretoken.drafters.early_exit import EarlyExitDrafter
+from foretoken.drafters.lookahead import LookaheadDrafter
+from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.second_model import draft_target
 from foretoken.engines.transformers.target import TransformersTarget
@@ -65,24 +65,26 @@ def _ngram(given: Given, **settings: Any) -> NgramMixer:
 
 
 def _with_window(given: Given, window: int, ngram: int, **settings: Any) -> WithWindow:
-    return WithWindow(_ngram(given, recycle=True, **settings), Lookahead(window, ngram, 1, text=False))
+    return WithWindow(_ngram(given, recycle=True, **settings), LookaheadDrafter(window, ngram, 1, text=False))
 
 
-def _lookahead(given: Given, **settings: Any) -> Lookahead:
+def _lookahead(given: Given, **settings: Any) -> LookaheadDrafter:
     costs = given.budget.seconds if isinstance(given.budget, AdaptiveBudget) else None
-    return Lookahead(seconds=costs, **settings)
+    return LookaheadDrafter(seconds=costs, **settings)
 
 
-def _draft_model(given: Given, **settings: Any) -> DraftModel:
+def _draft_model(given: Given, **settings: Any) -> DraftModelDrafter:
     model = given.subject.draft_model
     assert model is not None, "choose_methods sees to it"
-    return DraftModel(draft_target(model, given.target.choice), **{"trees": given.target.supports_trees} | settings)
+    return DraftModelDrafter(
+        draft_target(model, given.target.choice), **{"trees": given.target.supports_trees} | settings
+    )
 
 
-def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExit:
+def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExitDrafter:
     num_layers = given.subject.model.config.get_text_config(decoder=True).num_hidden_layers
     exit_target = ExitTarget(given.target, max(1, int(share * num_layers)))
-    return EarlyExit(exit_target, trees=given.target.supports_trees, **settings)
+    return EarlyExitDrafter(exit_target, trees=given.target.supports_trees, **settings)
 
 
 def _plain(given: Given) -> None:
@@ -99,12 +101,12 @@ METHODS = {
     for method in (
         PLAIN,
         Method("anpd", lambda given: AdaptiveNgram(), 7),
-        Method("prompt-lookup", lambda given: PromptLookup(), 7),
+        Method("prompt-lookup", lambda given: PromptLookupDrafter(), 7),
         Method("ngram", _ngram, 10),
         Method("ngram-wide", _ngram, WIDE, {"floor": WIDE_FLOOR}),
         Method("ngram-adaptive", _ngram, None),
-        Method("recycle", lambda given, **settings: Recycle(**settings), WIDE, {"floor": WIDE_FLOOR}),
-        Method("recycle-adaptive", lambda given: Recycle(), None),
+        Method("recycle", lambda given, **settings: RecycleDrafter(**settings), WIDE, {"floor": WIDE_FLOOR}),
+        Method("recycle-adaptive", lambda given: RecycleDrafter(), None),
         Method("mixed", _ngram, 10, {"recycle": True}),
         Method("mixed-wide", _ngram, WIDE, {"recycle": True, "floor": WIDE_FLOOR}),
         Method("mixed-wide-window", _with_window, WIDE, {"window": 15, "ngram": 5, "floor": WIDE_FLOOR}),

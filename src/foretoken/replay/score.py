@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,11 @@ from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import NgramMixer, SharedNgrams
+from foretoken.drafters import Parts, Recipe, SharedNgrams
 from foretoken.engines.replay import ReplayTarget
 from foretoken.ngrams.background import Background
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
-
-Make = Callable[[], Drafter]
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,17 @@ class Job:
         path: The file.
         label: How results name it.
         drafter: How results name the drafter.
-        make: Makes one, in the process that runs the job, so it must pickle; None decodes plainly.
+        recipe: Makes one, in the process that runs the job. If None, decoding is plain.
         budget: Tokens to draft for each step.
         trees: Whether the target verifies trees, or only their main chains.
         reading: Which items, and how.
-        background: The folder of the corpus that the n-gram core drafts from, or None.
+        background: The folder of the corpus to draft from, or None.
     """
 
     path: str
     label: str
     drafter: str
-    make: Make | None
+    recipe: Recipe | None
     budget: int
     trees: bool
     reading: Reading
@@ -50,10 +48,16 @@ class Job:
 
     def new_drafter(self) -> Drafter | None:
         """A drafter that remembers nothing yet."""
-        if self.make is NgramMixer:  # the one that is told what the target verifies, and reads a corpus
-            background = Background.open(self.background) if self.background else None
-            return NgramMixer(SharedNgrams(background), trees=self.trees)
-        return self.make() if self.make else None
+        if self.recipe is None:
+            return None
+        background = Background.open(self.background) if self.background and self.recipe.remembers else None
+        return self.recipe.make(Parts(self.new_target([]), lambda: SharedNgrams(background)))
+
+    def new_target(self, record: Sequence[int]) -> ReplayTarget:
+        """A target that answers with what was recorded."""
+        target = ReplayTarget(record)
+        target.supports_trees = self.trees
+        return target
 
     @property
     def title(self) -> str:
@@ -167,11 +171,11 @@ def score(job: Job) -> Score:
     log = read_log(job.path, job.reading)
     result = Score(job, skipped=log.skipped, unusable=log.unusable, short=log.short)
     try:
-        if job.make is not None and log.traces:
+        if job.recipe is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], job.new_drafter(), job.budget, job.trees, Score(job))
-        replay(log.traces, job.new_drafter(), job.budget, job.trees, result)
+            replay([warm], job.new_drafter(), Score(job))
+        replay(log.traces, job.new_drafter(), result)
     except ForetokenError:
         raise
     except Exception as error:
@@ -180,15 +184,14 @@ def score(job: Job) -> Score:
     return result
 
 
-def replay(traces: Iterable[Trace], drafter: Drafter | None, budget: int, trees: bool, result: Score) -> None:
+def replay(traces: Iterable[Trace], drafter: Drafter | None, result: Score) -> None:
     """Decode every answer in turn with one drafter, whose memory of them runs on, and add what it took."""
     watched = None if drafter is None else _Watched(drafter, result)
     for trace in traces:
         record = trace.record.tolist()
-        target = ReplayTarget(record)
-        target.supports_trees = trees
+        target, budget = result.job.new_target(record), FixedBudget(result.job.budget)
         stats, rows = DecodeStats(), Counter[int]()
-        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=FixedBudget(budget))
+        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
         for step in steps:
             if stats.tokens:
                 rows[1 + len(step.draft)] += 1

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, decode
-from foretoken.drafters.draft_model import DraftModel
-from foretoken.drafters.early_exit import EarlyExit
+from foretoken.drafters.draft_model import DraftModelDrafter
+from foretoken.drafters.early_exit import EarlyExitDrafter
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.exit import ExitTarget, first_layers
 from foretoken.engines.transformers.target import TransformersTarget
@@ -74,7 +74,7 @@ def test_the_text_and_the_cache_are_those_of_plain_decoding(shape, prompt, tempe
         processors.append(TemperatureLogitsWarper(temperature))
     target = TransformersTarget(tiny_model(shape), Choice(processors, seed if temperature > 0 else None))
     plain, _ = answer(target, None, prompt)
-    drafted, _ = answer(target, EarlyExit(ExitTarget(target, 1), floor=floor), prompt)
+    drafted, _ = answer(target, EarlyExitDrafter(ExitTarget(target, 1), floor=floor), prompt)
     assert drafted == plain
     check_cache(target, [*prompt, *plain])
 
@@ -84,7 +84,7 @@ def test_the_text_and_the_cache_are_those_of_plain_decoding(shape, prompt, tempe
 def test_any_layer_may_be_the_exit(shape, num_layers):
     target = TransformersTarget(deeper(shape), Choice(seed=1))
     plain, _ = answer(target, None, [7, 3, 9])
-    drafter = EarlyExit(ExitTarget(target, num_layers), floor=0.0)
+    drafter = EarlyExitDrafter(ExitTarget(target, num_layers), floor=0.0)
     drafted, stats = answer(target, drafter, [7, 3, 9])
     assert drafted == plain and stats.accepted > 0
     check_cache(target, [7, 3, 9, *plain])
@@ -94,7 +94,7 @@ def test_an_answer_goes_on_from_the_cache_that_was_left():
     model, cache = tiny_model("llama"), tf.DynamicCache()
     whole, _ = answer(TransformersTarget(model), None, [7, 3, 9], 60)
     target = TransformersTarget(model, cache=cache)
-    first, _ = answer(target, EarlyExit(ExitTarget(target, 1)), [7, 3, 9], 20)
+    first, _ = answer(target, EarlyExitDrafter(ExitTarget(target, 1)), [7, 3, 9], 20)
     rest, _ = answer(TransformersTarget(model, cache=cache), None, [7, 3, 9, *first])
     assert first + rest == whole
 
@@ -102,10 +102,10 @@ def test_an_answer_goes_on_from_the_cache_that_was_left():
 def test_a_draft_left_in_the_cache_is_caught():
     """The tests above must be able to fail: layers that were not rewound are another cache."""
 
-    class Careless(EarlyExit):
+    class Careless(EarlyExitDrafter):
         def propose(self, context, max_tokens):
             self._read = list(context[:-1])
-            return DraftModel.propose(self, context, max_tokens)
+            return DraftModelDrafter.propose(self, context, max_tokens)
 
     target = TransformersTarget(tiny_model("llama"))
     with pytest.raises(RuntimeError, match="size"):  # the first layer holds more tokens than the mask allows for
@@ -120,9 +120,9 @@ def test_layers_that_do_nothing_are_never_missed():
         nn.init.zeros_(layer.mlp.down_proj.weight)
     for choice in (Choice(), Choice(seed=2)):
         target = TransformersTarget(model, choice)
-        _, stats = answer(target, EarlyExit(ExitTarget(target, 2), floor=0.0, trees=False), [7, 3, 9])
+        _, stats = answer(target, EarlyExitDrafter(ExitTarget(target, 2), floor=0.0, trees=False), [7, 3, 9])
         assert stats.accepted == stats.drafted > 30
-        other = EarlyExit(ExitTarget(target, 2, Choice(seed=3)), floor=0.0)
+        other = EarlyExitDrafter(ExitTarget(target, 2, Choice(seed=3)), floor=0.0)
         assert answer(target, other, [7, 3, 9])[1].acceptance_rate < 0.5, "another choice is another draft"
 
 
@@ -145,7 +145,7 @@ def test_targets_that_take_only_chains_are_drafted_for():
     bloom = tf.BloomForCausalLM(tf.BloomConfig(**SMALL, hidden_size=16, n_layer=3, n_head=2)).eval()
     target = TransformersTarget(bloom)
     assert not target.supports_trees
-    drafted, _ = answer(target, EarlyExit(ExitTarget(target, 2)), [7, 3])
+    drafted, _ = answer(target, EarlyExitDrafter(ExitTarget(target, 2)), [7, 3])
     assert drafted == answer(target, None, [7, 3])[0]
 
 
@@ -159,7 +159,7 @@ def test_no_draft_goes_where_the_model_has_no_place():
         steps = decode(target, drafter, [7, 3, 9], max_new_tokens=21, budget=FixedBudget(32))
         return [token for step in steps for token in step.tokens]
 
-    assert text(EarlyExit(ExitTarget(target, 1), floor=0.0)) == text(None)
+    assert text(EarlyExitDrafter(ExitTarget(target, 1), floor=0.0)) == text(None)
 
 
 def test_no_draft_moves_the_rotary_frequencies():
@@ -170,7 +170,7 @@ def test_no_draft_moves_the_rotary_frequencies():
     def text(drafted):
         torch.manual_seed(0)
         target = TransformersTarget(tf.AutoModelForCausalLM.from_config(config).eval())
-        drafter = EarlyExit(ExitTarget(target, 1), floor=0.0) if drafted else None
+        drafter = EarlyExitDrafter(ExitTarget(target, 1), floor=0.0) if drafted else None
         steps = decode(target, drafter, list(range(1, 11)), max_new_tokens=60, budget=FixedBudget(9))
         return [token for step in steps for token in step.tokens]
 
@@ -187,7 +187,7 @@ def test_a_processor_with_a_state_is_not_asked_by_the_draft():
 
     processor = Counts()
     target = TransformersTarget(tiny_model("llama"), Choice(LogitsProcessorList([processor])))
-    tokens, _ = answer(target, EarlyExit(ExitTarget(target, 1), floor=0.0), [7, 3])
+    tokens, _ = answer(target, EarlyExitDrafter(ExitTarget(target, 1), floor=0.0), [7, 3])
     assert processor.calls == len(tokens)
 
 

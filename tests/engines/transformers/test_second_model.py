@@ -8,7 +8,7 @@ import transformers as tf
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from foretoken import DecodeStats, ForetokenError, decode
-from foretoken.drafters.draft_model import DraftModel
+from foretoken.drafters.draft_model import DraftModelDrafter
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.processors import Padded, stateless
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
@@ -38,7 +38,7 @@ def test_a_model_of_the_same_tokens_drafts(model_folder):
     def answer(drafted: bool) -> list[int]:
         choice = Choice(LogitsProcessorList([CountsItsCalls()]), seed=3)
         target = TransformersTarget(model, choice)
-        drafter = DraftModel(draft_target(draft_model, choice)) if drafted else None
+        drafter = DraftModelDrafter(draft_target(draft_model, choice)) if drafted else None
         return [token for step in decode(target, drafter, [5, 6], max_new_tokens=30) for token in step.tokens]
 
     assert answer(drafted=True) == answer(drafted=False)
@@ -50,7 +50,7 @@ def test_a_draft_chooses_with_the_seed_and_with_processors_that_keep_no_state():
 
     def accepted(choice: Choice, drafting: Choice) -> tuple[int, int]:
         stats = DecodeStats()
-        drafter = DraftModel(draft_target(model, drafting), floor=0.0, trees=False)
+        drafter = DraftModelDrafter(draft_target(model, drafting), floor=0.0, trees=False)
         for step in decode(TransformersTarget(model, choice), drafter, [5, 6], max_new_tokens=30):
             stats.add(step)
         return stats.accepted, stats.drafted

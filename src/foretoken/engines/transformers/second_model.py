@@ -71,7 +71,7 @@ def check_same_tokens(
 
 
 def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTarget:
-    """The draft model as a target for ``DraftModel``, which chooses as the larger one does.
+    """The draft model as a target for ``DraftModelDrafter``, which chooses as the larger one does.
 
     Args:
         draft_model: The smaller model.

@@ -16,11 +16,12 @@ from foretoken.core.errors import ForetokenError
 from foretoken.core.lazy import lazy
 from foretoken.drafters import (
     DRAFTERS,
-    TEXT_DRAFTERS,
+    RECIPES,
     DraftModelDrafter,
     EarlyExitDrafter,
     LookaheadDrafter,
     NgramMixer,
+    Parts,
     RecycleDrafter,
     SharedNgrams,
     check_name,
@@ -88,7 +89,7 @@ class Situation:
             )
         if name in MADE:
             return MADE[name](self)
-        return TEXT_DRAFTERS[name]() if name != "none" else None
+        return RECIPES[name]().make(Parts(self.target)) if name != "none" else None
 
     def _lookahead(self) -> LookaheadDrafter:
         require_trees(self.target)

@@ -94,7 +94,6 @@ class AdaptiveBudget:
     PLAIN_SAMPLES = 2  # that t(1) is first learned from
     PLAIN_EVERY = 50  # steps
     MAX_PAUSE = 15  # steps between two questions
-    PRICED_ROWS = 8  # that must have been tried before a price is named: the second may cost as much as ten more
     CREDIT = 8.0  # plain steps that may at once be risked on trying a size
     CREDIT_RATE = 0.01  # share of the time that may be so in the long run
 
@@ -124,10 +123,7 @@ class AdaptiveBudget:
     def row_price(self) -> float | None:
         """What a further row costs, as a share of a forward over one; None where too few were tried to say."""
         with self._lock:
-            rows = self.costs.most_rows
-            if rows < self.PRICED_ROWS:
-                return None
-            return (self.costs.seconds(rows) / self.costs.seconds(1) - 1) / (rows - 1)
+            return self.costs.row_price()
 
     def learn_cost(self, num_rows: int, seconds: float) -> None:
         """A forward over so many rows took so long."""

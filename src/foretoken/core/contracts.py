@@ -83,6 +83,19 @@ class Target(Protocol):
         ...
 
 
+class RewindableTarget(Target, Protocol):
+    """A target that can also go back to any earlier length: what a drafter runs."""
+
+    @property
+    def num_cached(self) -> int:
+        """How many tokens the cache holds."""
+        ...
+
+    def rewind(self, num_tokens: int) -> None:
+        """Leave only the first ``num_tokens`` tokens in the cache; what was scored and not kept goes too."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Which guesses survive.

@@ -45,6 +45,7 @@ class CostCurve:
 
     ENOUGH = 3  # samples, below which a slow one may mislead
     MAX_AGE = 400  # steps
+    PRICED_ROWS = 8  # that must have been tried before a price is named: the second may cost as much as ten more
     AS_EXPECTED = 1.05  # times the expected time, since times are noisy
 
     def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
@@ -91,6 +92,12 @@ class CostCurve:
     def seconds(self, num_rows: int) -> float:
         """The expected time of a step; 0 where nothing was tried."""
         return self.bounds(num_rows)[0][-1]
+
+    def row_price(self) -> float | None:
+        """What a further row costs, as a share of a forward over one; None if too few were tried to say."""
+        if self.most_rows < self.PRICED_ROWS:
+            return None
+        return (self.seconds(self.most_rows) / self.seconds(1) - 1) / (self.most_rows - 1)
 
     def median(self, num_rows: int) -> float:
         """The median of the steps that are taken together with those of so many rows; 0 for none."""

@@ -1,68 +1,96 @@
-"""Where guesses come from: one file, one idea, one paper."""
+"""Where guesses come from: one file, one idea, one paper. Each file has the drafter and its recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters.anpd import AdaptiveNgram
-from foretoken.drafters.draft_model import DraftModelDrafter
-from foretoken.drafters.early_exit import EarlyExitDrafter
-from foretoken.drafters.lookahead import LookaheadDrafter
-from foretoken.drafters.ngram import NgramMixer
-from foretoken.drafters.prompt_lookup import PromptLookupDrafter
-from foretoken.drafters.recycle import RecycleDrafter
+from foretoken.drafters.anpd import AdaptiveNgram, Anpd
+from foretoken.drafters.draft_model import DraftModel, DraftModelDrafter
+from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
+from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
+from foretoken.drafters.ngram import Mixed, Ngram, NgramMixer
+from foretoken.drafters.prompt_lookup import PromptLookup, PromptLookupDrafter
+from foretoken.drafters.recipe import Parts, Recipe, parse_recipe
+from foretoken.drafters.recycle import Recycle, RecycleDrafter
 from foretoken.drafters.window import WithWindow
 from foretoken.ngrams.shared import SharedNgrams
 
 __all__ = [
     "DEFAULT_DRAFTER",
     "DRAFTERS",
+    "RECIPES",
     "TEXT_DRAFTERS",
     "AdaptiveNgram",
+    "Anpd",
+    "DraftModel",
     "DraftModelDrafter",
+    "EarlyExit",
     "EarlyExitDrafter",
+    "Lookahead",
     "LookaheadDrafter",
+    "Mixed",
+    "Ngram",
     "NgramMixer",
+    "Parts",
+    "PromptLookup",
     "PromptLookupDrafter",
+    "Recipe",
+    "Recycle",
     "RecycleDrafter",
     "SharedNgrams",
     "WithWindow",
-    "check_name",
-    "make_drafter",
+    "recipe_of",
 ]
 
-# These see tokens only, so that recorded answers judge them too.
-TEXT_DRAFTERS: dict[str, Callable[[], Drafter]] = {
-    "ngram": NgramMixer,
-    "anpd": AdaptiveNgram,
-    "prompt-lookup": PromptLookupDrafter,
+# The one list of drafters: who adds one adds it here.
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.name: recipe for recipe in (Mixed, Ngram, Anpd, PromptLookup, Recycle, Lookahead, DraftModel, EarlyExit)
 }
-# All names; the others see what the target's logits say, or run a model themselves.
-DEFAULT_DRAFTER = "mixed"
-DRAFTERS = ("mixed", *TEXT_DRAFTERS, "recycle", "lookahead", "draft-model", "early-exit")
+DRAFTERS = tuple(RECIPES)
+DEFAULT_DRAFTER = Mixed.name
+# These see tokens only, so that recorded answers judge them too.
+TEXT_DRAFTERS = tuple(name for name, recipe in RECIPES.items() if not recipe.needs and not recipe.runs_model)
 
 
-def make_drafter(name: str) -> Drafter | None:
-    """The drafter of this name, one that sees tokens only, or None for "none".
+def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
+    """The recipe of what a caller calls a drafter; None for plain decoding.
 
-    Raises:
-        ForetokenError: If no such drafter has this name.
-    """
-    check_name(name, list(TEXT_DRAFTERS))
-    return TEXT_DRAFTERS[name]() if name != "none" else None
-
-
-def check_name(name: str, known: Sequence[str] = DRAFTERS) -> None:
-    """Refuse a drafter's name that is not known.
+    Args:
+        drafter: A name with or without options, such as "mixed" or "early-exit:layer=4"; a recipe; a drafter of the
+            caller's own; or "none" or None for plain decoding.
 
     Raises:
-        ForetokenError: If it is none of them, nor "none".
+        ForetokenError: If it is none of these.
+
+    >>> recipe_of("anpd:max_order=3")
+    Anpd(max_order=3)
     """
-    if name == "none" or name in known:
-        return
-    choice = f"choose one of {', '.join([*known, 'none'])}."
-    if name in DRAFTERS:
-        raise ForetokenError(f"The drafter {name!r} needs a model that runs, and there is none here: {choice}")
-    raise ForetokenError(f"There is no drafter named {name!r}: {choice}")
+    if drafter is None or drafter == "none":
+        return None
+    if isinstance(drafter, str):
+        return parse_recipe(drafter, RECIPES)
+    if isinstance(drafter, Recipe):
+        return drafter
+    if isinstance(drafter, type) or not hasattr(drafter, "propose"):
+        raise ForetokenError(f"The drafter is {drafter!r:.100}: give a name, a recipe, an object that drafts, or None.")
+    return Given(drafter)
+
+
+@dataclass(frozen=True)
+class Given(Recipe):
+    """A drafter of the caller's own, which answer after answer is used as it is."""
+
+    name = "given"
+    drafter: Any
+
+    def make(self, parts: Parts) -> Drafter:
+        made: Drafter = self.drafter
+        return made
+
+
+def check_name(name: str) -> None:  # TODO
+    if name != "none":
+        parse_recipe(name.replace("draft-model", "anpd"), RECIPES)

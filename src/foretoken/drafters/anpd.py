@@ -7,10 +7,12 @@ Parallel Decoding" (arXiv 2404.08698): tables of every order, filled from the pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 
 class Successors:
@@ -78,9 +80,7 @@ class AdaptiveNgram:
     """
 
     def __init__(self, max_order: int = 5) -> None:
-        if max_order < 2:
-            raise ForetokenError(f"max_order is {max_order}: an n-gram that guesses a token has at least 2.")
-        self.max_order = max_order
+        self.max_order = whole("max_order", max_order, 2)
         self.tables = NgramTables(max_order)
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -99,3 +99,18 @@ class AdaptiveNgram:
 
     def observe(self, step: Step) -> None:
         self.tables.extend(step.tokens)
+
+
+@dataclass(frozen=True)
+class Anpd(Recipe):
+    """ANPD: what most often followed the last few tokens of the text.
+
+    Args:
+        max_order: The longest n-gram that is counted, its last token with it.
+    """
+
+    name = "anpd"
+    max_order: int = option(5, least=2)
+
+    def make(self, parts: Parts) -> AdaptiveNgram:
+        return AdaptiveNgram(self.max_order)

@@ -10,24 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from foretoken.core.contracts import Scores, Step, Target
+from foretoken.core.contracts import RewindableTarget, Scores, Step
 from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
-
-
-class RewindableTarget(Target, Protocol):
-    """A target whose cache can also go back to any earlier length."""
-
-    @property
-    def num_cached(self) -> int:
-        """How many tokens the cache holds."""
-        ...
-
-    def rewind(self, num_tokens: int) -> None:
-        """Leave only the first ``num_tokens`` tokens in the cache; what was scored and not kept goes too."""
-        ...
+from foretoken.core.errors import ForetokenError
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 
 class Share:
@@ -226,3 +216,37 @@ class DraftModelDrafter:
         scores = self.target.score(tokens[0], Draft.chain(tokens[1:]))
         self.target.keep(range(len(tokens) - 1))
         return scores
+
+
+@dataclass(frozen=True)
+class DraftModel(Recipe):
+    """Draft model: a smaller model of the same tokens guesses, as far as its time pays.
+
+    Args:
+        model: The smaller model: a name that the engine loads, or a loaded model.
+        floor: The fewest tokens that a further forward of it must be expected to bring. If None, it is learned by the
+            clock.
+        trees: Whether to draft trees if the target takes them; otherwise a chain.
+    """
+
+    name = "draft-model"
+    calibrated = True
+    runs_model = True
+    model: Any
+    floor: float | None = option(None, least=0.0)
+    trees: bool = True
+
+    def check(self, parts: Parts) -> None:
+        self._target(parts)
+
+    def make(self, parts: Parts) -> DraftModelDrafter:
+        return DraftModelDrafter(
+            self._target(parts), floor=self.floor, trees=self.trees and parts.target.supports_trees
+        )
+
+    def _target(self, parts: Parts) -> RewindableTarget:
+        if parts.draft_target is None:
+            raise ForetokenError(
+                "The drafter 'draft-model' runs a second model, and this engine does not: use another."
+            )
+        return parts.draft_target(self.model)

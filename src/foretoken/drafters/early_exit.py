@@ -7,9 +7,13 @@ The drafting of LayerSkip (arXiv 2404.16710), with a threshold learned online as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from foretoken.core.contracts import RewindableTarget
 from foretoken.core.draft import Draft
+from foretoken.core.errors import ForetokenError
 from foretoken.drafters.draft_model import DraftModelDrafter
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 
 class EarlyExitDrafter(DraftModelDrafter):
@@ -28,3 +32,34 @@ class EarlyExitDrafter(DraftModelDrafter):
             return super().propose(context, max_tokens)
         finally:
             self.target.rewind(num_shared)
+
+
+@dataclass(frozen=True)
+class EarlyExit(Recipe):
+    """Early exit: the model's own first layers guess what all of them will say.
+
+    Args:
+        layer: After how many layers to leave. If None, a third of them.
+        floor: As ``DraftModel`` has it.
+        trees: As ``DraftModel`` has it.
+    """
+
+    name = "early-exit"
+    calibrated = True
+    runs_model = True
+    layer: int | None = option(None, least=1)
+    floor: float | None = option(None, least=0.0)
+    trees: bool = True
+
+    def check(self, parts: Parts) -> None:
+        self._target(parts)
+
+    def make(self, parts: Parts) -> EarlyExitDrafter:
+        return EarlyExitDrafter(self._target(parts), floor=self.floor, trees=self.trees and parts.target.supports_trees)
+
+    def _target(self, parts: Parts) -> RewindableTarget:
+        if parts.exit_target is None:
+            raise ForetokenError(
+                "The drafter 'early-exit' runs a model's first layers, and this engine cannot: use another."
+            )
+        return parts.exit_target(self.layer)

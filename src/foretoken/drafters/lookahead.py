@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 SEED = 0  # of the window's first guesses
 MAX_ROWS = 1024  # of a window
@@ -329,3 +331,34 @@ class LookaheadDrafter:
         for column in columns:
             self.pool.add(column, in_text=False)
         self.columns = [column[1:] for column in columns]
+
+
+@dataclass(frozen=True)
+class Lookahead(Recipe):
+    """Lookahead decoding: a window of guesses rides in every forward and brings n-grams to guess with.
+
+    Args:
+        window: Columns of the window, the paper's W; 0 for no window. If None, what rows cost decides.
+        ngram: Tokens of an n-gram, the paper's N. If None, likewise.
+        guesses: The most n-grams kept for a token, the paper's G. If None, likewise.
+        text: Whether the n-grams of the prompt and of the answer are guesses too.
+    """
+
+    name = "lookahead"
+    calibrated = True
+    needs = frozenset({"top"})
+    window: int | None = option(None, least=0)
+    ngram: int | None = option(None, least=2)
+    guesses: int | None = option(None, least=1)
+    text: bool = True
+
+    def check(self, parts: Parts) -> None:
+        if not parts.target.supports_trees:
+            raise ForetokenError(
+                "This model takes no draft trees here, and the drafter 'lookahead' needs them: load it with the "
+                "attention implementation sdpa or eager, or use another drafter, which then drafts chains."
+            )
+
+    def make(self, parts: Parts) -> LookaheadDrafter:
+        self.check(parts)
+        return LookaheadDrafter(self.window, self.ngram, self.guesses, parts.costs.seconds, text=self.text)

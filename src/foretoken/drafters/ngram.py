@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
+from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import kernels
 from foretoken.ngrams.kernels import NAMED, WIDTH, WINDOW, Growth, Ints
 from foretoken.ngrams.shared import SharedNgrams
@@ -153,3 +155,46 @@ class _Room(threading.local):
 
 
 _ROOM = _Room()
+
+
+@dataclass(frozen=True)
+class Ngram(Recipe):
+    """The n-gram core: the text, earlier answers, references and a corpus vote for the next token.
+
+    Args:
+        floor: The least probability of a path that is worth a node. If None, about what one more row of a forward
+            costs.
+        rate: How fast the mixer's weights learn.
+    """
+
+    name = "ngram"
+    calibrated = True
+    remembers = True
+    recycle: ClassVar[bool] = False
+    floor: float | None = option(None, least=0.0)
+    rate: float = option(0.01, least=0.0)
+
+    def make(self, parts: Parts) -> NgramMixer:
+        return NgramMixer(
+            parts.ngrams(),
+            references=parts.references,
+            trees=parts.target.supports_trees,
+            floor=self.floor,
+            rate=self.rate,
+            price=parts.costs.row_price,
+            recycle=self.recycle,
+        )
+
+
+@dataclass(frozen=True)
+class Mixed(Ngram):
+    """The n-gram core with token recycling: what the model's own logits named votes, too.
+
+    Args:
+        floor: As ``Ngram`` has it.
+        rate: As ``Ngram`` has it.
+    """
+
+    name = "mixed"
+    needs = frozenset({"top"})
+    recycle = True

@@ -6,10 +6,12 @@ Saxena, "Prompt Lookup Decoding" (2023): the baseline everybody knows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 
 class PromptLookupDrafter:
@@ -30,9 +32,7 @@ class PromptLookupDrafter:
     """
 
     def __init__(self, max_ngram: int = 3) -> None:
-        if max_ngram < 1:
-            raise ForetokenError(f"max_ngram is {max_ngram}: look for at least 1 token.")
-        self.max_ngram = max_ngram
+        self.max_ngram = whole("max_ngram", max_ngram, 1)
         self.begin(())
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -57,3 +57,18 @@ class PromptLookupDrafter:
             for length in range(1, min(self.max_ngram, end) + 1):
                 self._after[tuple(self._context[end - length :])] = end
             self._context.append(token)
+
+
+@dataclass(frozen=True)
+class PromptLookup(Recipe):
+    """Prompt lookup: what came after the last few tokens the last time.
+
+    Args:
+        max_ngram: The longest suffix that is looked for, in tokens.
+    """
+
+    name = "prompt-lookup"
+    max_ngram: int = option(3, least=1)
+
+    def make(self, parts: Parts) -> PromptLookupDrafter:
+        return PromptLookupDrafter(self.max_ngram)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from foretoken.core.contracts import Scores, Step
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import whole
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 STEPS = np.array([0.02, 0.06, 0.15, 0.35, 0.6, 0.85, 0.97])  # between which probabilities are taken together
 MIDDLES = (0.01, 0.04, 0.1, 0.24, 0.47, 0.72, 0.9, 0.98)
@@ -33,9 +35,7 @@ class RecycleDrafter:
     """
 
     def __init__(self, k: int = 8, floor: float = 0.003) -> None:
-        if not isinstance(k, int) or k < 1:
-            raise ForetokenError(f"k is {k}: keep at least 1 successor of each token.")
-        self.k, self.floor = k, floor
+        self.k, self.floor = whole("k", k, 1), floor
         self._tokens = np.full((0, k), -1, np.int32)
         self._probs = np.zeros((0, k), np.float32)
         middles = np.tile(MIDDLES, (k, 1))
@@ -110,3 +110,22 @@ class RecycleDrafter:
             missing = max(missing, len(self._tokens))
             self._tokens = np.concatenate([self._tokens, np.full((missing, self.k), -1, np.int32)])
             self._probs = np.concatenate([self._probs, np.zeros((missing, self.k), np.float32)])
+
+
+@dataclass(frozen=True)
+class Recycle(Recipe):
+    """Token recycling: what the model's own logits named the last time that it read a token.
+
+    Args:
+        k: Successors kept of each token.
+        floor: The least probability of a path that is worth a node.
+    """
+
+    name = "recycle"
+    calibrated = True
+    needs = frozenset({"top"})
+    k: int = option(8, least=1)
+    floor: float = option(0.003, least=0.0)
+
+    def make(self, parts: Parts) -> RecycleDrafter:
+        return RecycleDrafter(self.k, self.floor)

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foretoken.drafters import TEXT_DRAFTERS, make_drafter
+from foretoken.core.errors import ForetokenError
+from foretoken.drafters import TEXT_DRAFTERS, AdaptiveNgram, NgramMixer, PromptLookupDrafter, recipe_of
 from foretoken.replay.read import Reading
 from foretoken.replay.score import Job
 from foretoken.texts import open_unpacked
+
+MAKE = {"ngram": NgramMixer, "anpd": AdaptiveNgram, "prompt-lookup": PromptLookupDrafter}
 
 
 def make_jobs(
@@ -39,11 +42,13 @@ def make_jobs(
             pass  # one that cannot be read is refused before any is replayed
     names = list(dict.fromkeys(drafters or TEXT_DRAFTERS))
     for name in names:
-        make_drafter(name)
+        if name != "none" and name not in TEXT_DRAFTERS:
+            recipe_of(name)
+            raise ForetokenError(f"The drafter {name!r} needs a model that runs, and there is none here.")
     times = Counter(path.name for path in places)
     labels = {path: path.name if times[path.name] == 1 else str(path) for path in places}
     return [
-        Job(str(place), labels[path], name, TEXT_DRAFTERS.get(name), size, trees, reading, background)
+        Job(str(place), labels[path], name, MAKE.get(name), size, trees, reading, background)
         for path, place in places.items()
         for name in names
         for size in dict.fromkeys(budgets)

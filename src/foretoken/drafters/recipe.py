@@ -1,0 +1,199 @@
+"""Recipes: what a drafter is made of, its options, and what it needs; it is made anew for every answer."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import NoneType
+from typing import Any, ClassVar, get_args, get_type_hints
+
+from foretoken.core.contracts import Drafter, RewindableTarget, Target
+from foretoken.core.costs import CostCurve
+from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import real, whole
+from foretoken.ngrams.shared import SharedNgrams
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What there is to make a drafter of, for one answer.
+
+    Args:
+        target: The target that verifies the drafts.
+        ngrams: Gives what the answer's namespace shares. Only a drafter that remembers calls it.
+        costs: Seconds of a forward over n rows. Empty if nobody knows.
+        references: Documents that the answer may quote or edit, as tokens.
+        draft_target: Gives a smaller model, by its name or as an object, as a target that chooses as the larger one
+            does. None if the engine runs no second model.
+        exit_target: Gives the first layers of the target's model as a target on the same cache; how many, or None for a
+            third of them. None if the engine cannot leave a forward early.
+    """
+
+    target: Target
+    ngrams: Callable[[], SharedNgrams] = SharedNgrams
+    costs: CostCurve = field(default_factory=CostCurve)
+    references: Sequence[Sequence[int]] = ()
+    draft_target: Callable[[Any], RewindableTarget] | None = None
+    exit_target: Callable[[int | None], RewindableTarget] | None = None
+
+
+class Recipe:
+    """How to make one kind of drafter.
+
+    A recipe is a frozen dataclass whose fields are the drafter's own options. The first line of its docstring says in
+    one sentence what the drafter does; help texts and docs show it.
+
+    Attributes:
+        name: What doors call the drafter.
+        calibrated: Whether its probabilities can be counted on. If so the budget is what pays, otherwise fixed.
+        remembers: Whether it drafts from references, a background corpus and earlier answers.
+        runs_model: Whether it runs a model of its own to draft.
+        needs: What it asks the target's scores for; see ``Drafter``.
+    """
+
+    name: ClassVar[str]
+    calibrated: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    runs_model: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        types = option_types(type(self))
+        for option in options_of(type(self)):
+            value = _checked(option, getattr(self, option.name), types[option.name])
+            object.__setattr__(self, option.name, value)
+
+    def __str__(self) -> str:
+        """The text that ``parse_recipe`` reads; options that have their default are left out."""
+        given = [(option, getattr(self, option.name)) for option in options_of(type(self))]
+        texts = [f"{option.name}={_text(value)}" for option, value in given if value != option.default]
+        if not texts:
+            return self.name
+        line = io.StringIO()
+        csv.writer(line, lineterminator="").writerow(texts)
+        return f"{self.name}:{line.getvalue()}"
+
+    def check(self, parts: Parts) -> None:
+        """Refuse, before any prompt, what the drafter cannot be made of; nothing of it is made.
+
+        Raises:
+            ForetokenError: If it cannot draft for this target.
+        """
+
+    def make(self, parts: Parts) -> Drafter:
+        """A drafter for one answer.
+
+        Raises:
+            ForetokenError: As ``check``.
+        """
+        raise NotImplementedError
+
+
+def option(default: Any, *, least: float) -> Any:
+    """A field of a recipe that holds a number from ``least`` on."""
+    return field(default=default, metadata={"least": least})
+
+
+def options_of(recipe: type[Recipe]) -> tuple[Field[Any], ...]:
+    """The options of a recipe."""
+    return fields(recipe)  # type: ignore[arg-type]  # every recipe is a dataclass
+
+
+def summary(recipe: type[Recipe]) -> str:
+    """What the drafter does, in one sentence."""
+    return (recipe.__doc__ or "").partition("\n")[0]
+
+
+def parse_recipe(text: str, recipes: Mapping[str, type[Recipe]]) -> Recipe:
+    """The recipe that a text such as "early-exit:layer=4" names.
+
+    Options are separated by commas. One with a comma in it is quoted as a whole, as in a CSV file.
+
+    Args:
+        text: A name, or a name and its options: "name:option=value,option=value".
+        recipes: What there is, by name.
+
+    Raises:
+        ForetokenError: If there is no such recipe, it has no such option, or a value does not fit.
+    """
+    name, _, given = text.partition(":")
+    if name not in recipes:
+        raise ForetokenError(f"There is no drafter named {name!r}: choose one of {', '.join([*recipes, 'none'])}.")
+    recipe, types = recipes[name], option_types(recipes[name])
+    known = {option.name: option for option in options_of(recipe)}
+    values: dict[str, Any] = {}
+    for part in _split(given):
+        key, equals, value = part.partition("=")
+        if key not in known:
+            choice = f"choose one of {', '.join(known)}" if known else "it has none"
+            raise ForetokenError(f"The drafter {name!r} has no option {key!r}: {choice}.")
+        if not equals or key in values:
+            raise ForetokenError(f"{text!r} does not say the option {key} once: write {_form(name, key, types)!r}.")
+        values[key] = _read(value, types[key])
+    for key, one in known.items():
+        if one.default is MISSING and key not in values:
+            raise ForetokenError(f"The drafter {name!r} needs the option {key}: write {_form(name, key, types)!r}.")
+    return recipe(**values)
+
+
+def option_types(recipe: type[Recipe]) -> dict[str, tuple[type, ...]]:
+    """The types that each option takes."""
+    hints = get_type_hints(recipe)
+    return {option.name: get_args(hints[option.name]) or (hints[option.name],) for option in options_of(recipe)}
+
+
+def _split(text: str) -> list[str]:
+    """The options that a text separates by commas."""
+    try:
+        return next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        raise ForetokenError(f"The options {text!r} cannot be read: {error}.") from error
+
+
+def _form(name: str, key: str, types: Mapping[str, tuple[type, ...]]) -> str:
+    """How an option is written."""
+    return f"{name}:{key}={'NUMBER' if int in types[key] or float in types[key] else 'NAME'}"
+
+
+def _read(text: str, types: tuple[type, ...]) -> Any:
+    """The value that a text stands for; what is wrong with it is said by ``_checked``."""
+    if NoneType in types and str not in types and text == "none":
+        return None
+    if bool in types:
+        return {"true": True, "false": False}.get(text, text)
+    for number in (int, float):
+        if number in types:
+            try:
+                return number(text)
+            except ValueError:
+                return text
+    return text
+
+
+def _text(value: Any) -> str:
+    """The text that ``_read`` takes; a loaded model, which no text names, is told by its class."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int | float) else type(value).__name__
+
+
+def _checked(option: Field[Any], value: Any, types: tuple[type, ...]) -> Any:
+    """A value of an option.
+
+    Raises:
+        ForetokenError: If it has another type, or is too small.
+    """
+    if Any in types or (value is None and NoneType in types):
+        return value
+    if int in types:
+        return whole(option.name, value, option.metadata.get("least"))
+    if float in types:
+        number, least = real(option.name, value), option.metadata.get("least")
+        if least is not None and number < least:
+            raise ForetokenError(f"{option.name} is {value}: give a number from {least} on.")
+        return number
+    if not isinstance(value, types):
+        raise ForetokenError(f"{option.name} is {value!r:.100}: give {'true or false' if bool in types else 'a text'}.")
+    return value

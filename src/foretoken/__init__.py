@@ -6,14 +6,17 @@ TYPE_CHECKING = False  # as type checkers read it, without the time that the mod
 if TYPE_CHECKING:
     from typing import Any
 
-    from foretoken.api.language_model import Chunk, LanguageModel, Result, load
+    from foretoken.api.answer import Chunk, Result, Stream
+    from foretoken.api.language_model import LanguageModel, load
+    from foretoken.api.options import Options
     from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
     from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
     from foretoken.core.decode import decode
     from foretoken.core.draft import Draft
     from foretoken.core.errors import ForetokenError
+    from foretoken.core.sampling import Sampling
     from foretoken.core.stats import DecodeStats
-    from foretoken.core.verify import rejection_verifier, verify_match
+    from foretoken.core.verify import verify_match
     from foretoken.engines.transformers.hook import generate
 
 __version__ = "0.1.0"
@@ -28,15 +31,17 @@ __all__ = [
     "FixedBudget",
     "ForetokenError",
     "LanguageModel",
+    "Options",
     "Result",
+    "Sampling",
     "Scores",
     "Step",
+    "Stream",
     "Target",
     "Verdict",
     "decode",
     "generate",
     "load",
-    "rejection_verifier",
     "verify_match",
 ]
 
@@ -53,12 +58,14 @@ _LAZY = {
     "decode": "foretoken.core.decode",
     "Draft": "foretoken.core.draft",
     "ForetokenError": "foretoken.core.errors",
+    "Sampling": "foretoken.core.sampling",
     "DecodeStats": "foretoken.core.stats",
-    "rejection_verifier": "foretoken.core.verify",
     "verify_match": "foretoken.core.verify",
-    "Chunk": "foretoken.api.language_model",
+    "Chunk": "foretoken.api.answer",
     "LanguageModel": "foretoken.api.language_model",
-    "Result": "foretoken.api.language_model",
+    "Result": "foretoken.api.answer",
+    "Stream": "foretoken.api.answer",
+    "Options": "foretoken.api.options",
     "load": "foretoken.api.language_model",
     "generate": "foretoken.engines.transformers.hook",
 }

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import foretoken.measure.compare
 from foretoken import LanguageModel
-from foretoken.api.language_model import Stream
+from foretoken.api.answer import Stream
 from foretoken.memory.corpus.build import build
 from foretoken.memory.fingerprint import fingerprint
 from foretoken.memory.history import History
@@ -248,7 +248,7 @@ def test_a_file_that_is_no_text_is_refused(run, tmp_path):
 
 def test_text_comes_out_unchanged(run, model_folder, monkeypatch):
     """Tabs, returns and form feeds are part of an answer, and of a prompt."""
-    from foretoken.api.language_model import Chunk
+    from foretoken.api.answer import Chunk
 
     monkeypatch.setattr(Stream, "__iter__", lambda self: iter([Chunk("a\tb\r\x0c", False), Chunk("\n\t[red]c", True)]))
     assert run("generate", "--prompt", "abc", "--show-drafts")[1] == "a\tb\r\x0c\n\t[red]c\n"

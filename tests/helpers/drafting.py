@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from foretoken import Draft, Step
+from foretoken import Draft, Drafter, Scores, Step
+from foretoken.core.contracts import FinishReason
+from foretoken.drafters import Parts, Recipe
+
+
+def verified(
+    tokens: Sequence[int],
+    draft: Draft | None = None,
+    scores: Scores | None = None,
+    finish_reason: FinishReason | None = None,
+) -> Step:
+    """The step that commits these tokens, of which all but the last were guessed."""
+    draft, path = draft or Draft(), [-1]
+    for token in tokens[:-1]:
+        path.append(next(child for child in draft.children(path[-1]) if draft.tokens[child] == token))
+    return Step(draft, tuple(tokens), scores, finish_reason, tuple(path[1:]))
 
 
 class Stateless:
@@ -59,3 +76,14 @@ class Oracle(Stateless):
             tokens += siblings
             right = len(tokens) - len(siblings) + siblings.index(token)
         return Draft(tuple(tokens), tuple(parents))
+
+
+@dataclass(frozen=True)
+class Making(Recipe):
+    """Make a drafter of a test's own anew each time."""
+
+    name = "made"
+    kind: Any
+
+    def make(self, parts: Parts) -> Drafter:
+        return self.kind()

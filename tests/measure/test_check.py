@@ -28,7 +28,7 @@ def test_answers_begin_where_attention_rounds_otherwise(lm):
 
 
 def test_a_short_context_is_filled(lm):
-    lm.max_length = 40
+    lm.engine.max_length = 40
     assert check(lm, 8).contexts == [(16, 23), (32, 39)]
 
 

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from foretoken import Draft, ForetokenError
-from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
+from foretoken.drafters import Anpd, PromptLookup
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.run import run_jobs
-from helpers.drafting import Stateless
+from helpers.drafting import Making, Stateless
 from helpers.logs import rows, write_log, write_tokenizer
 
 
@@ -29,7 +29,10 @@ def counts(scores):
         (
             score.job.label,
             score.job.drafter,
-            [dataclasses.replace(item.stats, seconds=0, prefill_seconds=0, _started=0) for item in score.items],
+            [
+                dataclasses.replace(item.stats, seconds=0, prefill_seconds=0, draft_seconds=0, _started=0)
+                for item in score.items
+            ],
             [item.rows for item in score.items],
         )
         for score in scores
@@ -57,13 +60,13 @@ def test_the_scores_do_not_depend_on_where_jobs_run(jobs):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_failing_drafter_ends_the_run_in_one_sentence(jobs, processes):
-    jobs[3] = dataclasses.replace(jobs[3], make=Broken)
+    jobs[3] = dataclasses.replace(jobs[3], recipe=Making(Broken))
     with pytest.raises(ForetokenError, match=r"^The drafter '.*' failed on a.jsonl: IndexError: out of its depth\.$"):
         run_jobs(jobs, processes)
 
 
 def test_a_process_that_dies_ends_the_run_in_one_sentence(jobs):
-    jobs[0] = dataclasses.replace(jobs[0], make=Deadly)
+    jobs[0] = dataclasses.replace(jobs[0], recipe=Making(Deadly))
     with pytest.raises(ForetokenError, match="A process that replays died"):
         run_jobs(jobs, 2)
 
@@ -106,7 +109,7 @@ class FakeRay(SimpleNamespace):
         return tasks[-num_returns:], tasks[:-num_returns]  # not in their order
 
     def get(self, task):
-        if task.job.make is Deadly:
+        if task.job.recipe == Making(Deadly):
             raise self.RayError("a page\nof things\nthe worker died.")
         return task.run()
 
@@ -120,9 +123,13 @@ def test_ray_runs_the_same_jobs(jobs, monkeypatch):
     with pytest.raises(ForetokenError, match=r"no Ray cluster to use at 'nowhere:1': no such cluster\.$"):
         run_jobs(jobs, ray_address="nowhere:1")
     with pytest.raises(ForetokenError, match=r"^The drafter 'prompt-lookup' failed on b.jsonl: IndexError.*\.$"):
-        run_jobs([dataclasses.replace(job, make=Broken) for job in jobs if job.label == "b.jsonl"][-1:], None, "head:1")
+        run_jobs(
+            [dataclasses.replace(job, recipe=Making(Broken)) for job in jobs if job.label == "b.jsonl"][-1:],
+            None,
+            "head:1",
+        )
     with pytest.raises(ForetokenError, match=r"^A task on the Ray cluster failed: the worker died\.$"):
-        run_jobs([dataclasses.replace(jobs[0], make=Deadly)], None, "head:1")
+        run_jobs([dataclasses.replace(jobs[0], recipe=Making(Deadly))], None, "head:1")
     assert ray.stopped == 3
 
 
@@ -146,9 +153,9 @@ def test_jobs_name_files_by_their_names_where_these_differ(tmp_path):
     files = [write_log(tmp_path / name, rows(1)) for name in ("a.jsonl", "x/a.jsonl", "b.jsonl")]
     jobs = make_jobs([*files, files[0]], ["anpd", "prompt-lookup", "anpd"], [2, 2], False, Reading(""))
     assert [job.label for job in jobs[::2]] == [str(files[0]), str(files[1]), "b.jsonl"]
-    assert [job.make for job in jobs] == [AdaptiveNgram, PromptLookupDrafter] * 3
+    assert [job.recipe for job in jobs] == [Anpd(), PromptLookup()] * 3
     assert jobs[-1].title == "b" and not jobs[0].trees
-    assert make_jobs(files[:1], ["none"], [2], True, Reading(""))[0].make is None
+    assert make_jobs(files[:1], ["none"], [2], True, Reading(""))[0].recipe is None
 
 
 def test_jobs_refuse_what_is_not_there(tmp_path):
@@ -156,3 +163,13 @@ def test_jobs_refuse_what_is_not_there(tmp_path):
         make_jobs([tmp_path.relative_to(tmp_path) / "nothing"], None, [1], True, Reading(""))
     with pytest.raises(ForetokenError, match="no drafter named 'magic'"):
         make_jobs([write_log(tmp_path / "a.jsonl", rows(1))], ["magic"], [1], True, Reading(""))
+    for name in ("mixed", "recycle", "lookahead", "early-exit", "draft-model:model=any"):
+        with pytest.raises(ForetokenError, match=rf"^The drafter '{name.partition(':')[0]}' .* recorded"):
+            make_jobs([write_log(tmp_path / "a.jsonl", rows(1))], [name], [1], True, Reading(""))
+
+
+def test_jobs_take_drafters_with_options(tmp_path):
+    files = [write_log(tmp_path / "a.jsonl", rows(1))]
+    jobs = make_jobs(files, ["anpd", "anpd:max_order=3", "anpd:max_order=5"], [1], True, Reading(""))
+    assert [job.drafter for job in jobs] == ["anpd", "anpd:max_order=3"], "5 is the default, so that it is the same"
+    assert jobs[1].new_drafter().max_order == 3

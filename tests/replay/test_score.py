@@ -8,7 +8,7 @@ from foretoken import Draft, ForetokenError, Step
 from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
 from foretoken.replay.read import Reading, read_log
 from foretoken.replay.score import Job, figures, score
-from helpers.drafting import Siblings, Stateless
+from helpers.drafting import Making, Siblings, Stateless
 from helpers.logs import rows, write_log, write_tokenizer
 
 
@@ -18,8 +18,9 @@ def job(tmp_path):
     path = write_log(tmp_path / "a.jsonl", rows(5))
     reading = Reading(str(write_tokenizer(tmp_path / "tokenizer.json")))
 
-    def job(make, budget: int = 10, trees: bool = True) -> Job:
-        return Job(str(path), path.name, "it", make, budget, trees, reading)
+    def job(kind, budget: int = 10, trees: bool = True) -> Job:
+        recipe = None if kind is None else Making(kind)
+        return Job(str(path), path.name, "it", recipe, budget, trees, reading)
 
     return job
 

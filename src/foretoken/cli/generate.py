@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,9 @@ from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS
 from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
-    from foretoken.api.language_model import LanguageModel, Options, Prompt, Stream
+    from foretoken.api.answer import Stream
+    from foretoken.api.language_model import LanguageModel
+    from foretoken.api.options import Options, Prompt
     from foretoken.measure.check import Report
     from foretoken.measure.compare import Comparison
 
@@ -377,13 +380,10 @@ def generate_together(
     Raises:
         ForetokenError: If there is no group of such processes, it is too large, or the model takes no draft trees.
     """
+    from foretoken.api.answer import Stream
     from foretoken.api.drafting import require_trees
-    from foretoken.api.language_model import Stream
-    from foretoken.core.decode import decode
     from foretoken.drafters.lookahead import LookaheadDrafter
     from foretoken.engines.parallel import ParallelTarget, process_group
-    from foretoken.engines.transformers.detokenize import Detokenizer
-    from foretoken.engines.transformers.target import TransformersTarget
 
     lookahead = LookaheadDrafter()
     window, ngram, guesses = lookahead.shape
@@ -392,18 +392,9 @@ def generate_together(
         budget = options.pop("budget", FixedBudget(guesses * (ngram - 1)))
         given: dict[str, Any] = {k: v for k, v in options.items() if k not in ("references", "namespace")}
         request = lm.prepare(prompt, **given)
-        target = TransformersTarget(lm.model, request.choice, max_length=lm.max_length)
-        require_trees(target)
-        steps = decode(
-            ParallelTarget(target),
-            lookahead,
-            request.prompt,
-            max_new_tokens=request.max_new_tokens,
-            stop_tokens=request.stop_tokens,
-            stop=request.stop,
-            budget=budget,
-        )
-        stream = Stream(steps, Detokenizer(lm.tokenizer, request.prompt))
+        require_trees(request.target)  # type: ignore[arg-type]
+        steps = replace(request, target=ParallelTarget(request.target)).steps(lookahead, budget)
+        stream = Stream(steps, lm.engine.detokenizer(request.prompt), len(request.prompt))
         if ranks.rank == 0:
             write_answer(stream, show_drafts, as_json)
         else:

@@ -13,7 +13,7 @@ from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
 from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
 from foretoken.drafters.ngram import Mixed, Ngram, NgramMixer
 from foretoken.drafters.prompt_lookup import PromptLookup, PromptLookupDrafter
-from foretoken.drafters.recipe import Parts, Recipe, parse_recipe
+from foretoken.drafters.recipe import Parts, Recipe, parse_recipe, sees_only_tokens
 from foretoken.drafters.recycle import Recycle, RecycleDrafter
 from foretoken.drafters.window import WithWindow
 from foretoken.ngrams.shared import SharedNgrams
@@ -51,8 +51,7 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 DRAFTERS = tuple(RECIPES)
 DEFAULT_DRAFTER = Mixed.name
-# These see tokens only, so that recorded answers judge them too.
-TEXT_DRAFTERS = tuple(name for name, recipe in RECIPES.items() if not recipe.needs and not recipe.runs_model)
+TEXT_DRAFTERS = tuple(name for name, recipe in RECIPES.items() if sees_only_tokens(recipe))
 
 
 def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:

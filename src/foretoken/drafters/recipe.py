@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, RewindableTarget, Target
+from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import real, whole
@@ -57,7 +57,7 @@ class Recipe:
     calibrated: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     runs_model: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __post_init__(self) -> None:
         types = option_types(type(self))
@@ -99,6 +99,11 @@ def option(default: Any, *, least: float) -> Any:
 def options_of(recipe: type[Recipe]) -> tuple[Field[Any], ...]:
     """The options of a recipe."""
     return fields(recipe)  # type: ignore[arg-type]  # every recipe is a dataclass
+
+
+def sees_only_tokens(recipe: Recipe | type[Recipe]) -> bool:
+    """Whether the drafter asks no model for anything, so that recorded answers judge it, too."""
+    return not recipe.needs and not recipe.runs_model
 
 
 def summary(recipe: type[Recipe]) -> str:

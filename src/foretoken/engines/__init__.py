@@ -1,1 +1,47 @@
-"""Who runs the target model: one file an engine."""
+"""Who runs the target model: one file or folder an engine, imported when a model asks for it."""
+
+from __future__ import annotations
+
+import os
+from fnmatch import fnmatch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+from foretoken.core.errors import ForetokenError
+
+if TYPE_CHECKING:
+    from foretoken.engines.base import Engine
+
+# Which module's ``load(name, dtype, device, trust_remote_code)`` gives the engine of a model: the first that matches.
+ENGINES = {"toy": "foretoken.engines.toy", "*": "foretoken.engines.transformers.engine"}
+
+
+def load_engine(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Engine:
+    """The engine of a model by its name; see ``foretoken.load``.
+
+    Raises:
+        ForetokenError: If there is no such model, or the engine's library is missing.
+    """
+    if not isinstance(model, str | os.PathLike):
+        raise ForetokenError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
+    name = os.fspath(model)
+    place = next(module for pattern, module in ENGINES.items() if fnmatch(name, pattern))
+    return cast("Engine", _imported(place).load(name, dtype, device, trust_remote_code))
+
+
+def engine_of(model: Any, tokenizer: Any) -> Engine:
+    """The engine of a model and a tokenizer that are loaded already: those of transformers come in two parts.
+
+    Raises:
+        ForetokenError: If it cannot be drafted for.
+    """
+    return cast("Engine", _imported(ENGINES["*"]).TransformersEngine(model, tokenizer))
+
+
+def _imported(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise ForetokenError(f"This model needs {error.name}: pip install 'foretoken[transformers]'.") from error

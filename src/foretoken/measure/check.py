@@ -155,7 +155,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
     Raises:
         ForetokenError: If a prompt leaves no room for its answer.
     """
-    target = TransformersTarget(lm.model, max_length=lm.max_length)
+    target = TransformersTarget(lm.model, max_length=lm.engine.max_length)
     report = Report(str(lm.model.dtype).removeprefix("torch."), target.supports_trees)
     for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
         try:
@@ -180,7 +180,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
 
 def _contexts(lm: LanguageModel, max_new_tokens: int) -> list[list[int]]:
     ids = lm.encode(TEXT)
-    room = len(ids) if lm.max_length is None else max(1, lm.max_length - max_new_tokens)
+    room = len(ids) if lm.engine.max_length is None else max(1, lm.engine.max_length - max_new_tokens)
     return [ids[:length] for length in sorted({min(length, room, len(ids)) for length in CONTEXTS})]
 
 
@@ -199,11 +199,8 @@ def _tokens_with_logits(
     """Every token of an answer and the logits that it was chosen from, float32 [vocab]."""
     for step in decode(target, drafter, ids, max_new_tokens=max_new_tokens, budget=FixedBudget(15)):
         assert isinstance(step.scores, TransformersScores)
-        row = 0
-        for i, token in enumerate(step.tokens):
-            yield token, step.scores.logits[row].float().clone()
-            if i < step.num_accepted:
-                row = next(c for c in step.draft.children(row - 1) if step.draft.tokens[c] == token) + 1
+        for token, node in zip(step.tokens, (-1, *step.path), strict=True):
+            yield token, step.scores.logits[node + 1].float().clone()
 
 
 def _compare(

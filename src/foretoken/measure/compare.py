@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretoken.api.language_model import LanguageModel, Options, Prompt, Result
+from foretoken.api.answer import Result
+from foretoken.api.language_model import LanguageModel
+from foretoken.api.options import Options, Prompt
 from foretoken.core.contracts import Drafter
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import logging
 import os
 import sys
@@ -12,13 +11,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary
-
-from transformers import PreTrainedTokenizerBase
 
 from foretoken.core.errors import ForetokenError
 from foretoken.memory.corpus.general import general_background
-from foretoken.memory.fingerprint import fingerprint
 from foretoken.memory.history import History
 from foretoken.ngrams.background import Background
 from foretoken.ngrams.shared import ANSWERS_MAX_BYTES, SharedNgrams
@@ -31,6 +28,16 @@ EXIT_SECONDS = 2.0  # that the interpreter waits for a thread that loads; it loo
 logger = logging.getLogger("foretoken")
 
 
+class Vocabulary(Protocol):
+    """What a memory must know of a model's tokens; every engine is one."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def batch_encoder(self) -> Callable[[list[str]], list[list[int]]]: ...
+
+
 class Namespaces:
     """The memories of a model's namespaces, filled in the background from a history and a corpus.
 
@@ -38,7 +45,7 @@ class Namespaces:
     but for those whose answers run; one with a history is loaded again when it is asked for again.
 
     Args:
-        tokenizer: The model's.
+        vocabulary: The model's tokens.
         background: "general" for the corpus that comes with the package, the folder of a store that ``foretoken corpus
             build`` made, or None.
         history: Where answers are kept between runs, or None.
@@ -50,19 +57,18 @@ class Namespaces:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
         background: str | Path | None,
         history: History | None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._tokenizer, self._history, self._max_bytes = tokenizer, history, max_bytes
+        self._vocabulary, self._history, self._max_bytes = vocabulary, history, max_bytes
         self._by_namespace: OrderedDict[str, SharedNgrams] = OrderedDict()  # the one used last comes last
         self._num_bytes: dict[str, int] = {}  # of each of these
         self._alive: WeakValueDictionary[str, SharedNgrams] = WeakValueDictionary()  # with those that an answer uses
         # An answer that is thrown away may end, and settle, wherever garbage is collected: here, for one.
         self._lock = threading.RLock()
         self._background: Background | None = None
-        self._fingerprint: str | None = None
         self._threads: list[threading.Thread] = []
         self._loading: set[str] = set()  # namespaces
         self._general = background == GENERAL  # whether that corpus is still to come
@@ -75,10 +81,8 @@ class Namespaces:
 
     @property
     def fingerprint(self) -> str:
-        """The tokenizer's."""
-        if self._fingerprint is None:  # two threads may find it at once, and neither waits for the other
-            self._fingerprint = fingerprint(self._tokenizer)
-        return self._fingerprint
+        """The vocabulary's."""
+        return self._vocabulary.fingerprint
 
     def of(self, namespace: str | None) -> SharedNgrams:
         """The memory of a namespace; a new one that nobody else has where None.
@@ -150,7 +154,7 @@ class Namespaces:
 
     def _load_answers(self, namespace: str, memory: SharedNgrams) -> None:
         assert self._history is not None
-        limit = len(self._tokenizer)
+        limit = self._vocabulary.vocab_size
         try:
             for answer in self._history.answers(namespace, self.fingerprint, ANSWERS_MAX_BYTES // BYTES_PER_TOKEN):
                 if self._stopped:
@@ -163,16 +167,14 @@ class Namespaces:
         self.settle(namespace)
 
     def _encoder(self) -> Callable[[list[str]], list[list[int]]]:
-        """Makes tokens of texts, with a tokenizer of its own: a fast one cannot be set and used at once by two."""
-        own: list[PreTrainedTokenizerBase] = []
+        """Makes tokens of texts, and looks up in between whether it is to stop."""
+        encode_some = self._vocabulary.batch_encoder()
 
         def encode(texts: list[str]) -> list[list[int]]:
-            own[:] = own or [copy.deepcopy(self._tokenizer)]
             ids: list[list[int]] = []
             for start in range(0, len(texts), 128):
                 self._go_on()
-                some = texts[start : start + 128]
-                ids += own[0](some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+                ids += encode_some(texts[start : start + 128])
             return ids
 
         return encode

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import TEXT_DRAFTERS, AdaptiveNgram, NgramMixer, PromptLookupDrafter, recipe_of
+from foretoken.drafters import TEXT_DRAFTERS, Recipe, recipe_of
+from foretoken.drafters.recipe import sees_only_tokens
 from foretoken.replay.read import Reading
 from foretoken.replay.score import Job
 from foretoken.texts import open_unpacked
 
-MAKE = {"ngram": NgramMixer, "anpd": AdaptiveNgram, "prompt-lookup": PromptLookupDrafter}
-
 
 def make_jobs(
     files: Sequence[Path] | Mapping[Path, Path],
-    drafters: Sequence[str] | None,
+    drafters: Sequence[str | Recipe] | None,
     budgets: Sequence[int],
     trees: bool,
     reading: Reading,
@@ -27,29 +26,31 @@ def make_jobs(
 
     Args:
         files: What to replay; a mapping says where to read what a name stands for.
-        drafters: By name; all where None.
+        drafters: Names or recipes. If None, all that see only tokens.
         budgets: Tokens to draft for each step.
         trees: Whether the target verifies trees.
         reading: Which items, and how.
-        background: The folder of the corpus that "ngram" drafts from, or None.
+        background: The folder of the corpus to draft from, or None.
 
     Raises:
-        ForetokenError: If a file cannot be read or a drafter is unknown.
+        ForetokenError: If a file cannot be read or a drafter is unknown, or needs a model that runs.
     """
     places = dict(files) if isinstance(files, Mapping) else {path: path for path in files}
     for place in places.values():
         with open_unpacked(place):
             pass  # one that cannot be read is refused before any is replayed
-    names = list(dict.fromkeys(drafters or TEXT_DRAFTERS))
-    for name in names:
-        if name != "none" and name not in TEXT_DRAFTERS:
-            recipe_of(name)
-            raise ForetokenError(f"The drafter {name!r} needs a model that runs, and there is none here.")
+    recipes = list(dict.fromkeys(map(recipe_of, drafters or TEXT_DRAFTERS)))
+    for recipe in recipes:
+        if recipe is not None and not sees_only_tokens(recipe):
+            raise ForetokenError(
+                f"The drafter {recipe.name!r} needs a model that runs, and answers are only recorded here: "
+                f"choose one of {', '.join([*TEXT_DRAFTERS, 'none'])}."
+            )
     times = Counter(path.name for path in places)
     labels = {path: path.name if times[path.name] == 1 else str(path) for path in places}
     return [
-        Job(str(place), labels[path], name, MAKE.get(name), size, trees, reading, background)
+        Job(str(place), labels[path], str(recipe or "none"), recipe, size, trees, reading, background)
         for path, place in places.items()
-        for name in names
+        for recipe in recipes
         for size in dict.fromkeys(budgets)
     ]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import decode
-from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import NgramMixer, SharedNgrams
+from foretoken.drafters import Parts, Recipe, SharedNgrams
 from foretoken.engines.replay import ReplayTarget
 from foretoken.ngrams.background import Background
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
-
-Make = Callable[[], Drafter]
 
 
 @dataclass(frozen=True)
@@ -32,17 +28,17 @@ class Job:
         path: The file.
         label: How results name it.
         drafter: How results name the drafter.
-        make: Makes one, in the process that runs the job, so it must pickle; None decodes plainly.
+        recipe: Makes one, in the process that runs the job. If None, decoding is plain.
         budget: Tokens to draft for each step.
         trees: Whether the target verifies trees, or only their main chains.
         reading: Which items, and how.
-        background: The folder of the corpus that the n-gram core drafts from, or None.
+        background: The folder of the corpus to draft from, or None.
     """
 
     path: str
     label: str
     drafter: str
-    make: Make | None
+    recipe: Recipe | None
     budget: int
     trees: bool
     reading: Reading
@@ -50,10 +46,16 @@ class Job:
 
     def new_drafter(self) -> Drafter | None:
         """A drafter that remembers nothing yet."""
-        if self.make is NgramMixer:  # the one that is told what the target verifies, and reads a corpus
-            background = Background.open(self.background) if self.background else None
-            return NgramMixer(SharedNgrams(background), trees=self.trees)
-        return self.make() if self.make else None
+        if self.recipe is None:
+            return None
+        background = Background.open(self.background) if self.background and self.recipe.remembers else None
+        return self.recipe.make(Parts(self.new_target([]), lambda: SharedNgrams(background)))
+
+    def new_target(self, record: Sequence[int]) -> ReplayTarget:
+        """A target that answers with what was recorded."""
+        target = ReplayTarget(record)
+        target.supports_trees = self.trees
+        return target
 
     @property
     def title(self) -> str:
@@ -104,6 +106,15 @@ class Score:
     update_seconds: float = 0.0
     reliability: Reliability = field(default_factory=Reliability)
 
+    def add(self, step: Step) -> None:
+        """Count what the drafter did in a step."""
+        self.draft_seconds += step.propose_seconds
+        self.proposals += step.propose_seconds > 0
+        self.update_seconds += step.observe_seconds
+        if step.draft.probs:
+            self.reliability.add(step)
+        self.branched = self.branched or not step.draft.is_chain
+
     def row(self) -> dict[str, Any]:
         """The figures, for JSON."""
         return {"file": self.job.label, "drafter": self.job.drafter, "budget": self.job.budget} | figures([self])
@@ -132,7 +143,7 @@ def figures(scores: Sequence[Score]) -> dict[str, Any]:
     (tokens - answers) / steps. ``draft_us`` is the mean of one ``propose`` and ``update_us_per_token`` the time in
     ``observe`` by tokens, both after a warm-up: means, because their sum is what a user waits for.
     """
-    stats = total(item.stats for score in scores for item in score.items)
+    stats = DecodeStats.total(item.stats for score in scores for item in score.items)
     proposals = sum(score.proposals for score in scores)
     return {
         "tokens": stats.tokens,
@@ -145,19 +156,6 @@ def figures(scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
-def total(parts: Iterable[DecodeStats]) -> DecodeStats:
-    """The counts of several decodes together."""
-    whole = DecodeStats()
-    for part in parts:
-        whole.tokens += part.tokens
-        whole.steps += part.steps
-        whole.drafted += part.drafted
-        whole.accepted += part.accepted
-        whole.prefill_seconds += part.prefill_seconds
-        whole.seconds += part.seconds
-    return whole
-
-
 def score(job: Job) -> Score:
     """Run a job.
 
@@ -167,11 +165,11 @@ def score(job: Job) -> Score:
     log = read_log(job.path, job.reading)
     result = Score(job, skipped=log.skipped, unusable=log.unusable, short=log.short)
     try:
-        if job.make is not None and log.traces:
+        if job.recipe is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], job.new_drafter(), job.budget, job.trees, Score(job))
-        replay(log.traces, job.new_drafter(), job.budget, job.trees, result)
+            replay([warm], job.new_drafter(), Score(job))
+        replay(log.traces, job.new_drafter(), result)
     except ForetokenError:
         raise
     except Exception as error:
@@ -180,43 +178,16 @@ def score(job: Job) -> Score:
     return result
 
 
-def replay(traces: Iterable[Trace], drafter: Drafter | None, budget: int, trees: bool, result: Score) -> None:
+def replay(traces: Iterable[Trace], drafter: Drafter | None, result: Score) -> None:
     """Decode every answer in turn with one drafter, whose memory of them runs on, and add what it took."""
-    watched = None if drafter is None else _Watched(drafter, result)
     for trace in traces:
         record = trace.record.tolist()
-        target = ReplayTarget(record)
-        target.supports_trees = trees
+        target, budget = result.job.new_target(record), FixedBudget(result.job.budget)
         stats, rows = DecodeStats(), Counter[int]()
-        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=FixedBudget(budget))
+        steps = decode(target, drafter, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
         for step in steps:
             if stats.tokens:
                 rows[1 + len(step.draft)] += 1
             stats.add(step)
+            result.add(step)
         result.items.append(Item(trace.task, stats, rows))
-
-
-class _Watched:
-    """A drafter whose time and chances are taken down."""
-
-    def __init__(self, drafter: Drafter, result: Score) -> None:
-        self.drafter, self.result = drafter, result
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self.drafter.begin(prompt)
-
-    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        started = time.perf_counter()
-        draft = self.drafter.propose(context, max_tokens)
-        self.result.draft_seconds += time.perf_counter() - started
-        self.result.proposals += 1
-        return draft
-
-    def observe(self, step: Step) -> None:
-        started = time.perf_counter()
-        self.drafter.observe(step)
-        self.result.update_seconds += time.perf_counter() - started
-        if step.draft.probs:
-            self.result.reliability.add(step)
-        if not self.result.branched and not step.draft.is_chain:
-            self.result.branched = True

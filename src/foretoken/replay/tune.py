@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters import PromptLookup
 from foretoken.replay.costs import Costs
 from foretoken.replay.score import Job, Score, figures, with_answers
-from foretoken.replay.vllm_ngram import VllmNgram, ngram_config, suffix_config
+from foretoken.replay.vllm import ngram_config, suffix_config
 
 BUDGETS = (2, 4, 7, 10, 15)
-NGRAMS = ((1, 3), (2, 3), (2, 5), (3, 5), (5, 5))  # (min, max); vLLM's default is (5, 5)
+NGRAMS = {  # vLLM's prompt_lookup_min and prompt_lookup_max, (5, 5) by default, by the names of their results
+    f"vllm-ngram-{low}-{high}": (low, high) for low, high in ((1, 3), (2, 3), (2, 5), (3, 5), (5, 5))
+}
 RESAMPLES = 1000
 
 RunJobs = Callable[[Sequence[Job]], list[Score]]
@@ -74,7 +76,7 @@ class Advice:
 
     Args:
         outcomes: Of all settings, the fastest first, plain decoding among them.
-        ngram: vLLM's ngram settings and their outcomes, replayed with a drafter that does the same, fastest first.
+        ngram: vLLM's ngram settings and their outcomes, replayed with prompt lookup, fastest first.
         suffix: vLLM's suffix settings that come closest, unmeasured.
     """
 
@@ -116,10 +118,8 @@ def tune(jobs: Sequence[Job], run: RunJobs, costs: Costs, seed: int = 0) -> tupl
     ngram: list[tuple[dict[str, Any], Outcome]] = []
     for setting, parts in by_setting(scores).items():
         outcome = judge(setting, parts, costs, seed)
-        make = parts[0].job.make
-        if isinstance(make, partial) and make.func is VllmNgram:
-            low, high = make.args
-            ngram.append((ngram_config(low, high, setting.budget), outcome))
+        if setting.drafter in NGRAMS:
+            ngram.append((ngram_config(*NGRAMS[setting.drafter], setting.budget), outcome))
         else:
             outcomes.append(outcome)
     # Of equal speeds the simpler setting: fewer tokens, chains.
@@ -144,10 +144,10 @@ def by_setting(scores: Sequence[Score]) -> dict[Setting, list[Score]]:
 
 
 def vllm_jobs(job: Job, budgets: Sequence[int]) -> list[Job]:
-    """The jobs of ``job``'s file for vLLM's ngram method."""
+    """The jobs of ``job``'s file for vLLM's ngram method, which prompt lookup does as vLLM does."""
     return [
-        replace(job, drafter=f"vllm-ngram-{low}-{high}", make=partial(VllmNgram, low, high), budget=budget, trees=False)
-        for low, high in NGRAMS
+        replace(job, drafter=name, recipe=PromptLookup(high, low, first=True), budget=budget, trees=False)
+        for name, (low, high) in NGRAMS.items()
         for budget in budgets
     ]
 

@@ -18,7 +18,7 @@ from transformers.generation.stopping_criteria import (
 import foretoken
 from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError
 from foretoken.drafters import DRAFTERS, NgramMixer
-from foretoken.engines.transformers import hook
+from foretoken.engines import base
 from helpers.shapes import SMALL, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -288,7 +288,7 @@ def test_an_ngram_drafter_of_ones_own_has_an_adaptive_budget_too(monkeypatch):
     """Fixed tokens are for drafters that say nothing of their chances."""
     model = tiny_model("llama")
     budgets = []
-    monkeypatch.setattr(hook, "decode", lambda *args, budget, **rest: budgets.append(budget) or iter(()))
+    monkeypatch.setattr(base, "decode", lambda *args, budget, **rest: budgets.append(budget) or iter(()))
     for drafter in ("ngram", NgramMixer(), "anpd"):
         ours(model, torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False, drafter=drafter)
     assert [type(budget) for budget in budgets] == [AdaptiveBudget, AdaptiveBudget, type(None)]

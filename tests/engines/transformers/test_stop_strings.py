@@ -11,7 +11,8 @@ from tokenizers import decoders
 from transformers import GenerationConfig, StopStringCriteria
 
 from foretoken import ForetokenError, LanguageModel
-from foretoken.engines.transformers.stop_strings import StopStrings, read_stop_strings
+from foretoken.engines.stop_strings import StopStrings, read_stop_strings
+from foretoken.engines.transformers.tokens import TransformersTokens
 from helpers.shapes import tiny_model
 from helpers.tokenizing import (
     byte_fallback_tokenizer,
@@ -26,7 +27,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 def end_of(tokenizer, strings, prompt, answer):
     """After how many tokens of the answer our rule ends it; None where it does not."""
-    stop, context = StopStrings(strings, tokenizer, prompt), list(prompt)
+    stop, context = StopStrings(strings, TransformersTokens(tokenizer), prompt), list(prompt)
     for num_tokens, token in enumerate(answer, start=1):
         context.append(token)
         if stop(context):
@@ -133,7 +134,7 @@ def test_a_string_may_begin_and_end_inside_tokens():
 def test_another_answer_to_the_same_prompt_is_read_from_its_beginning():
     tokenizer = byte_level_tokenizer()
     h, i = tokenizer.convert_tokens_to_ids(["h", "i"])
-    stop = StopStrings(["hi"], tokenizer, [h])
+    stop = StopStrings(["hi"], TransformersTokens(tokenizer), [h])
     for _ in range(2):
         assert [stop([h, *answer]) for answer in ([i], [i, h], [i, h, i])] == [False, False, True]
 
@@ -141,7 +142,7 @@ def test_another_answer_to_the_same_prompt_is_read_from_its_beginning():
 def test_other_reasons_to_stop_are_asked_too():
     tokenizer = byte_level_tokenizer()
     h, i = tokenizer.convert_tokens_to_ids(["h", "i"])
-    stop = StopStrings(["x"], tokenizer, [h], lambda context: len(context) == 3)
+    stop = StopStrings(["x"], TransformersTokens(tokenizer), [h], lambda context: len(context) == 3)
     assert [stop([h, i]), stop([h, i, i])] == [False, True]
 
 

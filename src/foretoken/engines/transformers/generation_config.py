@@ -1,7 +1,8 @@
-"""The types of a generation config's values, which transformers takes from a file as they stand there."""
+"""A generation config: its values' types, which transformers takes from a file as they stand, and ours in it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -10,6 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from foretoken.core.errors import ForetokenError
+from foretoken.core.sampling import Sampling
+from foretoken.engines.base import DEFAULT_NEW_TOKENS
+from foretoken.engines.stop_strings import read_stop_strings
 
 
 def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
@@ -35,6 +39,57 @@ def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
             raise ForetokenError(
                 f"The generation config has token {unknown[0]} in {name}, and the model has {vocab_size}: leave it out."
             )
+
+
+def apply_sampling(config: GenerationConfig, sampling: Sampling, max_new_tokens: int | None) -> None:
+    """Write a sampling and a limit into a generation config, whose own values stay where they say nothing.
+
+    Seed, penalties by presence and frequency, and further processors have no place in it.
+    """
+    if max_new_tokens is not None:
+        config.max_new_tokens = max_new_tokens
+    elif config.max_new_tokens is None and config.max_length is None:
+        config.max_new_tokens = DEFAULT_NEW_TOKENS
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        if (value := getattr(sampling, name)) is not None:
+            setattr(config, name, value)
+    if sampling.samples is not None:
+        config.do_sample = sampling.samples
+    if not config.do_sample:
+        config.temperature = config.top_k = config.top_p = config.min_p = None
+
+
+def config_stop_strings(config: GenerationConfig, of_model: GenerationConfig) -> list[str]:
+    """The stop strings of a request's config; the model's own where it has none, as transformers' generate has it.
+
+    Raises:
+        ForetokenError: As ``read_stop_strings``.
+    """
+    given = config.stop_strings if config.stop_strings is not None else of_model.stop_strings
+    return read_stop_strings("stop_strings of the generation config", given)
+
+
+class _StopStringsAside(GenerationConfig):
+    """A config without stop strings, whatever is written there."""
+
+    @property
+    def stop_strings(self) -> None:
+        return None
+
+    @stop_strings.setter
+    def stop_strings(self, strings: Any) -> None:
+        pass
+
+
+def without_stop_strings(config: GenerationConfig) -> GenerationConfig:
+    """A copy whose stop strings are ``StopStrings``' affair alone.
+
+    Transformers' generate fills what is None from the model's own config, and then refuses stop strings, because it
+    hands a ``custom_generate`` no tokenizer.
+    """
+    aside = _StopStringsAside()  # type: ignore[no-untyped-call]
+    aside.__dict__.update(copy.deepcopy(config.__dict__))
+    return aside
 
 
 def _is_flag(value: Any) -> bool:

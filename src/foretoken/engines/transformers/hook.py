@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,6 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from foretoken.api.drafting import Situation
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
-from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams
@@ -89,17 +89,17 @@ def generate(
             "leave it out, or leave out custom_generate."
         )
     caller = _arguments_of_caller()
-    request = read_request(
+    prepared = read_request(
         input_ids, model_kwargs.get("attention_mask"), logits_processor, stopping_criteria, generation_config
     )
     refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
-    refuse_positions(model_kwargs.get("position_ids"), request)
-    refuse_padding(model, request)
+    refuse_positions(model_kwargs.get("position_ids"), prepared)
+    refuse_padding(model, prepared)
     given = model_kwargs.get("past_key_values")
     # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
     cache = given if getattr(given, "_is_user_defined", False) else None
-    target = TransformersTarget(model, request.choice, cache=cache, prefill_chunk=request.prefill_chunk)
-    if request.num_padding and target.num_cached:
+    target = TransformersTarget(model, prepared.choice, cache=cache, prefill_chunk=prepared.prefill_chunk)
+    if prepared.num_padding and target.num_cached:
         raise ForetokenError(
             "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
             "leave the padding out, or pass a new cache."
@@ -110,18 +110,13 @@ def generate(
     situation = Situation(target, lambda: _MEMORIES.setdefault(model, SharedNgrams()), (), draft_model, exit_layer)
     drafter, budget = situation.drafting(drafter, budget)
     streamer: BaseStreamer | None = caller.get("streamer")
+    request = prepared.on(target)
+    if streamer is not None:
+        request = replace(request, stop=_streaming(streamer, request.stop))
     tokens: list[int] = []
     start = target.mark()
     try:
-        for step in decode(
-            target,
-            drafter,
-            request.prompt,
-            max_new_tokens=request.max_new_tokens,
-            stop_tokens=request.stop_tokens,
-            stop=request.stop if streamer is None else _streaming(streamer, request.stop),
-            budget=budget,
-        ):
+        for step in request.steps(drafter, budget):
             stats.add(step)
             tokens += step.tokens
     except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache

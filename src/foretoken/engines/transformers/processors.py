@@ -11,8 +11,29 @@ from torch import FloatTensor, LongTensor, Tensor
 
 from foretoken.engines.transformers.choice import Choice
 
+
+class CountPenalties(tf.LogitsProcessor):
+    """Presence and frequency penalties as OpenAI's API has them: by what the answer holds, not its prompt.
+
+    Args:
+        presence: Subtracted from the logit of every token that the answer holds.
+        frequency: Subtracted for each time that it does.
+        num_prompt_tokens: Where the answer begins.
+    """
+
+    def __init__(self, presence: float, frequency: float, num_prompt_tokens: int) -> None:
+        self.presence, self.frequency, self.start = presence, frequency, num_prompt_tokens
+
+    def __call__(self, input_ids: LongTensor, scores: FloatTensor) -> FloatTensor:
+        counts = torch.zeros_like(scores)
+        answer = input_ids[:, self.start :].to(scores.device)
+        counts.scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
+        return cast(FloatTensor, scores - self.frequency * counts - self.presence * (counts > 0))
+
+
 # What these say depends on their arguments alone. Others, a grammar's for one, may go by the order of their calls.
 STATELESS = (
+    CountPenalties,
     tf.EpsilonLogitsWarper,
     tf.EtaLogitsWarper,
     tf.MinLengthLogitsProcessor,

@@ -15,7 +15,9 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from foretoken.core.contracts import Target
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.base import Request
 from foretoken.engines.transformers.choice import Choice, Processors
 from foretoken.engines.transformers.processors import Padded
 from foretoken.engines.transformers.target import PREFILL_CHUNK
@@ -24,8 +26,8 @@ ALIBI = ("bloom", "mpt")  # models that number no positions: they see how far ba
 
 
 @dataclass(frozen=True)
-class Request:
-    """One sequence to answer.
+class Prepared:
+    """One sequence to answer, before there is a target.
 
     Args:
         prompt: Token ids.
@@ -45,6 +47,10 @@ class Request:
     num_padding: int = 0
     prefill_chunk: int = PREFILL_CHUNK
 
+    def on(self, target: Target) -> Request:
+        """The request to a target that was made for it."""
+        return Request(target, self.prompt, self.max_new_tokens, self.stop_tokens, self.stop)
+
 
 def read_request(
     input_ids: Tensor,
@@ -53,7 +59,7 @@ def read_request(
     stopping_criteria: StoppingCriteriaList,
     config: GenerationConfig,
     seed: int | None = None,
-) -> Request:
+) -> Prepared:
     """What generate() hands to its decoding loop, in our words.
 
     Args:
@@ -80,7 +86,7 @@ def read_request(
     others = StoppingCriteriaList(
         criterion for criterion in stopping_criteria if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria)
     )
-    return Request(
+    return Prepared(
         input_ids[0, num_padding:].tolist(),
         min([config.max_length, *lengths]) - input_ids.shape[1],
         Choice(_processors(logits_processor, padding) if logits_processor else None, seed),
@@ -157,7 +163,7 @@ def _is_sharded(model: PreTrainedModel) -> bool:
     return several and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
 
 
-def refuse_positions(position_ids: Tensor | None, request: Request) -> None:
+def refuse_positions(position_ids: Tensor | None, request: Prepared) -> None:
     """Refuse positions that are not those of a text without gaps.
 
     Args:
@@ -177,7 +183,7 @@ def refuse_positions(position_ids: Tensor | None, request: Request) -> None:
         )
 
 
-def refuse_padding(model: PreTrainedModel, request: Request) -> None:
+def refuse_padding(model: PreTrainedModel, request: Prepared) -> None:
     """Refuse padding where it moves the tokens after it, so that their text depends on how much there is.
 
     Raises:

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from foretoken.core.contracts import Scores, Top
+from foretoken.core.contracts import Need, Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError, LogitsError
 from foretoken.engines.transformers.attention import implementation, is_causal_over_rows
-from foretoken.engines.transformers.choice import Choice, Compared, TensorLaw, argmax, top
+from foretoken.engines.transformers.choice import Choice, Compared, argmax, top
 from foretoken.engines.transformers.inputs import PREPARES, overrides, refuse_own_inputs
 from foretoken.engines.transformers.quantized import rows_share_a_scale
 from foretoken.engines.transformers.tree_mask import tree_mask
@@ -40,6 +40,8 @@ class TransformersTarget:
     Raises:
         ForetokenError: If the model is no causal language model or its cache cannot rewind.
     """
+
+    provides: frozenset[Need] = frozenset({"top", "runner_up"})
 
     def __init__(
         self,
@@ -293,7 +295,7 @@ class Mark(NamedTuple):
     windows: dict[Any, tuple[Tensor | None, Tensor | None, int]]
 
 
-class TransformersScores:
+class TransformersScores(Scores):
     """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
 
     def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
@@ -324,10 +326,6 @@ class TransformersScores:
     def runner_up(self, row: int) -> tuple[int, float]:
         chosen = self.choose(row)  # where there are processors, they are asked there and once
         return self._compared.get(row, Compared(self.logits[row], chosen)).runner_up
-
-    @torch.inference_mode()
-    def law(self, row: int) -> TensorLaw:
-        return self.choice.law(self._row_ids(row), self.logits[row])
 
     @torch.inference_mode()
     def top(self, rows: Sequence[int], k: int) -> Top:

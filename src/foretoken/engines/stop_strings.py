@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
-
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.transformers.detokenize import Detokenizer, special_tokens
+from foretoken.engines.base import Detokenizer, Tokens
 from foretoken.texts import is_text
 
 
@@ -23,7 +20,7 @@ class StopStrings:
 
     Args:
         strings: What to look for, none of them empty.
-        tokenizer: The target's tokenizer.
+        tokens: The model's tokens.
         prompt: Token ids of what comes before the answer.
         others: Any other reason to stop.
     """
@@ -31,13 +28,12 @@ class StopStrings:
     def __init__(
         self,
         strings: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
+        tokens: Tokens,
         prompt: Sequence[int],
         others: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
-        self._strings, self._tokenizer, self._prompt, self._others = strings, tokenizer, list(prompt), others
-        special = special_tokens(tokenizer).values()
-        self._special = [string for string in strings if any(token in string for token in special)]
+        self._strings, self._tokens, self._prompt, self._others = strings, tokens, list(prompt), others
+        self._special = [string for string in strings if any(token in string for token in tokens.special_tokens)]
         self._num_read, self._searches = len(self._prompt), self._new_searches()
 
     def __call__(self, context: Sequence[int]) -> bool:
@@ -50,9 +46,9 @@ class StopStrings:
         return any(found) or (self._others is not None and self._others(context))
 
     def _new_searches(self) -> list[_Search]:
-        searches = [_Search(self._strings, Detokenizer(self._tokenizer, self._prompt))]
+        searches = [_Search(self._strings, self._tokens.detokenizer(self._prompt))]
         if self._special:
-            shown = Detokenizer(self._tokenizer, self._prompt, skip_special_tokens=False)
+            shown = self._tokens.detokenizer(self._prompt, skip_special_tokens=False)
             searches.append(_Search(self._special, shown))
         return searches
 
@@ -90,36 +86,3 @@ def read_stop_strings(name: str, given: Any) -> list[str]:
         if not string:
             raise ForetokenError("A stop string is empty: give at least one character, or no stop string.")
     return strings
-
-
-def config_stop_strings(config: GenerationConfig, of_model: GenerationConfig) -> list[str]:
-    """The stop strings of a request's config; the model's own where it has none, as transformers' generate has it.
-
-    Raises:
-        ForetokenError: As ``read_stop_strings``.
-    """
-    given = config.stop_strings if config.stop_strings is not None else of_model.stop_strings
-    return read_stop_strings("stop_strings of the generation config", given)
-
-
-class _StopStringsAside(GenerationConfig):
-    """A config without stop strings, whatever is written there."""
-
-    @property
-    def stop_strings(self) -> None:
-        return None
-
-    @stop_strings.setter
-    def stop_strings(self, strings: Any) -> None:
-        pass
-
-
-def without_stop_strings(config: GenerationConfig) -> GenerationConfig:
-    """A copy whose stop strings are ``StopStrings``' affair alone.
-
-    Transformers' generate fills what is None from the model's own config, and then refuses stop strings, because it
-    hands a ``custom_generate`` no tokenizer.
-    """
-    aside = _StopStringsAside()  # type: ignore[no-untyped-call]
-    aside.__dict__.update(copy.deepcopy(config.__dict__))
-    return aside

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import random
 
-from foretoken.replay.vllm_ngram import VllmNgram, ngram_config, suffix_config
+from foretoken.drafters import PromptLookupDrafter
+from foretoken.replay.vllm import ngram_config, suffix_config
 
 
 def searched(text: list[int], min_ngram: int, max_ngram: int, max_tokens: int) -> list[int]:
@@ -21,7 +22,7 @@ def test_guesses_are_those_of_a_search_from_the_start():
         high = rng.randint(low, 5)
         text = [rng.randrange(3) for _ in range(rng.randint(1, 40))]
         cut = rng.randint(0, len(text))
-        drafter = VllmNgram(low, high)
+        drafter = PromptLookupDrafter(high, low, first=True)
         drafter.begin(text[:cut])
         drafter._extend(text[cut:])
         assert list(drafter.propose(text, 4).tokens) == searched(text, low, high, 4)

@@ -1,0 +1,77 @@
+"""An answer: whole, or while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from foretoken.core.contracts import FinishReason, Step
+from foretoken.core.stats import DecodeStats
+from foretoken.engines.base import Detokenizer
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer.
+
+    Args:
+        text: The answer's text, without the prompt.
+        tokens: Its token ids, the stop token with them.
+        num_prompt_tokens: How many tokens the prompt had.
+        finish_reason: "stop" at a stop token or string, "length" at a limit, None if the caller stopped.
+        stats: What it cost: steps, drafted, accepted, acceptance length, seconds.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    num_prompt_tokens: int
+    finish_reason: FinishReason | None
+    stats: DecodeStats
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The text that one token completed, and whether the token was a drafted one that the target accepted."""
+
+    text: str
+    accepted: bool
+
+
+class Stream:
+    """An answer while it is written: iterate for chunks; ``result`` is what there is so far.
+
+    Args:
+        steps: Of ``decode``.
+        detokenizer: Makes text of their tokens.
+        num_prompt_tokens: How many tokens the prompt has.
+    """
+
+    def __init__(self, steps: Iterator[Step], detokenizer: Detokenizer, num_prompt_tokens: int) -> None:
+        self._stats = DecodeStats()
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._num_prompt_tokens = num_prompt_tokens
+        self._finish_reason: FinishReason | None = None
+        self._chunks = self._read(steps, detokenizer)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self._chunks
+
+    @property
+    def result(self) -> Result:
+        text, tokens = "".join(self._text), tuple(self._tokens)
+        return Result(text, tokens, self._num_prompt_tokens, self._finish_reason, self._stats)
+
+    def _read(self, steps: Iterator[Step], detokenizer: Detokenizer) -> Iterator[Chunk]:
+        for step in steps:
+            self._stats.add(step)
+            for i, token in enumerate(step.tokens):
+                self._tokens.append(token)
+                yield from self._chunk(detokenizer.push(token), accepted=i < step.num_accepted)
+            self._finish_reason = step.finish_reason
+        yield from self._chunk(detokenizer.flush(), accepted=False)
+
+    def _chunk(self, text: str, accepted: bool) -> Iterator[Chunk]:
+        if text:
+            self._text.append(text)
+            yield Chunk(text, accepted)

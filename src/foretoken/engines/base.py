@@ -1,0 +1,173 @@
+"""What a driven engine is: text to tokens and back, and a target for every answer.
+
+We run the loop; the engine runs the model's forwards. ``LanguageModel`` needs no more of a library than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from foretoken.core.budget import Budget
+from foretoken.core.contracts import Drafter, RewindableTarget, Step, Target
+from foretoken.core.decode import decode
+from foretoken.core.sampling import Sampling
+
+DEFAULT_NEW_TOKENS = 256  # if neither the caller nor the model says how long an answer may be
+
+Messages = Sequence[Mapping[str, str]]
+BatchEncoder = Callable[[list[str]], list[list[int]]]
+
+
+class Detokenizer(Protocol):
+    """Gives the text of one answer while its tokens come."""
+
+    @property
+    def pending(self) -> str:
+        """The text that is held back and would be given if the answer ended now."""
+        ...
+
+    def push(self, token: int) -> str:
+        """The text that this token settles, maybe none."""
+        ...
+
+    def flush(self) -> str:
+        """The text that was held back, at the end of the answer."""
+        ...
+
+
+class Tokens(Protocol):
+    """A model's tokens: how text becomes tokens and tokens become text."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are; ids are below it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the vocabulary: what was remembered in other tokens is of no use."""
+        ...
+
+    @property
+    def special_tokens(self) -> Collection[str]:
+        """How the tokens are spelled that an answer's text leaves out."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text.
+
+        Raises:
+            ForetokenError: If the text cannot be made into tokens.
+        """
+        ...
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        """The tokens of a conversation, up to where the answer begins.
+
+        Raises:
+            ForetokenError: If the model has no chat template, or it does not take these messages.
+        """
+        ...
+
+    def batch_encoder(self) -> BatchEncoder:
+        """A function that makes tokens of many texts, with no special ones, and may run in another thread."""
+        ...
+
+    def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> Detokenizer:
+        """Gives the text of an answer to a prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be given.
+
+    Args:
+        target: The model, which chooses tokens as the request says.
+        prompt: Token ids.
+        max_new_tokens: The most tokens to add.
+        stop_tokens: Tokens that end the answer.
+        stop: Asked after every token, with all of them; true ends the answer. None if there is nothing to ask.
+    """
+
+    target: Target
+    prompt: list[int]
+    max_new_tokens: int
+    stop_tokens: frozenset[int] = frozenset()
+    stop: Callable[[Sequence[int]], bool] | None = None
+
+    def steps(self, drafter: Drafter | None, budget: Budget | None = None) -> Iterator[Step]:
+        """Answer, a step at a time; see ``decode``."""
+        return decode(
+            self.target,
+            drafter,
+            self.prompt,
+            max_new_tokens=self.max_new_tokens,
+            stop_tokens=self.stop_tokens,
+            stop=self.stop,
+            budget=budget,
+        )
+
+
+class Engine(Tokens, Protocol):
+    """A model in the hands of a library. Its classes need not inherit from this one.
+
+    Attributes:
+        name: What the engine is called, such as "transformers".
+        own_options: Names of options that ``prepare`` takes beside those of every engine.
+        model: The library's own object.
+        tokenizer: Likewise; None if the library has none.
+    """
+
+    name: str
+    own_options: frozenset[str] = frozenset()
+    model: Any = None
+    tokenizer: Any = None
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of prompt and answer together; None for no limit."""
+        ...
+
+    @property
+    def cost_key(self) -> str:
+        """Tells apart what makes forwards cost differently: the model's shape, dtype, device, threads and versions."""
+        ...
+
+    def prepare(
+        self, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int | None = None, **own: Any
+    ) -> Request:
+        """Everything for one answer. What ``sampling`` leaves open is as the model's own settings say.
+
+        Args:
+            prompt: Token ids.
+            sampling: How tokens are chosen.
+            max_new_tokens: The most tokens to add. If None, the model's own limit or ``DEFAULT_NEW_TOKENS``.
+            **own: Options of this engine, named in ``own_options``.
+
+        Raises:
+            ForetokenError: If the engine cannot honour a setting, or the prompt leaves no room for an answer.
+        """
+        ...
+
+    def target(self, temperature: float = 0.0, seed: int = 0) -> Target:
+        """The model with a cache of its own, which chooses by temperature and seed alone: to measure with."""
+        ...
+
+    @property
+    def draft_target(self) -> Callable[[Any, Target], RewindableTarget] | None:
+        """Gives a smaller model, by name or as an object, that chooses as a target does.
+
+        None if the engine runs no second model.
+        """
+        return None
+
+    @property
+    def exit_target(self) -> Callable[[int | None, Target], RewindableTarget] | None:
+        """Gives the first layers of a target's model, on its cache; how many, or None for a third of them.
+
+        None if the engine cannot leave a forward early.
+        """
+        return None

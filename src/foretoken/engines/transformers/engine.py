@@ -1,0 +1,206 @@
+"""Models of Hugging Face transformers as an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers as tf
+
+from foretoken.core.contracts import RewindableTarget, Target
+from foretoken.core.decode import check_request
+from foretoken.core.errors import ForetokenError
+from foretoken.core.lazy import lazy
+from foretoken.core.sampling import Sampling
+from foretoken.engines.base import Request
+from foretoken.engines.stop_strings import StopStrings
+from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.generation_config import (
+    apply_sampling,
+    check_generation_config,
+    config_stop_strings,
+    without_stop_strings,
+)
+from foretoken.engines.transformers.loading import load_model, load_tokenizer, reason
+from foretoken.engines.transformers.processors import CountPenalties
+from foretoken.engines.transformers.request import Prepared, read_request, refuse_modes
+from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
+from foretoken.engines.transformers.target import TransformersTarget, context_length, input_device
+from foretoken.engines.transformers.tokens import TransformersTokens
+
+
+class TransformersEngine(TransformersTokens):
+    """A causal language model whose cache can rewind, and its tokenizer.
+
+    Args:
+        model: The model; it is set to ``eval()``.
+        tokenizer: Its tokenizer.
+        dtype: In which dtype a draft model that is named is loaded; see ``foretoken.load``.
+        trust_remote_code: Whether a draft model's own code may run.
+
+    Raises:
+        ForetokenError: If the model is no causal language model, or its cache cannot rewind.
+    """
+
+    name = "transformers"
+    own_options = frozenset({"generation_config"})
+
+    def __init__(
+        self,
+        model: tf.PreTrainedModel,
+        tokenizer: tf.PreTrainedTokenizerBase,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.model, self.max_length = model.eval(), context_length(model)
+        self._dtype, self._trust_remote_code = dtype, trust_remote_code
+        self._draft_models: dict[str, tf.PreTrainedModel] = {}
+        self.target()  # refuses what cannot rewind, before any prompt
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def dtype(self) -> str:
+        """The name of the model's dtype, such as "float32"."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @lazy
+    def cost_key(self) -> str:
+        """The model's shape, dtype and attention, the device, the threads, and the versions of the libraries."""
+        config = self.model.config
+        shape = json.dumps(config.to_diff_dict(), sort_keys=True, default=str)
+        device = input_device(self.model)
+        place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
+        return " ".join(
+            [
+                type(self.model).__name__,
+                hashlib.sha256(shape.encode()).hexdigest()[:16],
+                self.dtype,
+                str(config.get_text_config(decoder=True)._attn_implementation),
+                f"{place} threads={torch.get_num_threads()}",
+                f"torch={torch.__version__} transformers={tf.__version__}",
+            ]
+        )
+
+    def target(self, temperature: float = 0.0, seed: int = 0) -> TransformersTarget:
+        choice = Choice()
+        if temperature:
+            choice = Choice(tf.LogitsProcessorList([tf.TemperatureLogitsWarper(temperature)]), seed)
+        return TransformersTarget(self.model, choice, max_length=self.max_length)
+
+    def prepare(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_new_tokens: int | None = None,
+        generation_config: tf.GenerationConfig | None = None,
+    ) -> Request:
+        """The request that transformers' own preparation makes of a prompt, a sampling and a generation config.
+
+        Args:
+            prompt: Token ids.
+            sampling: How tokens are chosen.
+            max_new_tokens: The most tokens to add.
+            generation_config: Used instead of the model's own.
+
+        Raises:
+            ForetokenError: If the config cannot be used, or the prompt leaves no room for an answer.
+        """
+        config = generation_config or self.model.generation_config
+        check_generation_config(config, self.vocab_size)
+        stops = config_stop_strings(config, self.model.generation_config)
+        config = without_stop_strings(config)
+        if generation_config is None:  # models are saved without it after training, and no text depends on it
+            config.use_cache = True
+        apply_sampling(config, sampling, max_new_tokens)
+        check_request(len(prompt), config.max_new_tokens or 1, self.max_length)
+        prepared = self._as_transformers_prepares(prompt, sampling, config)
+        stop = StopStrings(stops, self, prompt, prepared.stop) if stops else prepared.stop
+        target = TransformersTarget(
+            self.model, prepared.choice, max_length=self.max_length, prefill_chunk=prepared.prefill_chunk
+        )
+        return replace(prepared.on(target), stop=stop)
+
+    def _as_transformers_prepares(
+        self, prompt: Sequence[int], sampling: Sampling, config: tf.GenerationConfig
+    ) -> Prepared:
+        """What transformers' generate makes of a config: every processor and criterion, in its own order."""
+
+        def capture(
+            model: tf.PreTrainedModel,
+            input_ids: torch.Tensor,
+            logits_processor: tf.LogitsProcessorList,
+            stopping_criteria: tf.StoppingCriteriaList,
+            generation_config: tf.GenerationConfig,
+            **model_kwargs: Any,
+        ) -> Prepared:
+            prepared = read_request(
+                input_ids, None, logits_processor, stopping_criteria, generation_config, sampling.seed
+            )
+            refuse_modes(model, generation_config)
+            return prepared
+
+        processors = tf.LogitsProcessorList(sampling.processors)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            penalties = sampling.presence_penalty or 0.0, sampling.frequency_penalty or 0.0
+            processors.insert(0, CountPenalties(*penalties, len(prompt)))
+        ids = torch.tensor([list(prompt)], device=input_device(self.model))
+        try:
+            prepared: Prepared = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                logits_processor=processors,
+                custom_generate=capture,
+            )
+        except ForetokenError:
+            raise
+        except Exception as error:  # transformers' own checks of the config, and what is unfit for them, of any kind
+            raise ForetokenError(f"The generation config cannot be used: {reason(error)}") from error
+        return prepared
+
+    def draft_target(self, model: str | tf.PreTrainedModel, target: Target) -> RewindableTarget:
+        """A smaller model of the same tokens, by name or as an object, that chooses as ``target`` does.
+
+        Raises:
+            ForetokenError: If it cannot be loaded, cannot rewind, or has other tokens.
+        """
+        assert isinstance(target, TransformersTarget)
+        if isinstance(model, tf.PreTrainedModel):  # sizes alone may differ within a family
+            check_same_tokens(model, self.model, self.tokenizer, self.tokenizer)
+            return draft_target(model, target.choice)
+        if model not in self._draft_models:
+            self._draft_models[model] = load_draft_model(
+                model, self.model, self.tokenizer, self._dtype, self._trust_remote_code
+            )
+        return draft_target(self._draft_models[model], target.choice)
+
+    def exit_target(self, layer: int | None, target: Target) -> RewindableTarget:
+        """The first layers of the target's model, on its cache; a third of them if None.
+
+        Raises:
+            ForetokenError: If there are not so many layers, or they cannot be reached.
+        """
+        assert isinstance(target, TransformersTarget)
+        num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
+        return ExitTarget(target, max(1, num_layers // 3) if layer is None else layer)
+
+
+def load(
+    name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
+) -> TransformersEngine:
+    """The model of a folder in the Hugging Face layout or of the hub, or "tiny"; see ``foretoken.load``.
+
+    Raises:
+        ForetokenError: If it cannot be loaded.
+    """
+    model = load_model(name, dtype, device, trust_remote_code)
+    return TransformersEngine(model, load_tokenizer(name, trust_remote_code), dtype, trust_remote_code)

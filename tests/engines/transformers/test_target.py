@@ -18,7 +18,9 @@ import foretoken
 from foretoken import Draft, FixedBudget, ForetokenError, decode, rejection_verifier
 from foretoken.core.noise import gumbel as plain_gumbel
 from foretoken.engines.transformers.choice import Choice, TensorLaw, gumbel
-from foretoken.engines.transformers.target import TransformersScores, TransformersTarget, context_length
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tree_mask import tree_mask
 from helpers.drafting import Oracle, RandomTrees
 from helpers.shapes import CONFIGS, LLAMA, SMALL, VOCAB, tiny_model
@@ -52,8 +54,8 @@ def test_the_cache_after_keep_is_one_built_from_scratch(shape):
         context = [*context, *step.tokens]
         fresh = TransformersTarget(model)
         fresh.prefill(context[:-1])
-        assert target.cache.get_seq_length() == len(context) - 1
-        for layer, expected in zip(target.cache.layers, fresh.cache.layers, strict=True):
+        assert target.num_cached == len(context) - 1
+        for layer, expected in zip(target.cache.states.layers, fresh.cache.states.layers, strict=True):
             torch.testing.assert_close(layer.keys, expected.keys, atol=NOISE, rtol=1e-4)
             torch.testing.assert_close(layer.values, expected.values, atol=NOISE, rtol=1e-4)
 

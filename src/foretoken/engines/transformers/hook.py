@@ -20,9 +20,10 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams
+from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.second_model import check_same_tokens
-from foretoken.engines.transformers.target import TransformersTarget, rewindable_cache
+from foretoken.engines.transformers.target import TransformersTarget
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
 _HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
@@ -114,7 +115,7 @@ def generate(
     if streamer is not None:
         request = replace(request, stop=_streaming(streamer, request.stop))
     tokens: list[int] = []
-    start = target.mark()
+    start = target.cache.mark()
     try:
         for step in request.steps(drafter, budget):
             stats.add(step)
@@ -124,12 +125,14 @@ def generate(
         raise
     finally:
         if cache is not None or generation_config.return_dict_in_generate:
-            target.release()
+            target.cache.release()
     if streamer is not None:
         streamer.end()
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
+        return GenerateDecoderOnlyOutput(
+            sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache.states
+        )
     return sequences
 
 

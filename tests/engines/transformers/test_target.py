@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
 import foretoken
 from foretoken import Draft, FixedBudget, ForetokenError, decode, rejection_verifier
 from foretoken.core.noise import gumbel as plain_gumbel
+from foretoken.engines.transformers.cache import KVCache
 from foretoken.engines.transformers.choice import Choice, TensorLaw, gumbel
 from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.scores import TransformersScores
@@ -63,7 +64,7 @@ def test_the_cache_after_keep_is_one_built_from_scratch(shape):
 def test_a_wrong_gather_is_caught():
     """The test above must be able to fail: rows left where the tree wrote them are another cache."""
 
-    class Forgetful(TransformersTarget):
+    class Forgetful(KVCache):
         def _gather(self, path):
             pass
 
@@ -78,7 +79,7 @@ def test_a_wrong_gather_is_caught():
     def answer(target):
         return [t for s in decode(target, Second(0, VOCAB), [7, 3], max_new_tokens=40) for t in s.tokens]
 
-    assert answer(TransformersTarget(model)) == plain != answer(Forgetful(model))
+    assert answer(TransformersTarget(model)) == plain != answer(TransformersTarget(model, cache=Forgetful(model)))
 
 
 @pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3", "gpt2"])

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,8 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 import foretoken
 from foretoken import FixedBudget, decode
-from foretoken.core.contracts import Step, Top
+from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.core.law import Law
 from foretoken.drafters.ngram import NgramMixer
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.target import TransformersTarget
@@ -59,21 +58,9 @@ TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)
 Asked = tuple[TransformersTarget, list[int]]  # who is to continue what
 
 
-class NoScores:
-    """An answer is recorded: nobody chose its tokens here."""
-
-    def choose(self, row: int) -> int:
-        raise NotImplementedError
-
-    def law(self, row: int) -> Law:
-        raise NotImplementedError
-
-    def top(self, rows: Sequence[int], k: int) -> Top:
-        raise NotImplementedError
-
-
 def step_of(record: array[int]) -> Step:
-    return Step(Draft(), tuple(record), NoScores(), "stop")
+    """A recorded answer, as if it were one step."""
+    return Step(Draft(), tuple(record), finish_reason="stop")
 
 
 def runs_of(folder: Path, tokenizer: str) -> list[list[Trace]]:

@@ -13,7 +13,6 @@ import numpy as np
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
 from foretoken.drafters import NgramMixer, SharedNgrams
-from foretoken.engines.replay import ReplayTarget
 from foretoken.ngrams.background import Background
 from foretoken.ngrams.store import TokenStore
 
@@ -27,7 +26,6 @@ SEED = 0
 def measure(background: Background | None) -> list[dict[str, Any]]:
     """Medians over steps of two tokens each, on text that repeats itself as code and chat do."""
     rows = []
-    scores = ReplayTarget([0]).prefill([0])  # what a step brings; the drafter asks nothing of it
     for length in CONTEXTS:
         text = zipf_text(length + 2 * STEPS)
         row: dict[str, Any] = {"context": length}
@@ -41,7 +39,7 @@ def measure(background: Background | None) -> list[dict[str, Any]]:
                 began = time.perf_counter()
                 draft = drafter.propose(context, DRAFTED)
                 drafted = time.perf_counter()
-                drafter.observe(Step(draft, tuple(text[start : start + 2]), scores))
+                drafter.observe(Step(draft, tuple(text[start : start + 2])))
                 draft_us.append(1e6 * (drafted - began))
                 observe_us.append(1e6 * (time.perf_counter() - drafted) / 2)
                 nodes.append(len(draft))

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foretoken.core.contracts import Step
+from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import kernels
@@ -77,6 +77,11 @@ class NgramMixer:
         self.rate, self.price = rate, price
         self._start([], ())  # references are counted once a prompt comes
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The likeliest tokens of all rows, if it recycles them."""
+        return frozenset({"top"}) if self.recycle else frozenset()
+
     def begin(self, prompt: Sequence[int]) -> None:
         price = self.price()
         if price is not None:
@@ -121,11 +126,10 @@ class NgramMixer:
 
     def _recycle(self, before: Ints, step: Step) -> None:
         """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""
+        assert step.scores is not None, "see needs"
         draft, memory = step.draft, self.memory
-        accepted, node = np.zeros(len(draft), np.int32), -1
-        for token in step.tokens[: step.num_accepted]:
-            node = next(child for child in draft.children(node) if draft.tokens[child] == token)
-            accepted[node] = 1
+        accepted = np.zeros(len(draft), np.int32)
+        accepted[list(step.path)] = 1
         top = step.scores.top(range(1 + len(draft)), NAMED)
         rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
         named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))

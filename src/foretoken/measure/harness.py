@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
 from foretoken.core.budget import Budget, FixedBudget
-from foretoken.core.contracts import Drafter, Step
+from foretoken.core.contracts import Step
 from foretoken.core.decode import check_request, decode
-from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.engines.transformers.choice import Choice
@@ -218,44 +216,17 @@ def measure(
 
 @dataclass(frozen=True)
 class _Run:
-    """One answer: its tokens, what it cost, the rows of its steps, the tokens judged by, and the drafter's seconds."""
+    """One answer: its tokens, what it cost, the rows of its steps, and the tokens judged by."""
 
     tokens: list[int]
     stats: DecodeStats
     rows: int
     judged: int
-    drafter_seconds: float
 
     @property
     def token_seconds(self) -> float:
         """Of a token after the first."""
         return (self.stats.seconds - self.stats.prefill_seconds) / (self.stats.tokens - 1)
-
-
-class _Timed:
-    """A drafter, and the seconds of its steps in this answer."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
-        self.seconds = 0.0
-        self._prefilled = False
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self.seconds, self._prefilled = 0.0, False
-        self.drafter.begin(prompt)
-
-    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        start = time.perf_counter()
-        draft = self.drafter.propose(context, max_tokens)
-        self.seconds += time.perf_counter() - start
-        return draft
-
-    def observe(self, step: Step) -> None:
-        start = time.perf_counter()
-        self.drafter.observe(step)
-        if self._prefilled:
-            self.seconds += time.perf_counter() - start
-        self._prefilled = True
 
 
 class _Player:
@@ -264,8 +235,7 @@ class _Player:
     def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
         self.name, self.budget, self.conditions = method.name, budget, conditions
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
-        drafter = method.make(Given(subject, self.target, budget), **method.settings)
-        self.drafter = None if drafter is None else _Timed(drafter)
+        self.drafter = method.make(Given(subject, self.target, budget), **method.settings)
 
     def answer(self, ids: list[int]) -> _Run:
         """Answer a prompt."""
@@ -283,15 +253,13 @@ class _Player:
             tokens += step.tokens
             drafted_rows += len(step.draft)
             judged += num_judged(step)
-        return _Run(tokens, stats, stats.steps + drafted_rows, judged, self.drafter.seconds if self.drafter else 0.0)
+        return _Run(tokens, stats, stats.steps + drafted_rows, judged)
 
 
 def num_judged(step: Step) -> int:
     """The tokens of a step that guesses were judged by: those accepted, and the next where guesses were made for it."""
-    node = -1
-    for token in step.tokens[: step.num_accepted]:
-        node = next(child for child in step.draft.children(node) if step.draft.tokens[child] == token)
-    return step.num_accepted + bool(step.draft.children(node) and step.finish_reason is None)
+    last = step.path[-1] if step.path else -1
+    return step.num_accepted + bool(step.draft.children(last) and step.finish_reason is None)
 
 
 def _stop_tokens(model: PreTrainedModel) -> list[int]:
@@ -331,7 +299,7 @@ def _row(
         guesses=sum(run.stats.drafted for run in runs),
         accepted=sum(run.stats.accepted for run in runs),
         judged=sum(run.judged for run in runs),
-        drafter_seconds=sum(run.drafter_seconds for run in runs),
+        drafter_seconds=sum(run.stats.draft_seconds for run in runs),
         prefill_seconds=statistics.median(run.stats.prefill_seconds for run in runs),
         speed=statistics.median(p.token_seconds / run.token_seconds for p, run in zip(plain, runs, strict=True)),
         differs_at=differs_at,

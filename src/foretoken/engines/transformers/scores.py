@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from foretoken.core.contracts import Top
+from foretoken.core.contracts import Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import LogitsError
-from foretoken.engines.transformers.choice import Compared, TensorLaw, argmax, top
+from foretoken.engines.transformers.choice import Compared, argmax, top
 
 if TYPE_CHECKING:
     from foretoken.engines.transformers.target import TransformersTarget
 
 
-class TransformersScores:
+class TransformersScores(Scores):
     """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
 
     def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
@@ -48,10 +48,6 @@ class TransformersScores:
     def runner_up(self, row: int) -> tuple[int, float]:
         chosen = self.choose(row)  # where there are processors, they are asked there and once
         return self._compared.get(row, Compared(self.logits[row], chosen)).runner_up
-
-    @torch.inference_mode()
-    def law(self, row: int) -> TensorLaw:
-        return self.choice.law(self._row_ids(row), self.logits[row])
 
     @torch.inference_mode()
     def top(self, rows: Sequence[int], k: int) -> Top:

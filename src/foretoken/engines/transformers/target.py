@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from foretoken.core.contracts import Scores
+from foretoken.core.contracts import Need, Scores
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers.attention import is_causal_over_rows
@@ -38,6 +38,8 @@ class TransformersTarget:
     Raises:
         ForetokenError: If the model is no causal language model or its cache cannot rewind.
     """
+
+    provides: frozenset[Need] = frozenset({"top", "runner_up"})
 
     def __init__(
         self,

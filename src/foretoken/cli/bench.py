@@ -12,8 +12,9 @@ import typer
 from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
-from foretoken.cli.generate import BackgroundName, Device, Model
-from foretoken.cli.replay import HtmlFile, background_folder, check_outputs, read_from, write_quietly, write_text
+from foretoken.cli.input import background_folder, read_from, silence_transformers
+from foretoken.cli.options import Background, Device, HtmlFile, Model
+from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.texts import read_text
@@ -53,7 +54,7 @@ def methods(
     ] = None,
     rounds: Rounds = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 200,
-    background: BackgroundName = "general",
+    background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
@@ -97,7 +98,7 @@ def methods(
                     # Written prompt by prompt, so that a run that is stopped keeps what it measured.
                     _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
     summary = summarise(rows)
-    out.print(markdown(headline(summary)))
+    out.print(markdown_table(headline(summary)))
     for difference in filter(None, (row.difference for row in rows)):
         err.print(plain(difference))
     if html_file is not None:
@@ -118,7 +119,7 @@ def speed(
     from foretoken.bench import speed as part
 
     check_outputs(out_file, None)
-    _quiet()
+    silence_transformers()
     with _ended_by_another_text():
         found = part.measure("tiny", dtype or ["float32", "bfloat16"], _checked(rounds), device)
     _finish(out_file, found, found["summary"])
@@ -139,7 +140,7 @@ def never_slower(
     from foretoken.bench.recorded import read_texts
 
     check_outputs(out_file, None, texts or [])
-    _quiet()
+    silence_transformers()
     records = read_texts(texts or [])
     with _ended_by_another_text():
         rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), records, drafter)
@@ -183,7 +184,7 @@ def replayed(
     if bool(data) != bool(tokenizer):
         raise ForetokenError("Recorded answers need both --data and --tokenizer: give both or none.")
     check_outputs(out_file, None, [*log_files(data or []), *read_from(tokenizer or "")])
-    _quiet()
+    silence_transformers()
     sets = read_sets(data, tokenizer, per_set) if data and tokenizer else {}
     corpus = background_for(tokenizer) if tokenizer else None
     with _ended_by_another_text():
@@ -210,22 +211,14 @@ def traces(
 def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.measure.subject import Subject, is_small, load_measured
-    from foretoken.ngrams.background import Background
+    from foretoken.ngrams.background import Background as Corpus
 
-    _quiet()
+    silence_transformers()
     with err.status(Text(f"loading {plain(model)}")):
         loaded, encode = load_measured(model, dtype, device)
         draft = load_measured(draft_model, dtype, device)[0] if draft_model else None
     corpus = None if is_small(model) else background_folder(background, model)  # no tokenizer.json, no corpus
-    return Subject(loaded, encode, Background.open(corpus) if corpus else None, draft)
-
-
-def _quiet() -> None:
-    """No progress bars and advice of the library's."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    return Subject(loaded, encode, Corpus.open(corpus) if corpus else None, draft)
 
 
 @contextmanager
@@ -251,7 +244,7 @@ def _finish(path: Path, found: dict[str, Any], *tables: Sequence[dict[str, Any]]
     from foretoken.bench import speed as speed_part
 
     for rows in tables:
-        out.print(markdown(rows))
+        out.print(markdown_table(rows))
     _write(path, _provenance(speed_part.workload(), speed_part.SEED) | found)
     err.print(f"written to {plain(str(path))}", style="dim")
 
@@ -264,15 +257,3 @@ def _provenance(workload: str, seed: int) -> dict[str, Any]:
 
 def _write(path: Path, found: dict[str, Any]) -> None:
     write_quietly(path, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of rows that share their keys, or most of them."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
-    lines += ["| " + " | ".join(_cell(row.get(key)) for key in keys) + " |" for row in rows]
-    return "\n" + "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else plain(str(value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from foretoken.cli.console import err, out, plain
+from foretoken.cli.output import markdown_table, write_text
 from foretoken.core.errors import ForetokenError
-from foretoken.files import writing
 from foretoken.measure.differences import TextChanged
 from foretoken.provenance import of_model
-from foretoken.reports.markdown import markdown
 
 SEED = 0
 RESULTS = Path("build")
@@ -39,7 +38,7 @@ def run(main: Callable[..., None]) -> None:
         try:
             main(**options)
         except ForetokenError as error:
-            print(error, file=sys.stderr)
+            err.print(plain(str(error)), style="red")
             raise typer.Exit(1 if isinstance(error, TextChanged) else 2) from error
 
     typer.run(guarded)
@@ -48,8 +47,6 @@ def run(main: Callable[..., None]) -> None:
 def finish(path: Path, found: Mapping[str, Any], *tables: Sequence[Mapping[str, Any]], workload: str = "") -> None:
     """Print tables and write all numbers with where they come from."""
     for rows in tables:
-        print(markdown(rows))
-    text = json.dumps({"provenance": of_model(workload, SEED)} | dict(found), ensure_ascii=False, indent=1) + "\n"
-    with writing(path, folders=True) as file:
-        file.write(text.encode())
-    print(f"written to {path}", file=sys.stderr)
+        out.print(markdown_table([dict(row) for row in rows]))
+    text = json.dumps({"provenance": of_model(workload, SEED)} | dict(found), ensure_ascii=False, indent=1)
+    write_text(path, text + "\n")

@@ -22,7 +22,6 @@ from benchmarks.recorded import background_for
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
 from foretoken.drafters import NgramMixer, SharedNgrams
-from foretoken.engines.replay import ReplayTarget
 from foretoken.ngrams.background import Background
 from foretoken.ngrams.store import TokenStore
 
@@ -42,7 +41,6 @@ def main(out: Out = RESULTS / "latency.json") -> None:
 def measure(background: Background | None) -> list[dict[str, Any]]:
     """Medians over steps of two tokens each, on text that repeats itself as code and chat do."""
     rows = []
-    scores = ReplayTarget([0]).prefill([0])  # what a step brings; the drafter asks nothing of it
     for length in CONTEXTS:
         text = zipf_text(length + 2 * STEPS)
         row: dict[str, Any] = {"context": length}
@@ -56,7 +54,7 @@ def measure(background: Background | None) -> list[dict[str, Any]]:
                 began = time.perf_counter()
                 draft = drafter.propose(context, DRAFTED)
                 drafted = time.perf_counter()
-                drafter.observe(Step(draft, tuple(text[start : start + 2]), scores))
+                drafter.observe(Step(draft, tuple(text[start : start + 2])))
                 draft_us.append(1e6 * (drafted - began))
                 observe_us.append(1e6 * (time.perf_counter() - drafted) / 2)
                 nodes.append(len(draft))

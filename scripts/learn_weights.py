@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,8 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 import foretoken
 from foretoken import FixedBudget, decode
-from foretoken.core.contracts import Step, Top
+from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.core.law import Law
 from foretoken.drafters.ngram import NgramMixer
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.target import TransformersTarget
@@ -59,21 +58,9 @@ TEMPERATURES = (0.0, 0.3, 0.6, 0.8, 1.0)
 Asked = tuple[TransformersTarget, list[int]]  # who is to continue what
 
 
-class NoScores:
-    """An answer is recorded: nobody chose its tokens here."""
-
-    def choose(self, row: int) -> int:
-        raise NotImplementedError
-
-    def law(self, row: int) -> Law:
-        raise NotImplementedError
-
-    def top(self, rows: Sequence[int], k: int) -> Top:
-        raise NotImplementedError
-
-
 def step_of(record: array[int]) -> Step:
-    return Step(Draft(), tuple(record), NoScores(), "stop")
+    """A recorded answer, as if it were one step."""
+    return Step(Draft(), tuple(record), finish_reason="stop")
 
 
 def runs_of(folder: Path, tokenizer: str) -> list[list[Trace]]:
@@ -93,10 +80,12 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
     weights = untrained_weights()
     for i, run in enumerate(runs):
         rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(runs))
-        drafter = NgramMixer(SharedNgrams(background, weights=weights), rate=rate)
+        memory = SharedNgrams(background, weights=weights)
+        drafter = NgramMixer(memory, rate=rate)
         for trace in run:
             drafter.begin(trace.prompt)
             drafter.observe(step_of(trace.record))
+            memory.add(trace.record)
     return weights
 
 
@@ -114,8 +103,8 @@ def learn_what_is_named(weights: Weights, asked: list[Asked], background: Backgr
             memory = SharedNgrams(background, weights=weights)
         rate = NAMED_RATE * (LAST_RATE / NAMED_RATE) ** (i / len(asked))
         drafter = NgramMixer(memory, floor=FLOOR, rate=rate, recycle=True)
-        for _ in decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED):
-            pass
+        steps = decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED)
+        memory.add([token for step in steps for token in step.tokens])
     # The weights that all share have moved: where something was named, that goes into the others.
     here[:, 1:, : kernels.SLOTS] += sets[-1] - common
     sets[-1] = common

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foretoken.core.errors import ForetokenError
     from foretoken.core.sampling import Sampling
     from foretoken.core.stats import DecodeStats
-    from foretoken.core.verify import rejection_verifier, verify_match
+    from foretoken.core.verify import verify_match
     from foretoken.engines.transformers.hook import generate
 
 __version__ = "0.1.0"
@@ -42,7 +42,6 @@ __all__ = [
     "decode",
     "generate",
     "load",
-    "rejection_verifier",
     "verify_match",
 ]
 
@@ -61,7 +60,6 @@ _LAZY = {
     "ForetokenError": "foretoken.core.errors",
     "Sampling": "foretoken.core.sampling",
     "DecodeStats": "foretoken.core.stats",
-    "rejection_verifier": "foretoken.core.verify",
     "verify_match": "foretoken.core.verify",
     "Chunk": "foretoken.api.answer",
     "LanguageModel": "foretoken.api.language_model",

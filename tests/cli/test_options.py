@@ -16,8 +16,8 @@ from rich.table import Table
 
 import foretoken
 from foretoken.cli.app import app
+from foretoken.cli.compare import comparison_table
 from foretoken.cli.console import PlainConsole, err, out, plain, print_json
-from foretoken.cli.generate import comparison_table
 from foretoken.core.errors import ForetokenError
 from helpers.commanding import call
 

@@ -180,23 +180,23 @@ def test_standard_input_that_is_closed_is_a_sentence():
 
 
 def test_standard_input_that_does_not_wait_is_read_whole(monkeypatch):
-    from foretoken.cli.generate import read_prompts
+    from foretoken.cli.input import read_stdin
 
     source, sink = os.pipe()
     os.set_blocking(source, False)
     with open(source) as stdin, open(sink, "wb", buffering=0) as writer:
         monkeypatch.setattr(sys, "stdin", stdin)
         threading.Timer(0.1, lambda: (writer.write(b"abc"), writer.close())).start()
-        assert read_prompts("-", None, None) == [("standard input", "abc")]
+        assert read_stdin() == "abc"
 
 
 def test_a_terminal_as_standard_input_is_told_what_to_do(monkeypatch, capsys):
-    from foretoken.cli.generate import read_prompts
+    from foretoken.cli.input import read_stdin
 
     mine, its = pty.openpty()
     os.write(mine, b"abc\n\x04")
     with open(its) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert read_prompts("-", None, None) == [("standard input", "abc\n")]
+        assert read_stdin() == "abc\n"
     os.close(mine)
     assert "Ctrl-D" in capsys.readouterr().err

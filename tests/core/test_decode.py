@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError, decode
+from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError, Scores, Step, decode
 from foretoken.engines.toy import ToyTarget
 from helpers.drafting import Oracle, RandomTrees, Stateless
 
@@ -217,6 +219,141 @@ def test_an_error_within_a_step_leaves_the_cache_as_it_was_before_the_step():
         for step in decode(target, Oracle(0, [1, 2], plain, 5), [1, 2], max_new_tokens=30, stop=stop):
             seen += step.tokens
     assert target.cache == seen and len(seen) < 12 and not target.scored
+
+
+class Needing(RandomTrees):
+    """Guesses, and says that it asks the target's scores for something."""
+
+    def __init__(self, *needs):
+        super().__init__(1, 5)
+        self.needs = frozenset(needs)
+
+
+@pytest.mark.parametrize(
+    ("provides", "needs", "said"),
+    [
+        (None, ["top"], "the likeliest tokens of a row"),
+        (["top"], ["hidden"], "the hidden states of a row"),
+        (["top"], ["top", "runner_up", "hidden"], "the hidden states of a row and the second choice of a row"),
+        (["top"], ["top"], None),
+        (["top", "hidden"], ["top"], None),
+        (None, [], None),
+    ],
+)
+def test_a_drafter_that_needs_more_than_the_target_provides_is_refused_before_the_prefill(provides, needs, said):
+    class Poor(ToyTarget):
+        @property
+        def provides(self):
+            if provides is None:
+                raise AttributeError  # an engine that knows nothing of this
+            return frozenset(provides)
+
+    target, drafter = Poor(), Needing(*needs)
+    if said is None:
+        list(decode(target, drafter, [1, 2], max_new_tokens=5))
+        assert target.forwards > 0
+    else:
+        sentence = f"The drafter Needing needs {said}, which the target Poor does not provide: use a drafter"
+        with pytest.raises(ForetokenError, match=sentence):
+            decode(target, drafter, [1, 2], max_new_tokens=5)
+        assert target.forwards == 0
+
+
+def test_a_drafter_with_three_methods_and_nothing_else_is_a_drafter():
+    assert not hasattr(RandomTrees(1, 5), "needs")
+    assert list(decode(ToyTarget(), RandomTrees(1, 5), [1, 2], max_new_tokens=20))
+
+
+def test_what_a_target_does_not_provide_is_no_attribute_error():
+    class Least(Scores):
+        def choose(self, row):
+            return 1
+
+    for ask in (lambda: Least().top([0], 1), lambda: Least().runner_up(0), lambda: Least().hidden([0])):
+        with pytest.raises(RuntimeError, match="does not provide"):
+            ask()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 99))
+def test_the_path_is_the_accepted_nodes_root_first(seed):
+    plain = [t for s in decode(ToyTarget(model_seed=seed), None, [1, 2], max_new_tokens=40) for t in s.tokens]
+    accepted = 0
+    for drafter in (RandomTrees(seed, 5), Oracle(seed, [1, 2], plain, 5), Looking(seed, 5)):
+        for step in decode(ToyTarget(model_seed=seed), drafter, [1, 2], max_new_tokens=40):
+            assert len(step.path) == step.num_accepted == len(step.tokens) - 1
+            assert step.path == tuple(step.draft.ancestors(step.path[-1]) if step.path else ())
+            assert tuple(step.draft.tokens[node] for node in step.path) == step.tokens[:-1]
+            assert all(node < step.draft.num_guesses for node in step.path)
+            accepted += step.num_accepted
+    assert accepted > 10
+
+
+def test_a_step_says_what_the_drafter_took():
+    slow = 0.002
+
+    class Slow(RandomTrees):
+        def propose(self, context, max_tokens):
+            time.sleep(slow)
+            return super().propose(context, max_tokens)
+
+        def observe(self, step):
+            assert step.observe_seconds == 0 and (step.propose_seconds > 0) == bool(seen)
+            seen.append(step)
+            time.sleep(2 * slow)
+
+    seen: list[Step] = []
+    first, *steps = decode(ToyTarget(), Slow(1, 5), [1, 2], max_new_tokens=8)
+    assert first.propose_seconds == 0 and first.draft_seconds == first.observe_seconds >= 2 * slow
+    *before, last = steps
+    assert all(step.propose_seconds >= slow and step.observe_seconds >= 2 * slow for step in before)
+    assert all(step.draft_seconds == step.propose_seconds + step.observe_seconds for step in steps)
+    assert last.finish_reason == "length" and DecodeStats.of([first, *steps]).draft_seconds == pytest.approx(
+        sum(step.draft_seconds for step in steps)
+    )
+    plain = decode(ToyTarget(), None, [1, 2], max_new_tokens=8)
+    assert {step.draft_seconds for step in plain} == {0.0}
+
+
+def test_where_nothing_may_be_drafted_the_drafter_took_nothing_to_propose():
+    *_, last = decode(ToyTarget(), RandomTrees(1, 5), [1, 2], max_new_tokens=2)
+    assert last.propose_seconds == 0
+
+
+def test_a_budget_learns_of_a_step_once_the_caller_comes_back():
+    class Noting(FixedBudget):
+        def observe(self, step, seconds):
+            told.append((step, seconds))
+
+    told: list[tuple[Step, float]] = []
+    seen = []
+    for step in decode(ToyTarget(), RandomTrees(1, 5), [1, 2], max_new_tokens=20, budget=Noting()):
+        assert [told_step for told_step, _ in told] == seen[1:], "of the prefill it learns nothing"
+        seen.append(step)
+    assert [told_step for told_step, _ in told] == seen[1:]
+    assert all(step.draft_seconds <= seconds for step, seconds in told)
+
+
+def test_stats_count_what_was_accepted_at_each_position():
+    steps = list(decode(ToyTarget(), RandomTrees(3, 5), [1, 2], max_new_tokens=200, budget=FixedBudget(9)))
+    stats = DecodeStats.of(steps)
+    assert stats.accepted_per_position == [
+        sum(step.num_accepted > position for step in steps) for position in range(max(s.num_accepted for s in steps))
+    ]
+    assert sum(stats.accepted_per_position) == stats.accepted > 0 and len(stats.accepted_per_position) > 1
+    assert stats.as_dict()["accepted_per_position"] == stats.accepted_per_position
+
+
+def test_stats_of_several_decodes_add_up():
+    parts = [
+        DecodeStats.of(decode(ToyTarget(), drafter, [1, 2], max_new_tokens=60))
+        for drafter in (None, RandomTrees(3, 5), RandomTrees(4, 5))
+    ]
+    whole = DecodeStats.total(parts)
+    for name in ("tokens", "steps", "drafted", "accepted", "draft_seconds", "prefill_seconds", "seconds"):
+        assert getattr(whole, name) == pytest.approx(sum(getattr(part, name) for part in parts))
+    assert sum(whole.accepted_per_position) == whole.accepted > 0
+    assert DecodeStats.total([]).as_dict()["tokens"] == 0
 
 
 @pytest.mark.parametrize("max_new_tokens", [2.5, 3.0, "3", None, float("nan"), float("inf"), True, np.float64(2)])

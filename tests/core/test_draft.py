@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretoken import Draft
-from foretoken.core.law import ListLaw
 
 
 @st.composite
@@ -44,12 +43,6 @@ def test_the_main_chain_is_a_branch_down_to_a_leaf(draft):
 def test_the_main_chain_follows_the_likelier_child():
     draft = Draft((1, 2, 3, 4), (-1, -1, 1, 1), (0.2, 0.7, 0.1, 0.6))
     assert draft.main_chain() == Draft.chain((2, 4), (0.7, 0.6))
-
-
-def test_the_main_chain_of_a_sampled_draft_does_not_pick_and_choose():
-    law = ListLaw((0.5, 0.5))
-    draft = Draft((0, 1), (-1, -1), (0.1, 0.9), (law, law))
-    assert draft.main_chain().tokens == (0,)
 
 
 @pytest.mark.parametrize(

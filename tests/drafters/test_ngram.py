@@ -21,7 +21,6 @@ from foretoken import DecodeStats, Draft, FixedBudget, Step, decode
 from foretoken.core.contracts import Top
 from foretoken.drafters.ngram import LEAST_FLOOR, TEXT_WIDTH, TREE_FLOOR, NgramMixer
 from foretoken.engines.replay import ReplayTarget
-from foretoken.engines.toy import ToyTarget
 from foretoken.memory.corpus import build
 from foretoken.ngrams import kernels
 from foretoken.ngrams.background import Background, context_hashes
@@ -35,13 +34,13 @@ from foretoken.ngrams.shared import (
     with_rows_of_its_own,
 )
 from foretoken.ngrams.store import LEAST_BYTES
+from helpers.drafting import verified
 from helpers.mixing import Plain, strength
 
 property_test = settings(deadline=None)  # the first call compiles
 small = st.integers(0, 3)
 texts = st.lists(small, max_size=50)
 sizes = st.integers(1, 24)
-SCORES = ToyTarget().prefill([1])
 
 
 @st.composite
@@ -54,7 +53,7 @@ def edited_texts(draw) -> list[int]:
 
 
 def step_of(tokens: Sequence[int], draft: Draft | None = None, last: bool = False) -> Step:
-    return Step(draft or Draft(), tuple(tokens), SCORES, "stop" if last else None)
+    return Step(draft or Draft(), tuple(tokens), finish_reason="stop" if last else None)
 
 
 def drafter_of(prompt: Sequence[int], memory: SharedNgrams | None = None, **options) -> NgramMixer:
@@ -167,7 +166,7 @@ def test_what_the_target_named_votes_as_the_second_implementation_says(data, pro
     parents = [*range(-1, right - 1), *(data.draw(st.integers(-1, right + i - 1)) for i in range(num_wrong))]
     draft = Draft(tuple(tokens), tuple(parents), num_lookahead=num_wrong)
     rows = data.draw(named_rows(1 + len(draft)))
-    drafter.observe(Step(draft, tuple(new), Named(rows)))
+    drafter.observe(verified(new, draft, Named(rows)))
     paths = [(), *(draft.path(node) for node in range(len(draft)))]
     for row in [*range(right + 1, len(rows)), *range(right + 1)]:
         plain.name(paths[row], rows[row], row <= right)
@@ -188,7 +187,7 @@ def test_what_the_target_named_votes_as_the_second_implementation_says(data, pro
 def test_what_was_named_in_one_answer_is_known_in_the_next():
     memory = SharedNgrams()
     first = drafter_of([1, 2, 3], memory, recycle=True)
-    first.observe(Step(Draft(), (7,), Named([[(7, 0.9), (8, 0.1)]]), "stop"))
+    first.observe(verified([7], scores=Named([[(7, 0.9), (8, 0.1)]]), finish_reason="stop"))
     second = drafter_of([3], memory, recycle=True, floor=0.0)
     assert 8 in second.propose([3], 8).tokens, "that 8 was likely after 3 is in no text"
     assert 8 not in drafter_of([3], memory, floor=0.0).propose([3], 8).tokens
@@ -200,11 +199,11 @@ def test_while_the_budget_pauses_no_scores_are_asked():
             raise AssertionError
 
     drafter = drafter_of([1, 2, 3], recycle=True)
-    drafter.observe(Step(Draft(), (7,), Named([[(7, 0.9)]])))
-    drafter.observe(Step(Draft(), (7,), Silent()))
+    drafter.observe(verified([7], scores=Named([[(7, 0.9)]])))
+    drafter.observe(verified([7], scores=Silent()))
     drafter.propose([], 1)
     with pytest.raises(AssertionError):  # the test can fail
-        drafter.observe(Step(Draft(), (7,), Silent()))
+        drafter.observe(verified([7], scores=Silent()))
 
 
 def test_the_floor_is_lowered_to_what_a_row_costs():
@@ -378,6 +377,8 @@ def test_earlier_answers_are_drafted_from_within_the_same_memory():
     first = drafter_of([1], memory)
     first.observe(step_of([50, 51, 52]))
     first.observe(step_of([53, 54, 55], last=True))
+    assert not drafter_of([7, 50, 51], memory).propose([], 10), "a drafter reads; who has the whole answer keeps it"
+    memory.add([50, 51, 52, 53, 54, 55])
     second = drafter_of([7, 50, 51], memory)
     assert second.propose([], 10).main_chain().tokens[:2] == (52, 53)
     assert not drafter_of([7, 50, 51], SharedNgrams()).propose([], 10)
@@ -393,10 +394,12 @@ def test_drafts_of_one_memory_do_not_depend_on_another(prompt, answers, secret, 
         for answer in answers:
             other = drafter_of(secret, a)
             other.observe(step_of([*secret, 3], last=True))
+            a.add([*secret, 3])
             other.propose([], max_tokens)
             drafter = drafter_of(prompt, b)
             drafts.append(drafter.propose([], max_tokens))
             drafter.observe(step_of([*answer, 0], last=True))
+            b.add([*answer, 0])
             a.add(secret)
         return drafts
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, Step, decode
+from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, decode
 from foretoken.core.contracts import Top
 from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.engines.toy import ToyTarget
+from helpers.drafting import verified
 
 
 class Named:
@@ -30,7 +31,7 @@ class Named:
 
 def observe(drafter: RecycleDrafter, draft: Draft, tokens: list[int], rows: list[list[int]]) -> None:
     drafter.propose([0], 1)
-    drafter.observe(Step(draft, tuple(tokens), Named(rows)))
+    drafter.observe(verified(tokens, draft, Named(rows)))
 
 
 @settings(deadline=None)
@@ -122,10 +123,10 @@ def test_while_the_budget_pauses_no_scores_are_asked():
     drafter = RecycleDrafter()
     drafter.begin([1])
     observe(drafter, Draft(), [2], [[3, 2, 1, 0]])
-    drafter.observe(Step(Draft(), (3,), Silent()))
+    drafter.observe(verified([3], scores=Silent()))
     with pytest.raises(AssertionError):  # the test can fail
         drafter.propose([1, 2, 3], 4)
-        drafter.observe(Step(Draft(), (3,), Silent()))
+        drafter.observe(verified([3], scores=Silent()))
 
 
 def test_no_successor_is_refused():

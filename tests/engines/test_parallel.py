@@ -20,7 +20,7 @@ from transformers import LogitsProcessorList, Phi3Config, Phi3ForCausalLM, Repet
 
 from foretoken import DecodeStats, Draft, Drafter, FixedBudget, ForetokenError, Scores, Step, Target, decode
 from foretoken.core.contracts import Top
-from foretoken.core.verify import rejection_verifier
+from foretoken.drafters.draft_model import DraftModelDrafter
 from foretoken.engines.parallel import MAX_WALK, ParallelTarget, part, process_group, share
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.choice import Choice
@@ -395,13 +395,13 @@ def test_ranks_that_part_are_caught(ranks, job):
         assert isinstance(error, ForetokenError) and "FixedBudget" in str(error)
 
 
-def by_rejection() -> Any:
-    return told(ParallelTarget(ToyTarget()), None, [1, 2], verify=rejection_verifier(lambda: 0.5))
+def second_choices() -> Any:
+    return DraftModelDrafter(ParallelTarget(ToyTarget()))
 
 
-def test_laws_are_refused(ranks):
-    (error,) = ranks(1, by_rejection)
-    assert isinstance(error, ForetokenError) and "verify_match" in str(error)
+def test_the_ranks_exchange_no_second_choices_and_say_so_up_front(ranks):
+    (error,) = ranks(1, second_choices)
+    assert isinstance(error, ForetokenError) and "DraftModelDrafter needs the second choice" in str(error)
 
 
 def test_without_a_group():

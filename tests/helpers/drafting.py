@@ -7,8 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretoken import Draft, Drafter, Step
+from foretoken import Draft, Drafter, Scores, Step
+from foretoken.core.contracts import FinishReason
 from foretoken.drafters import Parts, Recipe
+
+
+def verified(
+    tokens: Sequence[int],
+    draft: Draft | None = None,
+    scores: Scores | None = None,
+    finish_reason: FinishReason | None = None,
+) -> Step:
+    """The step that commits these tokens, of which all but the last were guessed."""
+    draft, path = draft or Draft(), [-1]
+    for token in tokens[:-1]:
+        path.append(next(child for child in draft.children(path[-1]) if draft.tokens[child] == token))
+    return Step(draft, tuple(tokens), scores, finish_reason, tuple(path[1:]))
 
 
 class Stateless:

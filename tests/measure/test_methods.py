@@ -13,11 +13,10 @@ import pytest
 from transformers import GenerationConfig
 
 from benchmarks.overhead import half_predictable
-from foretoken.core.contracts import Step, Verdict
+from foretoken.core.contracts import Verdict
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
 from foretoken.measure import run
 from foretoken.measure.differences import TextChanged, gap
@@ -29,6 +28,7 @@ from foretoken.measure.run import Conditions, measure
 from foretoken.measure.subject import Subject
 from foretoken.reports.methods import methods_page
 from helpers.commanding import call
+from helpers.drafting import verified
 
 LINE = {"id": "abc", "kind": "pattern", "prompt": "a b c a b c a b c a b c"}
 
@@ -157,10 +157,10 @@ def test_per_step_is_per_step():
 )
 def test_a_token_is_judged_where_a_guess_was_made_for_it(tokens, judged):
     draft = Draft((4, 7, 1, 9), (-1, -1, 0, 1), num_lookahead=1)
-    step = Step(draft, tokens, ToyTarget().prefill([1]))
+    step = verified(tokens, draft)
     assert num_judged(step) == judged
     assert num_judged(replace(step, finish_reason="length")) == len(tokens) - 1, "an end is no rejection"
-    assert num_judged(replace(step, draft=Draft(), tokens=(4,))) == 0
+    assert num_judged(verified((4,))) == 0
 
 
 def test_acceptance_is_a_share_of_the_judged():

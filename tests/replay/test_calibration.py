@@ -8,7 +8,7 @@ from foretoken import Draft, Step
 from foretoken.core.verify import verify_match
 from foretoken.engines.replay import ReplayTarget
 from foretoken.replay.calibration import BINS, Reliability
-from helpers.drafting import RandomTrees
+from helpers.drafting import RandomTrees, verified
 
 
 def test_only_children_of_accepted_nodes_count():
@@ -16,7 +16,7 @@ def test_only_children_of_accepted_nodes_count():
     #  7 (wrong) - 6 (never tested)
     draft = Draft((5, 7, 6, 6, 9, 8), (-1, -1, 0, 1, 2, 2), (0.7, 0.2, 0.9, 0.99, 0.5, 0.01))
     reliability = Reliability()
-    reliability.add(Step(draft, (5, 6, 4), scores=None))  # type: ignore[arg-type]
+    reliability.add(verified((5, 6, 4), draft))
     found = {row["mean_prob"]: row["right"] for row in reliability.as_dict()["bins"]}
     assert {round(prob, 2): right for prob, right in found.items()} == {0.01: 0, 0.2: 0, 0.5: 0, 0.7: 1, 0.9: 1}
     assert reliability.error == pytest.approx((0.01 + 0.2 + 0.5 + 0.3 + 0.1) / 5)
@@ -34,7 +34,7 @@ def test_every_accepted_node_is_right_once():
         verdict = verify_match(draft, scores)
         tokens = (*(draft.tokens[node] for node in verdict.path), verdict.next_token)
         reliability = Reliability()
-        reliability.add(Step(draft, tokens, scores))
+        reliability.add(Step(draft, tokens, scores, path=verdict.path))
         tested = [node for node, parent in enumerate(draft.parents) if parent == -1 or parent in verdict.path]
         assert sum(reliability.nodes) == len(tested) and sum(reliability.right) >= len(verdict.path)
 

@@ -29,7 +29,10 @@ def counts(scores):
         (
             score.job.label,
             score.job.drafter,
-            [dataclasses.replace(item.stats, seconds=0, prefill_seconds=0, _started=0) for item in score.items],
+            [
+                dataclasses.replace(item.stats, seconds=0, prefill_seconds=0, draft_seconds=0, _started=0)
+                for item in score.items
+            ],
             [item.rows for item in score.items],
         )
         for score in scores

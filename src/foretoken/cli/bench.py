@@ -12,8 +12,9 @@ import typer
 from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
-from foretoken.cli.generate import BackgroundName, Device, Model
-from foretoken.cli.replay import HtmlFile, background_folder, check_outputs, read_from, write_quietly, write_text
+from foretoken.cli.input import background_folder, read_from, silence_transformers
+from foretoken.cli.options import Background, Device, HtmlFile, Model
+from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def methods(
     ] = None,
     rounds: Rounds = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 200,
-    background: BackgroundName = "general",
+    background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
@@ -61,14 +62,13 @@ def methods(
     from foretoken.measure.methods import choose_methods
     from foretoken.measure.prompts import bundled_prompts, parse_prompts
     from foretoken.measure.run import SEED, Conditions, measure
-    from foretoken.reports.markdown import markdown
 
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
     workload = bundled_prompts() if prompts is None else read_text(prompts)
-    _quiet()
+    silence_transformers()
     taken = parse_prompts(workload, _encoder(model), limit)
     found: dict[str, Any] = _provenance(workload, SEED)
     found["provenance"] |= {
@@ -91,7 +91,7 @@ def methods(
                     # Written prompt by prompt, so that a run that is stopped keeps what it measured.
                     _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
     summary = summarise(rows)
-    out.print(markdown(headline(summary)))
+    out.print(markdown_table(headline(summary)))
     for difference in filter(None, (row.difference for row in rows)):
         err.print(plain(difference))
     if html_file is not None:
@@ -113,21 +113,13 @@ def _subject(model: str, draft_model: str | None, dtype: str, device: str | None
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.engines.transformers.loading import load_model
     from foretoken.measure.subject import Subject
-    from foretoken.ngrams.background import Background
+    from foretoken.ngrams.background import Background as Corpus
 
     with err.status(Text(f"loading {plain(model)}")):
         loaded = load_model(model, dtype, device)
         draft = load_model(draft_model, dtype, device) if draft_model else None
     corpus = background_folder(background, model)
-    return Subject(loaded, Background.open(corpus) if corpus else None, draft)
-
-
-def _quiet() -> None:
-    """No progress bars and advice of the library's."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    return Subject(loaded, Corpus.open(corpus) if corpus else None, draft)
 
 
 @contextmanager

@@ -7,103 +7,74 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from rich.table import Table
 
 from foretoken.cli.console import out
-from foretoken.cli.replay import (
-    BackgroundName,
-    DrafterNames,
-    Files,
-    Followups,
-    HtmlFile,
-    Jobs,
-    JsonFile,
-    Limit,
-    MaxOutput,
-    MaxPrompt,
-    RayAddress,
-    TokenizerName,
-    background_folder,
-    check_outputs,
-    numbers_table,
-    read_from,
-    readable_logs,
-    reading_options,
-    report_skipped,
-    run,
-    skipped,
-    write_json,
-    write_text,
-)
+from foretoken.cli.input import background_folder, read_from
+from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
+from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, Option, ReplayOptions, grouped, of_draft
+from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from foretoken.replay.score import Job, Score
     from foretoken.replay.tune import Advice
 
 SHOWN = 8  # settings in the table; the JSON has all
 
 
+@grouped
 def tune(
-    files: Files,
-    tokenizer: TokenizerName,
+    logs: LogOptions,
+    replaying: ReplayOptions,
     costs: Annotated[
         str,
-        typer.Option(
-            help='The time of a forward over n rows: "flat", the same for any n, as on a GPU at batch 1; '
-            '"linear:0.05", 5 % of one row for each further row; or a JSON file {"rows": [1, 2, 4, 8, 16], '
-            '"milliseconds": [...]}, with straight lines between.'
+        Option(
+            help='Time of a forward over n rows: "flat" (the same for every n, as on a GPU at batch 1); "linear:0.05" '
+            '(each further row adds 5 % of one row); or a JSON file {"rows": [1, 2, 4, 8, 16], "milliseconds": [...]}.',
+            show_default=False,
         ),
     ],
-    drafter: DrafterNames = None,
     budget: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=1024, help="Drafted tokens to try; may be given again; 2, 4, 7, 10 and 15."),
+        of_draft(min=1, max=1024, help="Tokens to draft in each step (repeatable).", show_default="2, 4, 7, 10 and 15"),
     ] = None,
-    limit: Limit = None,
-    max_output: MaxOutput = 400,
-    max_prompt: MaxPrompt = 6000,
-    followups: Followups = False,
-    background: BackgroundName = "general",
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling that the intervals come from.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of the resampling behind the intervals.")] = 0,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
-    jobs: Jobs = None,
-    ray: RayAddress = None,
 ) -> None:
     """Say which drafter and settings answer fastest on your logs, and how fast.
 
-    Every drafter is replayed at every budget, with trees and, where that differs, chains. A step costs what a forward
-    over its rows does, the drafted tokens and one; speed is the time of plain decoding over that of drafted decoding
-    after the prefill, without the drafter's own time, which the table shows. Intervals hold 95 % of resampled answers.
+    Every drafter is replayed at every budget, with trees and with chains where that differs. A step costs what one
+    forward over its rows costs: the drafted tokens and one more. Speed is the time of plain decoding divided by the
+    time of drafted decoding, both after the prefill. It leaves out the drafter's own time, which the table shows.
+    Intervals hold 95 % of resampled answers.
 
-    For vLLM's ngram method an emulation is replayed; settings for its suffix method are the closest counterparts,
-    unmeasured.
+    For vLLM's ngram method an emulation is replayed. Settings for its suffix method are the closest counterparts and
+    were not measured.
     """
     from foretoken.replay.costs import Costs
     from foretoken.replay.plan import make_jobs
-    from foretoken.replay.read import Reading
     from foretoken.replay.tune import affordable, vllm_jobs
     from foretoken.replay.tune import tune as tune_jobs
     from foretoken.reports import replay as report
 
-    check_outputs(json_file, html_file, [*files, Path(costs), *read_from(tokenizer), *read_from(background)])
+    inputs = [*logs.files, Path(costs), *read_from(logs.tokenizer), *read_from(replaying.background)]
+    check_outputs(json_file, html_file, inputs)
     prices = Costs.read(costs)
     budgets = affordable(budget, prices)
-    reading = Reading(tokenizer, limit, max_prompt, max_output, followups)
     missing: list[dict[str, Any]] = []
 
     def run_and_report(some: Sequence[Job]) -> list[Score]:
-        scores = run(some, jobs, ray)
+        scores = run(some, replaying)
         if some is plan:
             missing.extend(skipped(scores))
             report_skipped(scores)
         return scores
 
     with ExitStack() as copies:
-        logs = readable_logs(files, ray, copies)
-        plan = make_jobs(logs, drafter, budgets, True, reading, background_folder(background, tokenizer))
+        files = readable_logs(logs.files, replaying.ray, copies)
+        corpus = background_folder(replaying.background, logs.tokenizer)
+        plan = make_jobs(files, replaying.drafter, budgets, True, reading_of(logs), corpus)
         firsts = {job.path: job for job in plan}.values()
         plan += [job for first in firsts for job in vllm_jobs(first, budgets)]
         plan.sort(key=lambda job: job.path)  # a process keeps the file that it read last
@@ -112,8 +83,8 @@ def tune(
     for sentence in report.sentences(advice):
         out.print(sentence)
     if json_file is not None:
-        options = {"costs": costs, "seed": seed, "background": Path(background).name} | reading_options(reading)
-        write_json(json_file, options, advice.as_dict() | {"skipped": missing})
+        provenance = {"costs": costs, "seed": seed} | provenance_of(logs, replaying)
+        write_numbers(json_file, provenance, advice.as_dict() | {"skipped": missing})
     if html_file is not None:
         write_text(html_file, report.tune_page(advice, scores, costs))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from foretoken.core.contracts import Step
 from foretoken.core.costs import CostCurve, Median
 from foretoken.core.draft import Draft
 from foretoken.core.numbers import whole
@@ -25,14 +26,12 @@ class Budget(Protocol):
         """The nodes of a draft that are worth a row of the forward; lookahead rows all together or not at all."""
         ...
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+    def observe(self, step: Step, seconds: float) -> None:
         """Learn from a step.
 
         Args:
-            draft: What was verified.
-            num_accepted: How much of it was right.
-            seconds: How long the step took in all.
-            draft_seconds: How much of that the drafter took, to propose and to observe.
+            step: What was verified, how much of it was right, and what the drafter took.
+            seconds: How long the step took in all, the drafter with it.
         """
         ...
 
@@ -58,7 +57,7 @@ class FixedBudget:
             return draft
         return draft.with_guesses(range(self.num_tokens))
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+    def observe(self, step: Step, seconds: float) -> None:
         pass
 
 
@@ -201,7 +200,8 @@ class AdaptiveBudget:
                 return hope_size
         return best_size
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+    def observe(self, step: Step, seconds: float) -> None:
+        draft, num_accepted, draft_seconds = step.draft, step.num_accepted, step.draft_seconds
         with self._lock:
             asked, self._asked = self._asked, False
             rows, forward = 1 + len(draft), seconds - draft_seconds
@@ -250,11 +250,8 @@ class AdaptiveBudget:
         return [path * discount for path in self._path_probs(draft)] + [later] * draft.num_lookahead
 
     def _path_probs(self, draft: Draft) -> list[float]:
-        """For each guess, how likely it and all before it are right.
-
-        Where the nodes were sampled their own chances must not decide, or other tokens would come than the target's.
-        """
-        probs = draft.probs if draft.probs and not draft.laws else (self.UNKNOWN_PROB,) * len(draft)
+        """For each guess, how likely it and all before it are right."""
+        probs = draft.probs or (self.UNKNOWN_PROB,) * len(draft)
         paths: list[float] = []
         for prob, parent in zip(probs[: draft.num_guesses], draft.parents, strict=False):
             if not 0.0 <= prob <= 1.0:  # not a number, for one

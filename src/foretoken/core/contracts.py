@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from foretoken.core.draft import Draft
-from foretoken.core.law import Law
+from foretoken.core.errors import ForetokenError
 
 FinishReason = Literal["stop", "length"]
+
+Need = Literal["top", "runner_up", "hidden"]
+"""A method of ``Scores`` that a drafter may need and a target may provide."""
+
+_NEEDS: dict[Need, str] = {
+    "top": "the likeliest tokens of a row",
+    "runner_up": "the second choice of a row",
+    "hidden": "the hidden states of a row",
+}
 
 
 class Top(NamedTuple):
@@ -29,6 +38,9 @@ class Scores(Protocol):
 
     A row costs nothing until it is asked for, and the loop asks only along the accepted path, so that logits processors
     see the very calls that plain decoding makes; ``top`` asks none. Scores hold until the next ``score``.
+
+    The loop needs ``choose`` alone. An engine that derives from this class overrides the methods that its target
+    provides, and leaves the others.
     """
 
     def choose(self, row: int) -> int:
@@ -39,21 +51,30 @@ class Scores(Protocol):
         """The token that came second in the choice after ``row``, and by how much it lost.
 
         That is the difference of what the choice is the argmax of: the processed logits, or under sampling their sums
-        with the seed's noise. It is infinite where no other token could be chosen.
+        with the seed's noise. It is infinite where no other token could be chosen. Only where the target provides
+        "runner_up".
         """
-        ...
-
-    def law(self, row: int) -> Law:
-        """The distribution after ``row`` that tokens are chosen from, all processors applied."""
-        ...
+        raise RuntimeError('This target does not provide "runner_up".')
 
     def top(self, rows: Sequence[int], k: int) -> Top:
-        """What the logits after some rows, also rejected ones, name as the likeliest ``k`` >= 1 tokens."""
-        ...
+        """The ``k`` >= 1 likeliest tokens after some rows, rejected rows too. Only where the target provides "top"."""
+        raise RuntimeError('This target does not provide "top".')
+
+    def hidden(self, rows: Sequence[int]) -> Any:
+        """What the output head reads after some rows, [rows, width]: an array of the engine's own kind and device.
+
+        Only where the target provides "hidden".
+        """
+        raise RuntimeError('This target does not provide "hidden".')
 
 
 class Target(Protocol):
     """A language model with a rewindable cache, one sequence at a time."""
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        """What its scores can be asked for besides ``choose``. A target without this attribute provides nothing."""
+        ...
 
     @property
     def supports_trees(self) -> bool:
@@ -116,24 +137,38 @@ class Step:
     Args:
         draft: The guesses that it checked; empty for the prefill.
         tokens: The newly committed tokens: accepted guesses, then the target's own.
-        num_accepted: How many of ``tokens`` were guessed; always ``len(tokens) - 1``, since the token at which an
-            answer ends is counted as the target's own.
-        scores: The target's scores, to be asked during ``observe`` only.
+        scores: The target's scores, to be asked during ``observe`` only; None from an engine that shows none.
         finish_reason: Set on the last step.
+        path: The accepted nodes of ``draft``, root first. The token at which an answer ends counts as the target's own.
+        propose_seconds: What the drafter took to propose; 0 if it was not asked.
+        observe_seconds: What it took to observe; 0 while it does.
     """
 
     draft: Draft
     tokens: tuple[int, ...]
-    scores: Scores
+    scores: Scores | None = None
     finish_reason: FinishReason | None = None
+    path: tuple[int, ...] = ()
+    propose_seconds: float = 0.0
+    observe_seconds: float = 0.0
 
     @property
     def num_accepted(self) -> int:
-        return len(self.tokens) - 1
+        """How many of ``tokens`` were guessed; all but the last."""
+        return len(self.path)
+
+    @property
+    def draft_seconds(self) -> float:
+        """What the drafter took in all."""
+        return self.propose_seconds + self.observe_seconds
 
 
 class Drafter(Protocol):
-    """Where guesses come from."""
+    """Where guesses come from.
+
+    A drafter that asks ``step.scores`` for more than ``choose`` says so in an attribute ``needs``, a
+    ``frozenset[Need]``. Without this attribute it needs nothing.
+    """
 
     def begin(self, prompt: Sequence[int]) -> None:
         """A new sequence starts: forget the last one."""
@@ -153,3 +188,29 @@ class Drafter(Protocol):
         rows are all there or none is.
         """
         ...
+
+
+def needs_of(drafter: Drafter) -> frozenset[Need]:
+    """What a drafter asks the target's scores for besides ``choose``."""
+    needs: frozenset[Need] = getattr(drafter, "needs", frozenset())
+    return needs
+
+
+def require(drafter: Drafter, needs: frozenset[Need], target: Target) -> None:
+    """Refuse a drafter that needs more than a target provides.
+
+    Args:
+        drafter: Named in the message.
+        needs: What it asks the target's scores for.
+        target: Whose scores they are.
+
+    Raises:
+        ForetokenError: If something is missing.
+    """
+    missing = needs - getattr(target, "provides", frozenset())
+    if missing:
+        raise ForetokenError(
+            f"The drafter {type(drafter).__name__} needs {' and '.join(_NEEDS[need] for need in sorted(missing))}, "
+            f"which the target {type(target).__name__} does not provide: use a drafter that needs only tokens, such as "
+            '"ngram", or another target.'
+        )

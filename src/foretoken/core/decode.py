@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from foretoken.core.budget import Budget, FixedBudget
-from foretoken.core.contracts import Drafter, FinishReason, Step, Target
+from foretoken.core.contracts import Drafter, FinishReason, Scores, Step, Target, needs_of, require
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import whole
@@ -32,17 +33,17 @@ def decode(
 
     Args:
         target: The model that decides.
-        drafter: Where guesses come from; None decodes plainly.
+        drafter: Where guesses come from. If None, decode plainly.
         prompt: Token ids, at least one.
         max_new_tokens: The most tokens to add, also limited by ``target.max_length``.
         stop_tokens: Tokens that end the answer; the one that does is part of it.
         stop: Asked after every single token, with all of them; true ends the answer there.
-        budget: How many tokens to draft; ``FixedBudget()`` where None.
+        budget: How many tokens to draft. If None, ``FixedBudget()``.
         verify: The rule of acceptance.
 
     Raises:
-        ForetokenError: If the prompt is empty, leaves no room in the context, or ``max_new_tokens`` is below 1 or no
-            whole number.
+        ForetokenError: If the prompt is empty, leaves no room in the context, ``max_new_tokens`` is below 1 or no
+            whole number, or the drafter needs what the target does not provide. All before any forward.
 
     >>> from foretoken.drafters import AdaptiveNgram
     >>> from foretoken.engines.toy import ToyTarget
@@ -53,16 +54,12 @@ def decode(
     """
     max_new_tokens = whole("max_new_tokens", max_new_tokens)
     check_request(len(prompt), max_new_tokens, target.max_length)
-    return _steps(
-        target,
-        drafter,
-        [whole("A token of the prompt", token) for token in prompt],
-        min(len(prompt) + max_new_tokens, target.max_length or len(prompt) + max_new_tokens),
-        frozenset(stop_tokens),
-        stop,
-        budget or FixedBudget(),
-        verify,
-    )
+    if drafter is not None:
+        require(drafter, needs_of(drafter), target)
+    context = [whole("A token of the prompt", token) for token in prompt]
+    length = min(len(context) + max_new_tokens, target.max_length or len(context) + max_new_tokens)
+    answer = _Answer(target, drafter, context, length, frozenset(stop_tokens), stop, budget or FixedBudget(), verify)
+    return answer.steps()
 
 
 def check_request(num_prompt_tokens: int, max_new_tokens: int, max_length: int | None) -> None:
@@ -82,73 +79,95 @@ def check_request(num_prompt_tokens: int, max_new_tokens: int, max_length: int |
         )
 
 
-def _steps(
-    target: Target,
-    drafter: Drafter | None,
-    context: list[int],
-    end: int,
-    stop_tokens: frozenset[int],
-    stop: Callable[[Sequence[int]], bool] | None,
-    budget: Budget,
-    verify: Verifier,
-) -> Iterator[Step]:
-    tokens: list[int] = []  # of this step: the target's own objects, never the drafter's
+@dataclass(slots=True)
+class _Answer:
+    """An answer in the making: the arguments of ``decode``, and what has been committed.
+
+    Args:
+        context: All committed tokens, of the prompt and of the answer.
+        length: How many tokens ``context`` may have at most.
+    """
+
+    target: Target
+    drafter: Drafter | None
+    context: list[int]
+    length: int
+    stop_tokens: frozenset[int]
+    stop: Callable[[Sequence[int]], bool] | None
+    budget: Budget
+    verifier: Verifier
     finish_reason: FinishReason | None = None
 
-    def commit(token: int) -> bool:
-        nonlocal finish_reason
-        tokens.append(token)
-        context.append(token)
-        stopped = stop is not None and stop(context)  # asked about every token, also one that ends the answer anyway
-        if stopped or token in stop_tokens:
-            finish_reason = "stop"
-        elif len(context) == end:
-            finish_reason = "length"
-        return finish_reason is not None
-
-    if drafter is not None:
-        drafter.begin(context)
-    draft, draft_seconds, scores = Draft(), 0.0, target.prefill(context)
-    started: float | None = None  # the prefill is no step
-    while True:
-        try:
-            verdict = verify(draft, scores, commit)
-            step = Step(draft, tuple(tokens), scores, finish_reason)
-            observed = time.perf_counter()
-            if drafter is not None:
-                drafter.observe(step)
-            draft_seconds += time.perf_counter() - observed
-        except BaseException:  # of a processor, a stop criterion or Ctrl-C: the caller has seen no token of this step
-            target.keep(())
-            raise
-        target.keep(verdict.path)  # the last token is pending: the next score writes it to the cache
-        seconds = None if started is None else time.perf_counter() - started
+    def steps(self) -> Iterator[Step]:
+        """The prefill's step, which has no draft, then one for each forward over a draft."""
+        if self.drafter is not None:
+            self.drafter.begin(self.context)
+        step = self.verify(Draft(), self.target.prefill(self.context), 0.0)
+        self.target.keep(step.path)
         yield step
-        if seconds is not None:  # only now: should this fail, the caller has seen what the cache holds
-            budget.observe(draft, step.num_accepted, seconds, draft_seconds)
-        if finish_reason is not None:
-            return
-        tokens.clear()
+        while step.finish_reason is None:
+            started = time.perf_counter()
+
+            # Propose.
+            draft, propose_seconds = self.propose()
+
+            # Score. The last committed token is not in the cache yet: it goes first.
+            scores = self.target.score(self.context[-1], draft)
+
+            # Verify.
+            step = self.verify(draft, scores, propose_seconds)
+
+            # Keep. The cache forgets the wrong guesses.
+            self.target.keep(step.path)
+
+            seconds = time.perf_counter() - started
+            yield step
+            self.budget.observe(step, seconds)  # only now: should this fail, the caller has seen what the cache holds
+
+    def propose(self) -> tuple[Draft, float]:
+        """A draft that fits the budget, the target and the end of the answer; and the seconds that the drafter took."""
+        max_depth = self.length - len(self.context) - 1  # the answer's last token needs no guess
+        limit = self.target.max_draft_depth
+        if limit is not None:
+            max_depth = min(max_depth, limit)
+        max_tokens = self.budget.max_draft_tokens() if max_depth > 0 else 0
+        if self.drafter is None or max_tokens == 0:
+            return Draft(), 0.0
         started = time.perf_counter()
-        draft, draft_seconds = _propose(target, drafter, context, end, budget)
-        scores = target.score(context[-1], draft)
+        draft = self.drafter.propose(self.context, max_tokens)
+        seconds = time.perf_counter() - started
+        if not self.target.supports_trees:
+            draft = draft.main_chain()
+        elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
+            # Lookahead rows may stand beyond the answer's end, but not beyond the model's places.
+            draft = draft.guesses()
+        return self.budget.choose(draft.within(max_depth)), seconds
 
+    def verify(self, draft: Draft, scores: Scores, propose_seconds: float) -> Step:
+        """Commit the guesses that survive and the target's own token, and let the drafter see them.
 
-def _propose(
-    target: Target, drafter: Drafter | None, context: list[int], end: int, budget: Budget
-) -> tuple[Draft, float]:
-    """A draft that fits the budget, the target and the end of the answer; and the seconds that the drafter took."""
-    max_depth, limit = end - len(context) - 1, target.max_draft_depth  # the answer's last token needs no guess
-    if limit is not None:
-        max_depth = min(max_depth, limit)
-    max_tokens = budget.max_draft_tokens() if max_depth > 0 else 0
-    if drafter is None or max_tokens == 0:
-        return Draft(), 0.0
-    started = time.perf_counter()
-    draft = drafter.propose(context, max_tokens)
-    seconds = time.perf_counter() - started
-    if not target.supports_trees:
-        draft = draft.main_chain()
-    elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
-        draft = draft.guesses()  # lookahead rows may stand beyond the answer's end, but not beyond the model's places
-    return budget.choose(draft.within(max_depth)), seconds
+        An error of a processor, a stop criterion, the drafter or Ctrl-C drops the draft from the cache: the caller has
+        seen no token of this step.
+        """
+        start = len(self.context)
+        try:
+            path = self.verifier(draft, scores, self.commit).path
+            step = Step(draft, tuple(self.context[start:]), scores, self.finish_reason, path, propose_seconds)
+            if self.drafter is None:
+                return step
+            started = time.perf_counter()
+            self.drafter.observe(step)
+            return replace(step, observe_seconds=time.perf_counter() - started)
+        except BaseException:
+            self.target.keep(())
+            raise
+
+    def commit(self, token: int) -> bool:
+        """Add a token, the target's own object and never the drafter's; whether the answer ends with it."""
+        self.context.append(token)
+        stopped = self.stop is not None and self.stop(self.context)  # asked also of a token that ends the answer anyway
+        if stopped or token in self.stop_tokens:
+            self.finish_reason = "stop"
+        elif len(self.context) == self.length:
+            self.finish_reason = "length"
+        return self.finish_reason is not None

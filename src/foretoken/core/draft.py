@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foretoken.core.law import Law
 from foretoken.core.lazy import lazy
 
 
@@ -22,11 +21,10 @@ class Draft:
         parents: The node that each node follows; the same length as ``tokens``.
         probs: The drafter's estimate that node i is right given that its parent is, one per node; empty where the
             drafter knows nothing. Of a lookahead row: how many tokens it is expected to bring in later steps.
-        laws: The distribution that node i was drawn from, one per node, for drafts that were sampled; else empty.
         num_lookahead: How many of the last nodes are lookahead rows.
 
     Raises:
-        ValueError: If the lengths differ, a node does not come after its parent, or a sampled draft looks ahead.
+        ValueError: If the lengths differ, or a node does not come after its parent.
 
     >>> draft = Draft(tokens=(4, 7, 1), parents=(-1, -1, 0))  # 4 1 or 7
     >>> draft.children(-1), draft.depths, draft.path(2)
@@ -36,18 +34,17 @@ class Draft:
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     probs: tuple[float, ...] = ()
-    laws: tuple[Law, ...] = ()
     num_lookahead: int = 0
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents):
             raise ValueError("a draft needs one parent per token")
-        if len(self.probs) not in (0, len(self.tokens)) or len(self.laws) not in (0, len(self.tokens)):
-            raise ValueError("a draft needs one probability and one law per token, or none at all")
+        if len(self.probs) not in (0, len(self.tokens)):
+            raise ValueError("a draft needs one probability per token, or none at all")
         if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
             raise ValueError("a node of a draft must come after its parent")
-        if not 0 <= self.num_lookahead <= len(self.tokens) or (self.num_lookahead and self.laws):
-            raise ValueError("the lookahead rows of a draft are some of its last nodes, and none of a sampled draft's")
+        if not 0 <= self.num_lookahead <= len(self.tokens):
+            raise ValueError("the lookahead rows of a draft are some of its last nodes")
 
     @classmethod
     def chain(cls, tokens: Sequence[int], probs: Sequence[float] = ()) -> Draft:
@@ -112,7 +109,6 @@ class Draft:
             tuple(self.tokens[node] for node in nodes),
             tuple(parents),
             tuple(self.probs[node] for node in nodes) if self.probs else (),
-            tuple(self.laws[node] for node in nodes) if self.laws else (),
             sum(node >= self.num_guesses for node in nodes),
         )
 
@@ -142,14 +138,11 @@ class Draft:
     def main_chain(self) -> Draft:
         """The most probable branch, without lookahead rows, for a target that verifies only chains.
 
-        Where nothing is known it is the first one, and also where the nodes were sampled: to choose among samples by
-        their chances would be another law.
+        Without probabilities it is the first one.
         """
         if self.is_chain and not self.num_lookahead:
             return self
         nodes: list[int] = []
         while children := self.children(nodes[-1] if nodes else -1):
-            nodes.append(
-                max(children, key=lambda child: self.probs[child]) if self.probs and not self.laws else children[0]
-            )
+            nodes.append(max(children, key=self.probs.__getitem__) if self.probs else children[0])
         return self.select(nodes)

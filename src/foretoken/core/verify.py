@@ -1,4 +1,4 @@
-"""Which drafted tokens survive: the rule that keeps the promise, and the one that keeps only the distribution."""
+"""Which drafted tokens survive: the rule that keeps the promise."""
 
 from __future__ import annotations
 
@@ -43,35 +43,3 @@ def verify_match(draft: Draft, scores: Scores, commit: Commit = goes_on) -> Verd
         if ended or node == -1:
             return Verdict(tuple(path), token)
         path.append(node)
-
-
-def rejection_verifier(uniform: Callable[[], float]) -> Verifier:
-    """The rule of speculative sampling, drawing from ``uniform``, which returns numbers in [0, 1).
-
-    Keeps the target's distribution, not the sample path, and may accept drafts that ``verify_match`` would not, where
-    these were sampled: Leviathan et al. 2023 and Chen et al. 2023 for a chain; siblings in turn, each against what
-    the ones before it left over, as SpecInfer (Miao et al. 2024).
-    """
-
-    def verify_rejection(draft: Draft, scores: Scores, commit: Commit = goes_on) -> Verdict:
-        if draft and not draft.laws:
-            raise ValueError("verify_rejection needs the law that each drafted token was drawn from")
-        path: list[int] = []
-        node = -1
-        while True:
-            law = scores.law(node + 1)
-            for child in draft.children(node):
-                # Accept with probability min(1, p / q), written so that q = 0 cannot divide.
-                if uniform() * draft.laws[child].prob(draft.tokens[child]) < law.prob(draft.tokens[child]):
-                    break
-                law = law.minus(draft.laws[child])
-            else:
-                child = -1
-            token = int(draft.tokens[child]) if child != -1 else law.draw(uniform())
-            ended = commit(token)
-            if ended or child == -1:
-                return Verdict(tuple(path), token)
-            path.append(child)
-            node = child
-
-    return verify_rejection

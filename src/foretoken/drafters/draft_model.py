@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from foretoken.core.contracts import RewindableTarget, Scores, Step
+from foretoken.core.contracts import RewindableTarget, Scores, Step, require
 from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
@@ -110,11 +110,15 @@ class DraftModelDrafter:
         floor: The fewest tokens that a further forward must be expected to bring; 0 drafts as much as is asked for.
             None learns it by the clock: what the time of a forward brings without it.
         trees: Whether the larger model takes trees; a chain is drafted otherwise.
+
+    Raises:
+        ForetokenError: If the target does not say which token came second.
     """
 
     FORGET = 0.1  # of the tokens and seconds of late, each step
 
     def __init__(self, target: RewindableTarget, *, floor: float | None = None, trees: bool = True) -> None:
+        require(self, frozenset({"runner_up"}), target)
         self.target, self.floor, self.trees = target, floor, trees
         self.calibration = Calibration()
         self.second = Share(0.5)  # how often a runner-up is right where the guess that won is not

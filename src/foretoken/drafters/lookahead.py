@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from foretoken.core.contracts import Step
+from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters.recipe import Parts, Recipe, option
@@ -184,6 +184,11 @@ class LookaheadDrafter:
         )
         self.begin(())
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The likeliest token of the window's rows."""
+        return frozenset() if self.window == 0 else frozenset({"top"})
+
     def begin(self, prompt: Sequence[int]) -> None:
         self.shape = self._shape()
         self.pool = Pool(self.shape.guesses)
@@ -319,6 +324,7 @@ class LookaheadDrafter:
         instead of 2.79 tokens a step where SHAPES was measured (15, 5, 15); without the text's n-grams, over ten of
         those answers, 2.38 instead of 2.56.
         """
+        assert step.scores is not None, "see needs"
         width = len(self.columns)
         tips = list(range(len(step.draft) + 1 - width, len(step.draft) + 1))
         if len(self.columns[0]) == 1:

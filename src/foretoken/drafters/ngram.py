@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foretoken.core.contracts import Step
+from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import kernels
@@ -40,6 +40,8 @@ TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fi
 
 class NgramMixer:
     """Drafts the most probable continuations, each node with a probability that means what it says.
+
+    It reads earlier answers and adds none: whoever has the whole answer keeps it, by ``SharedNgrams.add``.
 
     Args:
         memory: What it shares with other sequences; a memory of its own where None.
@@ -77,6 +79,11 @@ class NgramMixer:
         self.rate, self.price = rate, price
         self._start([], ())  # references are counted once a prompt comes
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The likeliest tokens of all rows, if it recycles them."""
+        return frozenset({"top"}) if self.recycle else frozenset()
+
     def begin(self, prompt: Sequence[int]) -> None:
         price = self.price()
         if price is not None:
@@ -92,7 +99,6 @@ class NgramMixer:
         self._window = np.full(WINDOW, -1, np.int32)
         last = prompt[-WINDOW:]
         self._window[WINDOW - len(last) :] = last
-        self._answer: list[int] = []
         self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
@@ -115,17 +121,13 @@ class NgramMixer:
         if self.recycle and self._asked:
             self._recycle(before, step)
         self._asked = False
-        self._answer.extend(step.tokens)
-        if step.finish_reason is not None:
-            memory.add(self._answer)
 
     def _recycle(self, before: Ints, step: Step) -> None:
         """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""
+        assert step.scores is not None, "see needs"
         draft, memory = step.draft, self.memory
-        accepted, node = np.zeros(len(draft), np.int32), -1
-        for token in step.tokens[: step.num_accepted]:
-            node = next(child for child in draft.children(node) if draft.tokens[child] == token)
-            accepted[node] = 1
+        accepted = np.zeros(len(draft), np.int32)
+        accepted[list(step.path)] = 1
         top = step.scores.top(range(1 + len(draft)), NAMED)
         rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
         named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))

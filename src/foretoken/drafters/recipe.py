@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, RewindableTarget, Target
+from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import real, whole
@@ -57,7 +57,7 @@ class Recipe:
     calibrated: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     runs_model: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __post_init__(self) -> None:
         types = option_types(type(self))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foretoken.core.contracts import Scores, Step
+from foretoken.core.contracts import Need, Scores, Step
 from foretoken.core.draft import Draft
 from foretoken.core.numbers import whole
 from foretoken.drafters.recipe import Parts, Recipe, option
@@ -33,6 +33,8 @@ class RecycleDrafter:
     Raises:
         ForetokenError: If ``k`` is below 1.
     """
+
+    needs: frozenset[Need] = frozenset({"top"})
 
     def __init__(self, k: int = 8, floor: float = 0.003) -> None:
         self.k, self.floor = whole("k", k, 1), floor
@@ -70,6 +72,7 @@ class RecycleDrafter:
     def observe(self, step: Step) -> None:
         self._learn(step)
         if self._asked:
+            assert step.scores is not None, "see needs"
             self._keep([self._last, *step.draft.tokens], step.scores)
         self._last, self._asked = step.tokens[-1], False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foretoken.core.contracts import Drafter, Step
+from foretoken.core.contracts import Drafter, Need, Step, needs_of
 from foretoken.core.draft import Draft
 from foretoken.drafters.lookahead import LookaheadDrafter
 
@@ -28,6 +28,11 @@ class WithWindow:
 
     def __init__(self, guesser: Drafter, window: LookaheadDrafter) -> None:
         self.guesser, self.window = guesser, window
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What either of them needs."""
+        return needs_of(self.guesser) | needs_of(self.window)
 
     def begin(self, prompt: Sequence[int]) -> None:
         self.guesser.begin(prompt)

@@ -16,10 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foretoken.core.contracts import Scores, Target, Top
+from foretoken.core.contracts import Need, Scores, Target, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.core.law import Law
 from foretoken.core.verify import verify_match
 
 PATIENCE = timedelta(minutes=2)  # how long a rank waits for the others, which may have a forward to finish
@@ -54,6 +53,11 @@ class ParallelTarget:
         self._draft = Draft()
         self._owners: list[int] = []  # of each node of the draft
         self._rows: dict[int, int] = {}  # each row that this rank scored, and where the inner target has it
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        """The ranks exchange tokens: those that were chosen, and the likeliest."""
+        return self.target.provides & {"top"}
 
     @property
     def supports_trees(self) -> bool:
@@ -98,7 +102,7 @@ class ParallelTarget:
         )
 
 
-class ParallelScores:
+class ParallelScores(Scores):
     """The scores of a draft whose rows several ranks have."""
 
     def __init__(
@@ -120,12 +124,6 @@ class ParallelScores:
             return walk[len(path)]
         # Off its owner's walk, or beyond the message's end. The walks are the same everywhere, so all ranks get here.
         return self.ranks.broadcast(self.scores.choose(self.rows[row]) if owner == self.ranks.rank else NOTHING, owner)
-
-    def runner_up(self, row: int) -> tuple[int, float]:
-        raise ForetokenError("Lookahead parallelism exchanges the tokens that were chosen, and no others.")
-
-    def law(self, row: int) -> Law:
-        raise ForetokenError("Lookahead parallelism exchanges tokens, not distributions: accept with verify_match.")
 
     def top(self, rows: Sequence[int], k: int) -> Top:
         mine = [i for i, row in enumerate(rows) if self.owners[row] == self.ranks.rank]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foretoken.core.contracts import Scores, Target, Top
+from foretoken.core.contracts import Need, Scores, Target, Top
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
-from foretoken.core.law import Law
 
 
 class ReplayTarget:
@@ -29,6 +27,11 @@ class ReplayTarget:
         self.supports_trees = engine is None or engine.supports_trees
 
     @property
+    def provides(self) -> frozenset[Need]:
+        """The likeliest tokens, if there is an engine: they belong to another text, and cost what they cost."""
+        return self.engine.provides & {"top"} if self.engine else frozenset()
+
+    @property
     def max_draft_depth(self) -> int | None:
         return self.engine.max_draft_depth if self.engine else None
 
@@ -46,7 +49,7 @@ class ReplayTarget:
             self.engine.keep(path)
 
 
-class ReplayScores:
+class ReplayScores(Scores):
     """The record's token at a row's depth: right on the accepted path, and never asked elsewhere."""
 
     def __init__(self, target: ReplayTarget, draft: Draft, real: Scores | None) -> None:
@@ -57,13 +60,5 @@ class ReplayScores:
             self.real.choose(row)  # the model's own choice costs time too
         return self.record[self.start + (self.draft.depths[row - 1] if row else 0)]
 
-    def runner_up(self, row: int) -> tuple[int, float]:
-        raise ForetokenError("A recorded answer has no second choice: replay drafters that see only tokens.")
-
-    def law(self, row: int) -> Law:
-        raise ForetokenError("A recorded answer has no probabilities: replay it with verify_match.")
-
     def top(self, rows: Sequence[int], k: int) -> Top:
-        if self.real is None:
-            raise ForetokenError("A recorded answer has no logits: replay drafters that see only tokens.")
-        return self.real.top(rows, k)  # they belong to another text, and cost what they cost
+        return super().top(rows, k) if self.real is None else self.real.top(rows, k)

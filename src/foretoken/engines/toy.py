@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from foretoken.core.contracts import Scores, Top
+from foretoken.core.contracts import Need, Scores, Top
 from foretoken.core.draft import Draft
-from foretoken.core.law import ListLaw
 from foretoken.core.noise import gumbel
 
 Processor = Callable[[Sequence[int], list[float]], list[float]]
@@ -25,6 +24,7 @@ class ToyTarget:
         max_length: The context's limit, in tokens.
     """
 
+    provides: frozenset[Need] = frozenset({"top", "runner_up"})
     supports_trees = True
     max_draft_depth = None
 
@@ -70,7 +70,7 @@ class ToyTarget:
         return ToyScores(self, list(self.cache), draft)
 
 
-class ToyScores:
+class ToyScores(Scores):
     """Logits of any row, computed when asked."""
 
     def __init__(self, target: ToyTarget, context: list[int], draft: Draft) -> None:
@@ -86,17 +86,14 @@ class ToyScores:
             2 * gumbel(target.model_seed, before * target.vocab + last, token) for token in range(target.vocab)
         ]
 
-    def _processed(self, row: int) -> tuple[int, list[float]]:
-        """The position that the row's choice will take, and the logits to choose from."""
-        tokens, logits = self._logits(row)
-        return len(tokens), self.target.processor(tokens, logits) if self.target.processor else logits
-
     def _compared(self, row: int) -> list[float]:
         """What the row's choice is the argmax of; the processor is asked once."""
         if row not in self._cache:
-            position, logits = self._processed(row)
+            tokens, logits = self._logits(row)
+            if self.target.processor:
+                logits = self.target.processor(tokens, logits)
             if self.target.temperature > 0:
-                noise = [gumbel(self.target.seed, position, token) for token in range(len(logits))]
+                noise = [gumbel(self.target.seed, len(tokens), token) for token in range(len(logits))]
                 logits = [x / self.target.temperature + g for x, g in zip(logits, noise, strict=True)]
             self._cache[row] = logits
         return self._cache[row]
@@ -111,18 +108,12 @@ class ToyScores:
         second = max(others, key=compared.__getitem__, default=best)
         return second, compared[best] - compared[second] if others else math.inf
 
-    def law(self, row: int) -> ListLaw:
-        _, logits = self._processed(row)
-        if self.target.temperature == 0:
-            return ListLaw([float(token == logits.index(max(logits))) for token in range(len(logits))])
-        return ListLaw(_softmax([x / self.target.temperature for x in logits]))
-
     def top(self, rows: Sequence[int], k: int) -> Top:
         tokens, probs = [], []
         for row in rows:
-            law = _softmax(self._logits(row)[1])
-            tokens.append(sorted(range(len(law)), key=law.__getitem__, reverse=True)[:k])
-            probs.append([law[token] for token in tokens[-1]])
+            every = _softmax(self._logits(row)[1])
+            tokens.append(sorted(range(len(every)), key=every.__getitem__, reverse=True)[:k])
+            probs.append([every[token] for token in tokens[-1]])
         return Top(tokens, probs)
 
 

@@ -21,7 +21,8 @@ from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import LogitsError
 from foretoken.drafters import AdaptiveNgram
-from foretoken.engines.transformers.target import TransformersScores, TransformersTarget
+from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.target import TransformersTarget
 
 CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
 TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
@@ -199,11 +200,8 @@ def _tokens_with_logits(
     """Every token of an answer and the logits that it was chosen from, float32 [vocab]."""
     for step in decode(target, drafter, ids, max_new_tokens=max_new_tokens, budget=FixedBudget(15)):
         assert isinstance(step.scores, TransformersScores)
-        row = 0
-        for i, token in enumerate(step.tokens):
-            yield token, step.scores.logits[row].float().clone()
-            if i < step.num_accepted:
-                row = next(c for c in step.draft.children(row - 1) if step.draft.tokens[c] == token) + 1
+        for token, node in zip(step.tokens, (-1, *step.path), strict=True):
+            yield token, step.scores.logits[node + 1].float().clone()
 
 
 def _compare(

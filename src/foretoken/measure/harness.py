@@ -53,14 +53,12 @@ class Answer:
         stats: What it cost.
         rows: Of all forwards after the prefill: the last token, guesses and lookahead rows.
         judged: As in ``Row``.
-        drafter_seconds: As in ``Row``.
     """
 
     tokens: list[int]
     stats: DecodeStats
     rows: int
     judged: int
-    drafter_seconds: float = 0.0
 
     @property
     def token_seconds(self) -> float:
@@ -82,10 +80,8 @@ class Answer:
 
 def num_judged(step: Step) -> int:
     """The tokens of a step that guesses were judged by: those accepted, and the next where guesses were made for it."""
-    node = -1
-    for token in step.tokens[: step.num_accepted]:
-        node = next(child for child in step.draft.children(node) if step.draft.tokens[child] == token)
-    return step.num_accepted + bool(step.draft.children(node) and step.finish_reason is None)
+    last = step.path[-1] if step.path else -1
+    return step.num_accepted + bool(step.draft.children(last) and step.finish_reason is None)
 
 
 @dataclass(frozen=True)

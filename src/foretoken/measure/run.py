@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
 from foretoken.core.budget import Budget, FixedBudget
-from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import check_request, decode
-from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.target import TransformersTarget, context_length
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.harness import Answer, Row, in_turns
 from foretoken.measure.loops import loops
@@ -26,6 +24,7 @@ from foretoken.measure.methods import Given, Method
 from foretoken.measure.prompts import Question
 from foretoken.measure.subject import Subject
 from foretoken.measure.transformers_loop import generate
+from foretoken.memory.namespace import Namespace
 
 SEED = 0
 WARM_UP = 8  # tokens
@@ -118,13 +117,13 @@ def _player(subject: Subject, method: Method, budget: Budget, conditions: Condit
 
 
 class _Player:
-    """A drafter in one round, which keeps what it learned from question to question."""
+    """A drafter in one round, and the memory of its answers from question to question."""
 
     def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
         self.budget, self.conditions = budget, conditions
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
-        drafter = method.make(Given(subject, self.target, budget), **method.settings)
-        self.drafter = None if drafter is None else _Timed(drafter)
+        self.namespace = Namespace(background=subject.background)
+        self.drafter = method.make(Given(subject, self.target, budget, self.namespace), **method.settings)
 
     def __call__(self, question: Question) -> Answer:
         steps = decode(
@@ -136,7 +135,8 @@ class _Player:
             budget=self.budget,
         )
         answer = Answer.of(steps)
-        return answer if self.drafter is None else replace(answer, drafter_seconds=self.drafter.seconds)
+        self.namespace.keep(answer.tokens)
+        return answer
 
 
 class _TransformersPlayer:
@@ -149,7 +149,7 @@ class _TransformersPlayer:
         stop = stop_tokens(self.model) if question.record is None else []
         length = _length(question, self.conditions)
         tokens, stats = generate(self.model, question.prompt, length, stop, question.record, **self.options)
-        return Answer(tokens, stats, stats.steps + stats.drafted, 0, 0.0)
+        return Answer(tokens, stats, stats.steps + stats.drafted, 0)
 
 
 def _length(question: Question, conditions: Conditions) -> int:
@@ -160,32 +160,6 @@ def stop_tokens(model: PreTrainedModel) -> list[int]:
     """The tokens that end a model's answers."""
     stop = model.generation_config.eos_token_id if model.generation_config is not None else None
     return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-
-
-class _Timed:
-    """A drafter, and the seconds of its steps in this answer."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
-        self.seconds = 0.0
-        self._prefilled = False
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self.seconds, self._prefilled = 0.0, False
-        self.drafter.begin(prompt)
-
-    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        start = time.perf_counter()
-        draft = self.drafter.propose(context, max_tokens)
-        self.seconds += time.perf_counter() - start
-        return draft
-
-    def observe(self, step: Step) -> None:
-        start = time.perf_counter()
-        self.drafter.observe(step)
-        if self._prefilled:
-            self.seconds += time.perf_counter() - start
-        self._prefilled = True
 
 
 def _row(
@@ -219,7 +193,7 @@ def _row(
         guesses=sum(answer.stats.drafted for answer in answers),
         accepted=sum(answer.stats.accepted for answer in answers),
         judged=sum(answer.judged for answer in answers),
-        drafter_seconds=sum(answer.drafter_seconds for answer in answers),
+        drafter_seconds=sum(answer.stats.draft_seconds for answer in answers),
         prefill_seconds=statistics.median(answer.stats.prefill_seconds for answer in answers),
         speed=statistics.median(p.token_seconds / own.token_seconds for p, own in zip(plain, answers, strict=True)),
         differs_at=differs_at,

@@ -34,18 +34,12 @@ class Reliability:
     right: list[int] = field(default_factory=lambda: [0] * BINS)
 
     def add(self, step: Step) -> None:
-        """Count the nodes of a step's draft."""
-        draft, tokens = step.draft, step.tokens
-        accepted = {-1: 0}  # nodes, and how many tokens of the step come before their children
-        for node, parent in enumerate(draft.parents):
-            depth = accepted.get(parent)
-            if depth is None:
-                continue
-            right = draft.tokens[node] == tokens[depth]
-            self.count(draft.probs[node], right)
-            # The first of two equal siblings is the accepted one, as in verify_match.
-            if right and len(accepted) == depth + 1:
-                accepted[node] = depth + 1
+        """Count the guesses of a step's draft."""
+        draft = step.draft
+        after = dict(zip((-1, *step.path), step.tokens, strict=True))  # accepted nodes
+        for node, parent in enumerate(draft.parents[: draft.num_guesses]):
+            if parent in after:
+                self.count(draft.probs[node], draft.tokens[node] == after[parent])
 
     def count(self, prob: float, right: bool) -> None:
         """Count one node."""

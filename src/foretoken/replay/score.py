@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from typing import Any
 from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import decode
-from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Parts, Recipe, SharedNgrams
+from foretoken.drafters import Parts, Recipe
 from foretoken.engines.replay import ReplayTarget
+from foretoken.memory.namespace import Namespace
 from foretoken.ngrams.background import Background
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
@@ -46,12 +45,15 @@ class Job:
     reading: Reading
     background: str | None = None
 
-    def new_drafter(self) -> Drafter | None:
-        """A drafter that remembers nothing yet."""
-        if self.recipe is None:
-            return None
-        background = Background.open(self.background) if self.background and self.recipe.remembers else None
-        return self.recipe.make(Parts(self.new_target([]), lambda: SharedNgrams(background)))
+    def new_namespace(self) -> Namespace:
+        """A memory of no answers yet."""
+        remembers = self.recipe is not None and self.recipe.remembers
+        return Namespace(background=Background.open(self.background) if self.background and remembers else None)
+
+    def new_drafter(self, namespace: Namespace) -> Drafter | None:
+        """A drafter that drafts from what ``namespace`` remembers, if it can."""
+        parts = Parts(self.new_target([]), lambda: namespace.ngrams)
+        return None if self.recipe is None else self.recipe.make(parts)
 
     def new_target(self, record: Sequence[int]) -> ReplayTarget:
         """A target that answers with what was recorded."""
@@ -108,6 +110,15 @@ class Score:
     update_seconds: float = 0.0
     reliability: Reliability = field(default_factory=Reliability)
 
+    def add(self, step: Step) -> None:
+        """Count what the drafter did in a step."""
+        self.draft_seconds += step.propose_seconds
+        self.proposals += step.propose_seconds > 0
+        self.update_seconds += step.observe_seconds
+        if step.draft.probs:
+            self.reliability.add(step)
+        self.branched = self.branched or not step.draft.is_chain
+
     def row(self) -> dict[str, Any]:
         """The figures, for JSON."""
         return {"file": self.job.label, "drafter": self.job.drafter, "budget": self.job.budget} | figures([self])
@@ -136,7 +147,7 @@ def figures(scores: Sequence[Score]) -> dict[str, Any]:
     (tokens - answers) / steps. ``draft_us`` is the mean of one ``propose`` and ``update_us_per_token`` the time in
     ``observe`` by tokens, both after a warm-up: means, because their sum is what a user waits for.
     """
-    stats = total(item.stats for score in scores for item in score.items)
+    stats = DecodeStats.total(item.stats for score in scores for item in score.items)
     proposals = sum(score.proposals for score in scores)
     return {
         "tokens": stats.tokens,
@@ -147,19 +158,6 @@ def figures(scores: Sequence[Score]) -> dict[str, Any]:
         "draft_us": 1e6 * sum(score.draft_seconds for score in scores) / (proposals or 1),
         "update_us_per_token": 1e6 * sum(score.update_seconds for score in scores) / (stats.tokens or 1),
     }
-
-
-def total(parts: Iterable[DecodeStats]) -> DecodeStats:
-    """The counts of several decodes together."""
-    whole = DecodeStats()
-    for part in parts:
-        whole.tokens += part.tokens
-        whole.steps += part.steps
-        whole.drafted += part.drafted
-        whole.accepted += part.accepted
-        whole.prefill_seconds += part.prefill_seconds
-        whole.seconds += part.seconds
-    return whole
 
 
 def score(job: Job) -> Score:
@@ -174,8 +172,8 @@ def score(job: Job) -> Score:
         if job.recipe is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], job.new_drafter(), Score(job))
-        replay(log.traces, job.new_drafter(), result)
+            replay([warm], Score(job))
+        replay(log.traces, result)
     except ForetokenError:
         raise
     except Exception as error:
@@ -184,42 +182,19 @@ def score(job: Job) -> Score:
     return result
 
 
-def replay(traces: Iterable[Trace], drafter: Drafter | None, result: Score) -> None:
-    """Decode every answer in turn with one drafter, whose memory of them runs on, and add what it took."""
-    watched = None if drafter is None else _Watched(drafter, result)
+def replay(traces: Iterable[Trace], result: Score) -> None:
+    """Decode every answer in turn with one drafter, keep each for those that follow, and add what it took."""
+    namespace, budget = result.job.new_namespace(), FixedBudget(result.job.budget)
+    drafter = result.job.new_drafter(namespace)
     for trace in traces:
         record = trace.record.tolist()
-        target, budget = result.job.new_target(record), FixedBudget(result.job.budget)
+        target = result.job.new_target(record)
         stats, rows = DecodeStats(), Counter[int]()
-        steps = decode(target, watched, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
+        steps = decode(target, drafter, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
         for step in steps:
             if stats.tokens:
                 rows[1 + len(step.draft)] += 1
             stats.add(step)
+            result.add(step)
+        namespace.keep(record)
         result.items.append(Item(trace.task, stats, rows))
-
-
-class _Watched:
-    """A drafter whose time and chances are taken down."""
-
-    def __init__(self, drafter: Drafter, result: Score) -> None:
-        self.drafter, self.result = drafter, result
-
-    def begin(self, prompt: Sequence[int]) -> None:
-        self.drafter.begin(prompt)
-
-    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        started = time.perf_counter()
-        draft = self.drafter.propose(context, max_tokens)
-        self.result.draft_seconds += time.perf_counter() - started
-        self.result.proposals += 1
-        return draft
-
-    def observe(self, step: Step) -> None:
-        started = time.perf_counter()
-        self.drafter.observe(step)
-        self.result.update_seconds += time.perf_counter() - started
-        if step.draft.probs:
-            self.result.reliability.add(step)
-        if not self.result.branched and not step.draft.is_chain:
-            self.result.branched = True

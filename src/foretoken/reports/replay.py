@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from foretoken.core.stats import DecodeStats
 from foretoken.replay.calibration import BINS, Reliability
-from foretoken.replay.score import Item, Score, figures, total
+from foretoken.replay.score import Item, Score, figures
 from foretoken.replay.tune import Advice
 from foretoken.reports.page import colours, make_page, styled
 
@@ -79,7 +80,7 @@ def tasks(scores: Sequence[Score]) -> list[dict[str, Any]]:
     rows = []
     for (drafter, budget, trees), group in _grouped(scores).items():
         for task, items in _items_by_task(group).items():
-            stats = total(item.stats for item in items)
+            stats = DecodeStats.total(item.stats for item in items)
             rows.append(
                 {
                     "task": task,

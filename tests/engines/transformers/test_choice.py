@@ -17,17 +17,15 @@ HOT = LogitsProcessorList([TemperatureLogitsWarper(2.0)])
 @pytest.mark.parametrize("choice", [Choice(), Choice(seed=3), Choice(HOT), Choice(HOT, seed=3)])
 def test_nothing_is_chosen_from_what_is_not_a_number(choice, dtype):
     logits = torch.tensor([0.5, float("nan"), 1.5], dtype=dtype)
-    for ask in (choice.choose, choice.law):
-        with pytest.raises(ForetokenError, match="not numbers"):
-            ask(IDS, logits)
+    with pytest.raises(ForetokenError, match="not numbers"):
+        choice.choose(IDS, logits)
 
 
 def test_an_infinite_logit_is_the_largest_but_no_chance():
     logits = torch.tensor([0.5, float("inf"), 1.5])
     assert Choice().choose(IDS, logits) == int(logits.argmax()) == 1
-    for ask in (Choice(seed=3).choose, Choice(seed=3).law):
-        with pytest.raises(ForetokenError, match="not numbers"):
-            ask(IDS, logits)
+    with pytest.raises(ForetokenError, match="not numbers"):
+        Choice(seed=3).choose(IDS, logits)
 
 
 def test_where_no_token_is_left_none_is_drawn():
@@ -39,5 +37,3 @@ def test_where_no_token_is_left_none_is_drawn():
 def test_a_token_that_is_left_out_is_never_drawn():
     logits = torch.tensor([-float("inf"), 0.0, 0.0])
     assert {Choice(seed=seed).choose(IDS, logits) for seed in range(64)} == {1, 2}
-    assert Choice(seed=3).law(IDS, logits).probs.tolist() == [0.0, 0.5, 0.5]
-    assert Choice().law(IDS, torch.tensor([0.0, 2.0, 2.0])).probs.tolist() == [0.0, 1.0, 0.0]

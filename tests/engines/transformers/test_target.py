@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 
 import pytest
 import torch
 import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
 
 import foretoken
-from foretoken import Draft, FixedBudget, ForetokenError, decode, rejection_verifier
+from foretoken import Draft, FixedBudget, ForetokenError, decode
 from foretoken.core.noise import gumbel as plain_gumbel
-from foretoken.engines.transformers.choice import Choice, TensorLaw, gumbel
-from foretoken.engines.transformers.target import TransformersScores, TransformersTarget, context_length
+from foretoken.engines.transformers.cache import KVCache
+from foretoken.engines.transformers.choice import Choice, gumbel
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tree_mask import tree_mask
 from helpers.drafting import Oracle, RandomTrees
 from helpers.shapes import CONFIGS, LLAMA, SMALL, VOCAB, tiny_model
@@ -52,8 +53,8 @@ def test_the_cache_after_keep_is_one_built_from_scratch(shape):
         context = [*context, *step.tokens]
         fresh = TransformersTarget(model)
         fresh.prefill(context[:-1])
-        assert target.cache.get_seq_length() == len(context) - 1
-        for layer, expected in zip(target.cache.layers, fresh.cache.layers, strict=True):
+        assert target.num_cached == len(context) - 1
+        for layer, expected in zip(target.cache.states.layers, fresh.cache.states.layers, strict=True):
             torch.testing.assert_close(layer.keys, expected.keys, atol=NOISE, rtol=1e-4)
             torch.testing.assert_close(layer.values, expected.values, atol=NOISE, rtol=1e-4)
 
@@ -61,7 +62,7 @@ def test_the_cache_after_keep_is_one_built_from_scratch(shape):
 def test_a_wrong_gather_is_caught():
     """The test above must be able to fail: rows left where the tree wrote them are another cache."""
 
-    class Forgetful(TransformersTarget):
+    class Forgetful(KVCache):
         def _gather(self, path):
             pass
 
@@ -76,7 +77,7 @@ def test_a_wrong_gather_is_caught():
     def answer(target):
         return [t for s in decode(target, Second(0, VOCAB), [7, 3], max_new_tokens=40) for t in s.tokens]
 
-    assert answer(TransformersTarget(model)) == plain != answer(Forgetful(model))
+    assert answer(TransformersTarget(model)) == plain != answer(TransformersTarget(model, cache=Forgetful(model)))
 
 
 @pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3", "gpt2"])
@@ -167,8 +168,6 @@ def test_scores_still_answer_for_their_own_rows_when_a_drafter_observes():
         def observe(self, step):
             for row in range(1 + len(step.draft)):
                 ids = torch.tensor([[*self.context, *step.draft.path(row - 1)]])
-                expected = choice.law(ids, step.scores.logits[row])
-                torch.testing.assert_close(step.scores.law(row).probs, expected.probs, rtol=0, atol=0)
                 assert step.scores.choose(row) == choice.choose(ids, step.scores.logits[row])
             self.context += step.tokens
 
@@ -207,8 +206,8 @@ def test_choices_follow_the_processed_distribution():
         counts[Choice(seed=seed).choose(ids, logits)] += 1
     expected = logits.softmax(0)
     assert (counts / 8000 - expected).abs().max() < 0.02 and counts[4] == 0
-    torch.testing.assert_close(Choice(seed=0).law(ids, logits).probs, expected.double())
-    assert Choice().law(ids, logits).prob(0) == 1
+    assert Choice().choose(ids, logits) == 0
+    assert Choice(seed=1).choose(ids, torch.tensor([1e12, 5.0])) == 0, "as at tiny temperatures"
 
 
 @settings(deadline=None)
@@ -236,37 +235,6 @@ def test_the_runner_up_is_the_second_of_what_the_choice_compares(scores, seed, p
     assert gap < 30 or lead >= 30, "without noise or far behind, it may be taken for one that cannot be chosen"
     if lead < math.inf:
         assert second != best and compared[second] == pytest.approx(compared[rest[-1]], abs=1e-4)
-
-
-def test_rejection_keeps_a_real_models_distribution():
-    """Guesses drawn from a law wide of the mark; what is emitted first follows the model's own law."""
-    target = TransformersTarget(tiny_model("llama"), Choice(tf.TemperatureLogitsWarper(2.5), seed=0))
-    target.prefill([5, 9, 4])
-    every_token = target.score(1, Draft(tuple(range(VOCAB)), (-1,) * VOCAB))
-    guesses = TensorLaw(torch.rand(VOCAB, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(0))
-    rng = random.Random(0)
-    verify = rejection_verifier(rng.random)
-    emitted = torch.zeros(VOCAB, dtype=torch.float64)
-    for _ in range(6000):
-        tokens = [guesses.draw(rng.random()) for _ in range(2)]
-        draft = Draft(tuple(tokens), (-1, -1), laws=(guesses, guesses))
-        rows = every_token.logits[[0, *(token + 1 for token in tokens)]]
-        verdict = verify(draft, TransformersScores(target, rows, draft))
-        emitted[tokens[verdict.path[0]] if verdict.path else verdict.next_token] += 1
-    expected = every_token.law(0).probs * emitted.sum()
-    likely = expected > expected.median()
-    assert likely.sum() > 5
-    pooled = [[*counts[likely].tolist(), counts[~likely].sum().item()] for counts in (emitted, expected)]
-    assert chisquare(*pooled).pvalue > 1e-4
-    assert chisquare(pooled[0][::-1], pooled[1]).pvalue < 1e-6, "the test must be able to fail"
-
-
-def test_a_law_in_torch_is_the_cores():
-    target, guess = TensorLaw(torch.tensor([0.5, 0.3, 0.2])), TensorLaw(torch.tensor([0.2, 0.6, 0.2]))
-    assert target.minus(guess).probs.tolist() == [1, 0, 0]
-    assert target.minus(target) is target
-    assert Choice(seed=1).choose(torch.zeros(1, 1).long(), torch.tensor([1e12, 5.0])) == 0, "as at tiny temperatures"
-    assert [target.draw(u) for u in (0.0, 0.49, 0.51, 0.79, 0.81, 0.999999)] == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_windows_mask_hides_what_is_further_back():

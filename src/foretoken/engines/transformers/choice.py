@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from foretoken.core.errors import ForetokenError, LogitsError
-from foretoken.core.law import Law
 from foretoken.core.noise import GOLDEN, MIX_1, MIX_2, position_key
 
 # Gumbel noise from 52-bit uniforms lies in (-3.6, 36.8): a logit this far below the best one cannot win.
@@ -61,16 +60,6 @@ class Choice:
         scores = scores[candidates].double() + gumbel(self.seed, ids.shape[1], candidates)
         return Compared(scores, argmax(scores), candidates)
 
-    def law(self, ids: Tensor, logits: Tensor) -> TensorLaw:
-        """The distribution that ``choose`` draws from."""
-        scores = self.process(ids, logits)
-        if self.seed is None:
-            probs = torch.zeros_like(scores, dtype=torch.float64)
-            probs[argmax(scores)] = 1.0
-            return TensorLaw(probs)
-        _best(scores)  # refuses what has no distribution
-        return TensorLaw(scores.double().softmax(-1))
-
 
 @dataclass(frozen=True)
 class Compared:
@@ -101,30 +90,6 @@ class Compared:
 
     def _token(self, index: int) -> int:
         return index if self.tokens is None else int(self.tokens[index])
-
-
-@dataclass(frozen=True)
-class TensorLaw:
-    """A ``Law`` on the engine's device: probabilities, float64 [vocab]."""
-
-    probs: Tensor
-
-    def prob(self, token: int) -> float:
-        return float(self.probs[token])
-
-    def minus(self, other: Law) -> TensorLaw:
-        if isinstance(other, TensorLaw):
-            others = other.probs
-        else:
-            others = self.probs.new_tensor([other.prob(token) for token in range(len(self.probs))])
-        rest = (self.probs - others).clamp_(min=0)
-        total = rest.sum()
-        return TensorLaw(rest / total) if total > 0 else self
-
-    def draw(self, uniform: float) -> int:
-        sums = self.probs.cumsum(0)
-        # Scaled, because the sum is 1 but for rounding.
-        return int(torch.searchsorted(sums, sums[-1:] * uniform, right=True))
 
 
 def argmax(logits: Tensor) -> int:

@@ -1,0 +1,76 @@
+"""``foretoken check``: does drafting change a token of this model, in each dtype?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from foretoken.cli.console import err, out, print_json
+from foretoken.cli.input import load_model
+from foretoken.cli.options import AsJson, Device, DraftOptions, ModelOptions, Option, of_model
+
+if TYPE_CHECKING:
+    from foretoken.measure.check import Report
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check(
+    model: Annotated[str, typer.Argument(help='Model folder, name on the hub, or "tiny".')] = "tiny",
+    prompt: Annotated[
+        list[str] | None,
+        Option(help="Text to continue (repeatable).", metavar="TEXT", show_default="three contexts of a built-in text"),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, of_model(help="Dtype to check (repeatable).", show_default=", ".join(DTYPES))
+    ] = None,
+    max_new_tokens: Annotated[int, Option(help="Tokens to generate for each answer.")] = 64,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Compare drafted with plain decoding in each dtype.
+
+    The exit status is 1 if a token differs in float32, or if logits are not numbers.
+    """
+    from foretoken.measure.check import check as check_model
+
+    reports = []
+    for name in dtype or DTYPES:
+        lm = load_model(ModelOptions(model, name, device), DraftOptions(drafter="none", background="none"))
+        with err.status(f"{name}: plain and drafted"):
+            reports.append(check_model(lm, max_new_tokens, prompt or None))
+    if as_json:
+        print_json([report.as_dict() for report in reports])
+    else:
+        out.print(check_table(reports))
+    for report in reports:
+        if report.not_numbers:
+            told = f"In {report.dtype} the logits are not numbers in {report.not_numbers} of {report.answers} answers"
+            err.print(f"foretoken: {told}: the weights are damaged, or too large for this dtype.", style="red")
+    if not all(report.holds for report in reports):
+        raise typer.Exit(1)
+
+
+def check_table(reports: Sequence[Report]) -> Table:
+    """One row a dtype."""
+    contexts = dict.fromkeys(f"{start} to {end}" for report in reports for start, end in report.contexts)
+    table = Table("dtype", title="drafted against plain, greedy", caption=f"after {', '.join(contexts) or 'no'} tokens")
+    for heading in ("answers", "tokens", "draft\ntrees", "identical", "largest\nlogit change", "first difference"):
+        table.add_column(heading, justify="left" if heading in ("draft\ntrees", "first difference") else "right")
+    for report in reports:
+        first = min(report.differences, key=lambda difference: difference.position, default=None)
+        change = "unknown" if report.noise is None else f"{report.noise:.2g}"
+        tie = "" if first is None or first.gap is None else f", best logits {first.gap:.2g} apart"
+        table.add_row(
+            report.dtype,
+            str(report.answers),
+            str(report.tokens),
+            "yes" if report.trees else "chains only",
+            f"{report.answers - len(report.differences) - report.not_numbers} of {report.answers}",
+            change,
+            f"token {first.position + 1}{tie}" if first else "none",
+        )
+    return table

@@ -1,0 +1,202 @@
+"""What commands read: prompts, documents, options of an answer, models and corpora."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import foretoken
+from foretoken.cli.console import err
+from foretoken.cli.options import AnswerOptions, DraftOptions, ModelOptions, PromptOptions
+from foretoken.core.budget import FixedBudget
+from foretoken.core.errors import ForetokenError
+from foretoken.core.numbers import real
+from foretoken.drafters import DEFAULT_DRAFTER
+from foretoken.texts import NUL, encoding_of, is_text, read_text
+
+if TYPE_CHECKING:
+    from foretoken.api.language_model import LanguageModel
+    from foretoken.api.options import Options, Prompt
+
+# The files of a model's folder, and of a corpus.
+PARTS = (
+    "*config.json",
+    "*token*.json",
+    "*vocab*",
+    "*.safetensors*",
+    "*.bin*",
+    "*.npz",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "meta.json",
+    "*.npy",
+)
+
+
+def read_prompts(asked: PromptOptions) -> list[tuple[str, str]]:
+    """The prompts of a command as (name, text).
+
+    Raises:
+        ForetokenError: If there is none, or one cannot be read.
+    """
+    prompts = [(f"prompt {i}", text) for i, text in enumerate(asked.prompt or [], start=1)]
+    prompts += [(path.name, read_text(path)) for path in asked.file or []]
+    if asked.stdin == "-":
+        prompts.append(("standard input", read_stdin()))
+    elif asked.stdin is not None:
+        raise ForetokenError(
+            f"{asked.stdin!r} is not an option: give a prompt with --prompt, a file with --file, or - alone."
+        )
+    if not prompts:
+        raise ForetokenError("There is no prompt: give one with --prompt, a file with --file, or - for standard input.")
+    return prompts
+
+
+def read_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+        ForetokenError: If it is closed or no text.
+    """
+    if sys.stdin.isatty():
+        err.print("Type the prompt and end it with Ctrl-D on a line of its own.", style="dim")
+    with suppress(OSError):
+        os.set_blocking(sys.stdin.fileno(), True)  # else a slow writer's text would be read in part
+    try:
+        content = sys.stdin.buffer.read()
+        encoding = encoding_of(content[:4])
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        raise ForetokenError(f"Standard input could not be read: it is not {name} text.") from error
+    except OSError as error:
+        reason = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise ForetokenError(f"Standard input could not be read: {reason}.") from error
+    if "\0" in text:
+        raise ForetokenError(f"Standard input could not be read: it has {NUL}.")
+    return text
+
+
+def as_prompt(text: str, chat: bool) -> Prompt:
+    """The text to continue, or the conversation to answer."""
+    return [{"role": "user", "content": text}] if chat and text else text
+
+
+def read_options(answer: AnswerOptions, drafting: DraftOptions) -> Options:
+    """The options that were given, with the documents to draft from. The others follow the model's own config.
+
+    Raises:
+        ForetokenError: If a number is not finite, a stop string holds bytes that are no text, or a document cannot be
+            read.
+    """
+    options: dict[str, object] = {name: value for name, value in vars(answer).items() if value is not None}
+    for name, value in options.items():
+        if isinstance(value, float):
+            real(f"--{name.replace('_', '-')}", value)
+    for text in answer.stop or []:
+        if not is_text(text):
+            raise ForetokenError("A stop string holds bytes that are no text: give it as UTF-8.")
+    if drafting.budget is not None:
+        options["budget"] = FixedBudget(drafting.budget)
+    if drafting.reference:
+        options["references"] = [read_text(path) for path in drafting.reference]
+    return options  # type: ignore[return-value]
+
+
+def choose_drafter(drafting: DraftOptions) -> str:
+    """The drafter that was named, or that what else was given is for.
+
+    Raises:
+        ForetokenError: If another one was named than what else was given is for.
+    """
+    drafter = drafting.drafter
+    for name, option, given in (
+        ("draft-model", "--draft-model", drafting.draft_model),
+        ("early-exit", "--exit-layer", drafting.exit_layer),
+    ):
+        if given is not None and drafter not in (None, name):
+            raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
+        drafter = name if given is not None else drafter
+    return DEFAULT_DRAFTER if drafter is None else drafter
+
+
+def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path = False) -> LanguageModel:
+    """The model that a command names, with its drafter.
+
+    Raises:
+        ForetokenError: As ``foretoken.load``, and if the device is an empty string.
+    """
+    drafter = choose_drafter(drafting)
+    with loading(where):
+        return foretoken.load(
+            where.model,
+            dtype=where.dtype,
+            device=where.device,
+            drafter=drafter,
+            draft_model=drafting.draft_model,
+            exit_layer=drafting.exit_layer,
+            background=None if drafting.background == "none" else drafting.background,
+            history=history,
+        )
+
+
+@contextmanager
+def loading(where: ModelOptions) -> Iterator[None]:
+    """Say that a model is being loaded, without the library's own progress bars and advice.
+
+    Raises:
+        ForetokenError: If the device is an empty string.
+    """
+    if where.device == "":
+        raise ForetokenError('The device is empty: name one, such as "cpu", or leave out --device.')
+    silence_transformers()
+    with err.status(f"loading {where.model}"):
+        yield
+
+
+def silence_transformers() -> None:
+    """Turn off the library's progress bars and advice."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def background_folder(name: str, tokenizer: str) -> str | None:
+    """The folder of a corpus cut with this tokenizer, built first for "general"; None for "none".
+
+    Raises:
+        ForetokenError: If there is no such folder, or it was built with another tokenizer.
+    """
+    if name == "none":
+        return None
+    from foretoken.memory.corpus.general import general_folder
+    from foretoken.memory.fingerprint import fingerprint
+    from foretoken.ngrams.background import Background
+    from foretoken.tokenizing import batch_encoder, load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    if name != "general":
+        if not os.path.isdir(name):
+            raise ForetokenError(f'There is no folder {name!r} of a corpus: give one, or "general", or "none".')
+        Background.open(name, fingerprint(loaded))
+        return name
+    with err.status("cutting the background corpus with this tokenizer, once"):
+        return str(general_folder(batch_encoder(loaded), fingerprint(loaded)))
+
+
+def read_from(name: str) -> list[Path]:
+    """The files that a command reads when it is given this tokenizer, model or corpus; none where it is no file's name.
+
+    Of a folder those that make up a model or a corpus, whatever else may lie there.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return [file for pattern in PARTS for file in path.glob(pattern)]
+    return [path] if os.path.isfile(path) else []

@@ -1,0 +1,204 @@
+"""The options that several commands take: each is described here once, and a command names the groups it takes.
+
+A group is a dataclass whose fields are options. ``grouped`` makes the fields options of the command:
+
+    @grouped
+    def generate(asked: PromptOptions, answer: AnswerOptions, as_json: AsJson = False) -> None: ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS, TEXT_DRAFTERS
+
+Option = partial(typer.Option, show_default=True)
+of_prompt = partial(Option, rich_help_panel="Prompt")
+of_answer = partial(Option, rich_help_panel="Answer")
+of_draft = partial(Option, rich_help_panel="Drafting")
+of_model = partial(Option, rich_help_panel="Model")
+of_logs = partial(Option, rich_help_panel="Recorded answers")
+of_output = partial(Option, rich_help_panel="Output")
+
+MODELS_OWN = "the model's own"
+
+Model = Annotated[str, of_model(help='Model folder, name on the hub, or "tiny", the model in the package.')]
+Device = Annotated[
+    str | None, of_model(help='Device to run on, such as "cpu" or "cuda".', show_default="a GPU if there is one")
+]
+Background = Annotated[
+    str, of_draft(help='Corpus to draft from: "general", the folder of a corpus, or "none".', metavar="NAME")
+]
+ShowDrafts = Annotated[
+    bool, of_output("--show-drafts", help="Show accepted draft tokens in colour.", show_default=False)
+]
+AsJson = Annotated[bool, of_output("--json", help="Print JSON instead of text.", show_default=False)]
+JsonFile = Annotated[Path | None, of_output("--json", help="Write the numbers to this file.", show_default=False)]
+HtmlFile = Annotated[Path | None, of_output("--html", help="Write a page with plots to this file.", show_default=False)]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What to answer."""
+
+    stdin: Annotated[
+        str | None,
+        typer.Argument(metavar="[-]", help="Give - to read the prompt from standard input.", show_default=False),
+    ] = None
+    prompt: Annotated[
+        list[str] | None, of_prompt(help="Text to continue (repeatable).", metavar="TEXT", show_default=False)
+    ] = None
+    file: Annotated[
+        list[Path] | None, of_prompt(help="File to continue (repeatable).", metavar="FILE", show_default=False)
+    ] = None
+    chat: Annotated[
+        bool, of_prompt("--chat", help="Ask the prompt as a chat message instead of continuing it.", show_default=False)
+    ] = False
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How to answer. What is None follows the model's own generation config."""
+
+    max_new_tokens: Annotated[int, of_answer(help="Largest number of tokens to generate.")] = 256
+    temperature: Annotated[
+        float | None, of_answer(help="0 decodes greedily, a number above 0 samples.", show_default=MODELS_OWN)
+    ] = None
+    top_k: Annotated[int | None, of_answer(help="Sample from the k most probable tokens.", show_default=MODELS_OWN)] = (
+        None
+    )
+    top_p: Annotated[
+        float | None,
+        of_answer(help="Sample from the most probable tokens that sum to this probability.", show_default=MODELS_OWN),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        of_answer(help="Drop tokens below this fraction of the largest probability.", show_default=MODELS_OWN),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, of_answer(help="Values above 1 make repetition less likely.", show_default=MODELS_OWN)
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        of_answer(help="String that ends the answer (repeatable).", metavar="TEXT", show_default=False),
+    ] = None
+    seed: Annotated[
+        int | None, of_answer(help="Seed for sampling; the same seed gives the same text.", show_default="random")
+    ] = None
+
+
+@dataclass(frozen=True)
+class DraftOptions:
+    """What drafts, how much, and from which documents."""
+
+    drafter: Annotated[
+        str | None,
+        of_draft(help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}.", metavar="NAME", show_default=DEFAULT_DRAFTER),
+    ] = None
+    draft_model: Annotated[
+        str | None,
+        of_draft(help="Smaller model with the same tokenizer, for the drafter draft-model.", show_default=False),
+    ] = None
+    exit_layer: Annotated[
+        int | None,
+        of_draft(help="Layers to run before the drafter early-exit leaves.", show_default="a third of them"),
+    ] = None
+    budget: Annotated[
+        int | None,
+        of_draft(min=0, max=1024, help="Tokens to draft in each step.", show_default="as many as should save time"),
+    ] = None
+    reference: Annotated[
+        list[Path] | None,
+        of_draft(help="File that the answer may quote or edit (repeatable).", metavar="FILE", show_default=False),
+    ] = None
+    background: Background = "general"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model runs, and where."""
+
+    model: Model = "tiny"
+    dtype: Annotated[
+        str, of_model(help='"float32", "bfloat16", "float16", or "auto" for the dtype of the weights.')
+    ] = "auto"
+    device: Device = None
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """Which recorded answers to replay, and what of them."""
+
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="JSON lines with prompt and output; plain, .gz or .xz.", show_default=False),
+    ]
+    tokenizer: Annotated[
+        str,
+        of_logs(help='tokenizer.json (plain or .gz), model folder, name on the hub, or "tiny".', show_default=False),
+    ]
+    limit: Annotated[
+        int | None,
+        of_logs(min=1, help="Answers to read from each file; those under 16 tokens do not count.", show_default="all"),
+    ] = None
+    max_output: Annotated[int, of_logs(min=16, help="Tokens to replay from the start of each answer.")] = 400
+    max_prompt: Annotated[int, of_logs(min=1, help="Tokens to read from the end of each prompt.")] = 6000
+    followups: Annotated[
+        bool,
+        of_logs("--followups", help="Replay later turns too, each after all text before it.", show_default=False),
+    ] = False
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What drafts in a replay, and where the work is done."""
+
+    drafter: Annotated[
+        list[str] | None,
+        of_draft(help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}.", metavar="NAME", show_default="all"),
+    ] = None
+    background: Background = "general"
+    jobs: Annotated[int | None, Option(min=1, help="Processes to use.", show_default="one per core")] = None
+    ray: Annotated[
+        str | None, Option(help="Address of a Ray cluster to run on.", metavar="ADDRESS", show_default=False)
+    ] = None
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take groups of options: each field of a dataclass among its parameters becomes an option."""
+    signature = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            own = get_type_hints(groups[name], include_extras=True)
+            options = [(one.name, own[one.name], one.default) for one in fields(groups[name])]
+        else:
+            options = [(name, hints[name], parameter.default)]
+        parameters += [
+            inspect.Parameter(
+                option,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=hint,
+                default=inspect.Parameter.empty if default is MISSING else default,
+            )
+            for option, hint, default in options
+        ]
+
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+        command(**given)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

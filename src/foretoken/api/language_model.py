@@ -185,7 +185,7 @@ class LanguageModel:
             raise ForetokenError(f"max_new_tokens is {limit}: ask for at least 1 token.")
         sampling, own = split_options(self.engine, options)
         stops = read_stop_strings("stop", stop)
-        request = self.engine.prepare(self.encode(prompt), sampling, limit, **own)
+        request = self.engine.prepare(self.encode(prompt), sampling, limit, own)
         if stops:
             request = replace(request, stop=StopStrings(stops, self.engine, request.prompt, request.stop))
         return request

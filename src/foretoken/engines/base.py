@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter, RewindableTarget, Step, Target
 from foretoken.core.decode import decode
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 256  # if neither the caller nor the model says how long an answer may be
@@ -189,4 +189,4 @@ def refuse_settings(engine: str, sampling: Sampling, honoured: Collection[str]) 
     """
     for name in sampling.given:
         if name not in honoured:
-            raise ForetokenError(f"The {engine} engine does not choose tokens by {name}: leave it out.")
+            raise RequestError(f"The {engine} engine does not choose tokens by {name}: leave it out.")

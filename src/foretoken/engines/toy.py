@@ -9,7 +9,7 @@ from typing import Any
 
 from foretoken.core.contracts import Need, Scores, Top
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.noise import gumbel
 from foretoken.core.sampling import Sampling
 from foretoken.engines.base import DEFAULT_NEW_TOKENS, NOTHING, BatchEncoder, Engine, Messages, Request, refuse_settings
@@ -160,7 +160,7 @@ class ToyEngine(Engine):
         vocabulary = self.get_vocab()
         unknown = next((character for character in text if character not in vocabulary), None)
         if unknown is not None:
-            raise ForetokenError(f"The toy model does not know {unknown!r}: use printable ASCII and line breaks.")
+            raise RequestError(f"The toy model does not know {unknown!r}: use printable ASCII and line breaks.")
         return [vocabulary[character] for character in text]
 
     def encode_chat(self, messages: Messages) -> list[int]:
@@ -213,7 +213,7 @@ def load(name: str, dtype: str, device: str | None, trust_remote_code: bool) -> 
         ForetokenError: If a dtype or a device is named.
     """
     if dtype != "auto" or device is not None:
-        raise ForetokenError("The toy model has no dtype and no device: leave them out.")
+        raise RequestError("The toy model has no dtype and no device: leave them out.")
     return ToyEngine()
 
 

@@ -13,7 +13,7 @@ import transformers as tf
 
 from foretoken.core.contracts import RewindableTarget, Target
 from foretoken.core.decode import check_request
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.lazy import lazy
 from foretoken.core.sampling import Sampling
 from foretoken.engines.base import NOTHING, Engine, Request
@@ -167,7 +167,7 @@ class TransformersEngine(TransformersTokens):
         except ForetokenError:
             raise
         except Exception as error:  # transformers' own checks of the config, and what is unfit for them, of any kind
-            raise ForetokenError(f"The generation config cannot be used: {reason(error)}") from error
+            raise RequestError(f"The generation config cannot be used: {reason(error)}") from error
         return prepared
 
     def draft_target(self, model: str | tf.PreTrainedModel, target: Target) -> RewindableTarget:

@@ -18,13 +18,14 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.costs import CostCurve
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
+from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target
-from foretoken.engines.transformers.target import TransformersTarget, rewindable_cache
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.namespace import Namespace
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
@@ -88,7 +89,7 @@ def generate(
         if name not in _HANDLED and not name.startswith(OUTPUTS) and not _is_empty(value)
     )
     if unknown:
-        raise ForetokenError(
+        raise RequestError(
             f"custom_generate=foretoken.generate takes text only and was given {', '.join(unknown)}: "
             "leave it out, or leave out custom_generate."
         )
@@ -104,7 +105,7 @@ def generate(
     cache = given if getattr(given, "_is_user_defined", False) else None
     target = TransformersTarget(model, prepared.choice, cache=cache, prefill_chunk=prepared.prefill_chunk)
     if prepared.num_padding and target.num_cached:
-        raise ForetokenError(
+        raise RequestError(
             "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
             "leave the padding out, or pass a new cache."
         )
@@ -120,7 +121,7 @@ def generate(
     if streamer is not None:
         request = replace(request, stop=_streaming(streamer, request.stop))
     tokens: list[int] = []
-    start = target.mark()
+    start = target.cache.mark()
     try:
         for step in request.steps(made, budget):
             stats.add(step)
@@ -130,7 +131,7 @@ def generate(
         raise
     finally:
         if cache is not None or generation_config.return_dict_in_generate:
-            target.release()
+            target.cache.release()
     if streamer is not None:
         streamer.end()
     if isinstance(made, NgramMixer):
@@ -139,7 +140,9 @@ def generate(
         namespace.keep(tokens)
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
+        return GenerateDecoderOnlyOutput(
+            sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache.states
+        )
     return sequences
 
 
@@ -156,12 +159,12 @@ def _recipe(
         (EarlyExit.name, "exit_layer", exit_layer),
     ):
         if given is not None and drafter != name:
-            raise ForetokenError(
+            raise RequestError(
                 f"{argument} is for the drafter {name!r}, not for {drafter!r:.100}: leave one of the two out."
             )
     if drafter == DraftModel.name:
         if draft_model is None:
-            raise ForetokenError("The drafter 'draft-model' needs a smaller model: give one as draft_model.")
+            raise RequestError("The drafter 'draft-model' needs a smaller model: give one as draft_model.")
         return DraftModel(draft_model)
     return EarlyExit(exit_layer) if drafter == EarlyExit.name else recipe_of(drafter)
 

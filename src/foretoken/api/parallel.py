@@ -9,12 +9,11 @@ from typing import Any, Unpack
 
 import foretoken
 from foretoken.api.answer import Stream
-from foretoken.api.drafting import require_trees
 from foretoken.api.language_model import LanguageModel
 from foretoken.api.options import Options, Prompt
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters.lookahead import LookaheadDrafter
+from foretoken.drafters import LookaheadDrafter
 from foretoken.engines.parallel import ParallelTarget, Ranks, process_group
 
 REFUSED = ("drafter", "references", "namespace")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import foretoken
 from foretoken.cli.console import err
-from foretoken.cli.options import AnswerOptions, DraftOptions, ModelOptions, PromptOptions
+from foretoken.cli.options import AnswerOptions, DraftOptions, ModelOptions, PromptOptions, ReplayOptions
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import real
-from foretoken.drafters import DEFAULT_DRAFTER
+from foretoken.drafters import DEFAULT_DRAFTER, TEXT_DRAFTERS, recipe_of
 from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
@@ -109,38 +109,18 @@ def read_options(answer: AnswerOptions, drafting: DraftOptions) -> Options:
     return options  # type: ignore[return-value]
 
 
-def choose_drafter(drafting: DraftOptions) -> str:
-    """The drafter that was named, or that what else was given is for.
-
-    Raises:
-        ForetokenError: If another one was named than what else was given is for.
-    """
-    drafter = drafting.drafter
-    for name, option, given in (
-        ("draft-model", "--draft-model", drafting.draft_model),
-        ("early-exit", "--exit-layer", drafting.exit_layer),
-    ):
-        if given is not None and drafter not in (None, name):
-            raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
-        drafter = name if given is not None else drafter
-    return DEFAULT_DRAFTER if drafter is None else drafter
-
-
 def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path = False) -> LanguageModel:
     """The model that a command names, with its drafter.
 
     Raises:
         ForetokenError: As ``foretoken.load``, and if the device is an empty string.
     """
-    drafter = choose_drafter(drafting)
     with loading(where):
         return foretoken.load(
             where.model,
             dtype=where.dtype,
             device=where.device,
-            drafter=drafter,
-            draft_model=drafting.draft_model,
-            exit_layer=drafting.exit_layer,
+            drafter=DEFAULT_DRAFTER if drafting.drafter is None else drafting.drafter,
             background=None if drafting.background == "none" else drafting.background,
             history=history,
         )
@@ -166,6 +146,20 @@ def silence_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def corpus_of(replaying: ReplayOptions, tokenizer: str) -> str | None:
+    """The folder of the corpus that a replay's drafters draft from; None if none of them does.
+
+    Raises:
+        ForetokenError: As ``background_folder``, and if a folder was named that none of them drafts from.
+    """
+    recipes = [recipe_of(drafter) for drafter in replaying.drafter or TEXT_DRAFTERS]
+    if not any(recipe is not None and recipe.remembers for recipe in recipes):
+        if replaying.background not in ("general", "none"):
+            raise ForetokenError("None of the drafters drafts from a corpus: leave out --background.")
+        return None
+    return background_folder(replaying.background, tokenizer)
 
 
 def background_folder(name: str, tokenizer: str) -> str | None:

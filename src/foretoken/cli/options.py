@@ -100,15 +100,12 @@ class DraftOptions:
 
     drafter: Annotated[
         str | None,
-        of_draft(help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}.", metavar="NAME", show_default=DEFAULT_DRAFTER),
-    ] = None
-    draft_model: Annotated[
-        str | None,
-        of_draft(help="Smaller model with the same tokenizer, for the drafter draft-model.", show_default=False),
-    ] = None
-    exit_layer: Annotated[
-        int | None,
-        of_draft(help="Layers to run before the drafter early-exit leaves.", show_default="a third of them"),
+        of_draft(
+            help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}. Its own options may follow, as in early-exit:layer=4 or "
+            "draft-model:model=NAME; see `foretoken drafters`.",
+            metavar="NAME[:OPTION=VALUE,...]",
+            show_default=DEFAULT_DRAFTER,
+        ),
     ] = None
     budget: Annotated[
         int | None,
@@ -162,7 +159,11 @@ class ReplayOptions:
 
     drafter: Annotated[
         list[str] | None,
-        of_draft(help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}.", metavar="NAME", show_default="all"),
+        of_draft(
+            help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}, or none. Its own options may follow.",
+            metavar="NAME[:OPTION=VALUE,...]",
+            show_default="all",
+        ),
     ] = None
     background: Background = "general"
     jobs: Annotated[int | None, Option(min=1, help="Processes to use.", show_default="one per core")] = None

@@ -11,6 +11,7 @@ from foretoken.api.answer import Result
 from foretoken.api.language_model import LanguageModel
 from foretoken.api.options import Options, Prompt
 from foretoken.core.contracts import Drafter
+from foretoken.drafters import Recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Comparison:
 
 
 def compare(
-    lm: LanguageModel, prompt: Prompt, drafter: str | Drafter | None, rounds: int, options: Options
+    lm: LanguageModel, prompt: Prompt, drafter: str | Recipe | Drafter | None, rounds: int, options: Options
 ) -> Comparison:
     """Answer a prompt ``rounds`` times plainly and drafted, in turns so that both meet the same weather.
 
@@ -62,10 +63,11 @@ def compare(
     """
     # Nothing is remembered: the second round must not draft from the first one's answer.
     options = Options(seed=0) | options | Options(namespace=None)
+    plainly = options | Options(drafter="none", references=None)  # which it would not take
     plain: list[Result] = []
     drafted: list[Result] = []
     for _ in range(rounds):
-        plain.append(lm.generate(prompt, **(options | Options(drafter="none"))))
+        plain.append(lm.generate(prompt, **plainly))
         drafted.append(lm.generate(prompt, **(options | Options(drafter=drafter))))
     return Comparison(
         plain[0],

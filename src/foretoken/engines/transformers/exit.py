@@ -29,7 +29,7 @@ class ExitTarget(TransformersTarget):
 
     Args:
         full: The target to share with.
-        num_layers: How many layers; at least 1, and fewer than the full model has.
+        num_layers: How many layers; at least 1, and fewer than the full model has. If None, a third of them.
         choice: How tokens are chosen; as the full target does where None, without processors that may keep a state.
 
     Raises:
@@ -37,8 +37,10 @@ class ExitTarget(TransformersTarget):
             target's cache has sliding layers.
     """
 
-    def __init__(self, full: TransformersTarget, num_layers: int, choice: Choice | None = None) -> None:
+    def __init__(self, full: TransformersTarget, num_layers: int | None = None, choice: Choice | None = None) -> None:
         refuse_sliding(full.cache)
+        if num_layers is None:
+            num_layers = max(1, full.model.config.get_text_config(decoder=True).num_hidden_layers // 3)
         super().__init__(
             first_layers(full.model, num_layers), choice or stateless(full.choice), max_length=full.max_length
         )

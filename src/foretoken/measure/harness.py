@@ -17,7 +17,8 @@ from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.target import TransformersTarget, context_length
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.loops import loops
 from foretoken.measure.methods import Given, Method

@@ -21,11 +21,12 @@ from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
-from foretoken.engines.transformers.engine import cost_key
+from foretoken.engines.transformers.cache import rewindable_cache
+from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target
-from foretoken.engines.transformers.target import TransformersTarget, rewindable_cache
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.costs import costs_of
 from foretoken.memory.namespace import Namespace
 
@@ -124,7 +125,7 @@ def generate(
     if streamer is not None:
         request = replace(request, stop=_streaming(streamer, request.stop))
     tokens: list[int] = []
-    start = target.mark()
+    start = target.cache.mark()
     try:
         for step in request.steps(made, budget or learning):
             stats.add(step)
@@ -136,7 +137,7 @@ def generate(
         if learning is not None:
             namespace.hand_back(learning)
         if cache is not None or generation_config.return_dict_in_generate:
-            target.release()
+            target.cache.release()
     if streamer is not None:
         streamer.end()
     if isinstance(made, NgramMixer):
@@ -145,7 +146,9 @@ def generate(
         namespace.keep(tokens)
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
+        return GenerateDecoderOnlyOutput(
+            sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache.states
+        )
     return sequences
 
 

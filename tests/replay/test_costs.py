@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
@@ -11,16 +10,16 @@ from foretoken.replay.costs import parse_costs
 
 def test_word_forms():
     flat, linear = parse_costs("flat"), parse_costs("linear:0.05")
-    assert [flat(n) for n in (1, 2, 100)] == [1, 1, 1] and flat.max_rows == math.inf
-    assert [linear(n) for n in (1, 2, 11)] == pytest.approx([1, 1.05, 1.5])
+    assert [flat.seconds(n) for n in (1, 2, 100)] == [1, 1, 1] and flat.most_rows > 1025
+    assert [linear.seconds(n) for n in (1, 2, 11)] == pytest.approx([1, 1.05, 1.5])
 
 
 def test_a_file_is_interpolated_and_ends_where_it_ends(tmp_path):
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({"rows": [1, 2, 4, 8], "milliseconds": [10, 12, 12, 20.0]}))
     costs = parse_costs(str(path))
-    assert [costs(n) for n in range(1, 9)] == pytest.approx([10, 12, 12, 12, 14, 16, 18, 20])
-    assert costs.max_rows == 8
+    assert [1000 * costs.seconds(n) for n in range(1, 9)] == pytest.approx([10, 12, 12, 12, 14, 16, 18, 20])
+    assert costs.most_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -79,4 +78,4 @@ def test_forms_that_do_not_exist_are_refused(form):
 def test_a_file_is_read_by_its_byte_order_mark(tmp_path):
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({"rows": [1, 2], "milliseconds": [1, 2]}), encoding="utf-16")
-    assert parse_costs(str(path))(2) == 2
+    assert parse_costs(str(path)).seconds(2) == 0.002

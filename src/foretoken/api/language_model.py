@@ -167,9 +167,7 @@ class LanguageModel:
                 raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(
-        self, steps: Iterator[Step], namespace: Namespace, learning: AdaptiveBudget | None
-    ) -> Iterator[Step]:
+    def _kept(self, steps: Iterator[Step], namespace: Namespace, learning: AdaptiveBudget | None) -> Iterator[Step]:
         """The steps as they come. The answer is kept once it is whole, and what its budget has learned in any case."""
         answer: list[int] = []
         try:

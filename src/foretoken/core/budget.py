@@ -64,9 +64,9 @@ class FixedBudget:
 class AdaptiveBudget:
     """Draft only what is expected to save time. Compared with plain decoding it loses at most a bounded cost of trying.
 
-    A step over n rows takes t(n) and the time of the draft, which is spent by then. What is known of t(n) is corrected by
-    the steps. The tokens that a step is expected to commit are 1 and the sum of the path probabilities of the nodes.
-    Nodes join in order of path probability as far as the expected tokens per second rise, which may be not at all.
+    A step over n rows takes t(n) and the time of the draft, which is spent by then. The steps correct what is known of
+    t(n). The tokens that a step is expected to commit are 1 and the sum of the path probabilities of the nodes. Nodes
+    join in order of path probability as far as the expected tokens per second rise, which may be not at all.
 
     - Where drafts keep less than they promise, promises are discounted.
     - A size that was hardly tried may be cheaper than it seems. It is tried at a risk that a small share of the time

@@ -198,7 +198,7 @@ def measure(
         check_request(len(ids), conditions.max_new_tokens, context_length(subject.model))
     for method in methods:  # what is compiled at first use is compiled now
         _Player(subject, method, FixedBudget(WARM_UP), replace(conditions, max_new_tokens=WARM_UP)).answer(encoded[0])
-    budgets = [method.budget() for method in methods]
+    budgets = [method.budget(subject.costs) for method in methods]
     rounds = [
         [_Player(subject, method, budget, conditions) for method, budget in zip(methods, budgets, strict=True)]
         for _ in range(conditions.rounds)

@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.loading import DTYPES, load_model, load_tokenizer
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.small_models import load_small
+from foretoken.memory.costs import costs_of
 from foretoken.ngrams.background import Background
 
 Encode = Callable[[str], Sequence[int]]
@@ -44,6 +48,11 @@ class Subject:
                 f"The draft model has {_vocabulary(self.draft_model)} tokens and the model {_vocabulary(self.model)}: "
                 "name one with the same tokenizer."
             )
+
+    @property
+    def costs(self) -> CostCurve:
+        """What the model's forwards cost on this machine."""
+        return costs_of(cost_key(self.model), lambda: TransformersTarget(self.model))
 
     @property
     def dtype(self) -> str:

@@ -24,7 +24,7 @@ from foretoken.texts import read_text
 MAX_FILE = 1 << 20  # characters
 LEAST, MOST = 1e-9, 1e9  # milliseconds of a forward; sums of many stay far from the ends of what a float holds
 
-_KNOWN: dict[str, CostCurve] = {}  # of this process
+_KNOWN: dict[Path, CostCurve] = {}  # of this process, by the file that keeps it
 
 
 def costs_of(cost_key: str, target: Callable[[], Target]) -> CostCurve:
@@ -36,16 +36,26 @@ def costs_of(cost_key: str, target: Callable[[], Target]) -> CostCurve:
         cost_key: Tells the model apart from others that cost something else; see ``Engine.cost_key``.
         target: Gives a target of its own to measure with.
     """
-    key = f"{cost_key} {platform.machine()} {processor()} cores={os.cpu_count()}"
-    if key not in _KNOWN:
-        path = cache_folder() / "costs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    path = _path(cost_key)
+    if path not in _KNOWN:
         try:
-            _KNOWN[key] = read_costs(path)
+            _KNOWN[path] = read_costs(path)
         except ForetokenError:
-            _KNOWN[key] = measure_costs(target())
-            with suppress(ForetokenError):
-                write_costs(path, _KNOWN[key], folders=True)
-    return _KNOWN[key]
+            keep_costs(cost_key, measure_costs(target()))
+    return _KNOWN[path]
+
+
+def keep_costs(cost_key: str, costs: CostCurve) -> None:
+    """Let these be a model's costs from now on, in this process and, if the cache folder takes them, in later ones."""
+    path = _path(cost_key)
+    _KNOWN[path] = costs
+    with suppress(ForetokenError):
+        write_costs(path, costs, folders=True)
+
+
+def _path(cost_key: str) -> Path:
+    key = f"{cost_key} {platform.machine()} {processor()} cores={os.cpu_count()}"
+    return cache_folder() / "costs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def read_costs(path: Path) -> CostCurve:

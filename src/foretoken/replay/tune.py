@@ -198,5 +198,6 @@ def judge(setting: Setting, scores: Sequence[Score], costs: CostCurve, seed: int
 def break_even(outcome: Outcome, costs: CostCurve) -> float:
     """The chance of being accepted from which a further guess pays for its row, at the best settings' speed."""
     rows = round(outcome.rows_per_step)
-    further = costs.seconds(rows + 1) - costs.seconds(rows) if rows < costs.most_rows else costs.seconds(rows) - costs.seconds(rows - 1)
+    rows = min(rows, costs.most_rows - 1)  # of those whose cost is known
+    further = costs.seconds(rows + 1) - costs.seconds(rows)
     return max(further, 0.0) * outcome.speed / costs.seconds(1)

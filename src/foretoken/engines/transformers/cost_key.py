@@ -11,7 +11,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from foretoken.engines.transformers.attention import implementation
-from foretoken.engines.transformers.target import input_device
+from foretoken.engines.transformers.inputs import input_device
 
 _SHAPES: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # a config takes milliseconds to write
 

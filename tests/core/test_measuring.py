@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from foretoken import Draft
@@ -16,9 +18,6 @@ class Timed(ToyTarget):
         super().__init__(max_length=max_length)
         self.cost, self.prepare, self.supports_trees, self._depth = cost, prepare, trees, depth
         self.now, self.met, self.scored = 0.0, set(), []
-
-    def clock(self):
-        return self.now
 
     @property
     def max_draft_depth(self):
@@ -43,13 +42,20 @@ def line(rows: int) -> float:
     return 0.001 + 0.0001 * rows
 
 
-def measured(target: Timed) -> dict[int, float]:
-    return measure_costs(target, clock=target.clock).as_dict()
+@pytest.fixture
+def measured(monkeypatch):
+    """Measure a target by its own clock."""
+
+    def measured(target: Timed) -> dict[int, float]:
+        monkeypatch.setattr("foretoken.core.measuring.time", SimpleNamespace(perf_counter=lambda: target.now))
+        return measure_costs(target).as_dict()
+
+    return measured
 
 
 @pytest.mark.parametrize("trees", [True, False])
 @pytest.mark.parametrize("prepare", [0.0, 0.05])
-def test_the_medians_are_what_forwards_take_and_not_what_is_prepared_once(trees, prepare):
+def test_the_medians_are_what_forwards_take_and_not_what_is_prepared_once(measured, trees, prepare):
     target = Timed(line, trees=trees, prepare=prepare)
     assert measured(target) == pytest.approx({rows: line(rows) for rows in sorted(ROWS)})
     assert len(target.scored) == len(ROWS) * (1 + TIMES) and target.now < 1.0
@@ -57,7 +63,7 @@ def test_the_medians_are_what_forwards_take_and_not_what_is_prepared_once(trees,
     assert max(max(draft.depths, default=0) for draft in target.scored) == (1 if trees else max(ROWS) - 1)
 
 
-def test_a_slow_machine_is_measured_coarsely_and_a_very_slow_one_at_two_points():
+def test_a_slow_machine_is_measured_coarsely_and_a_very_slow_one_at_two_points(measured):
     slow, very_slow = Timed(lambda rows: 0.03 + 0.001 * rows), Timed(lambda rows: 0.9 + 0.01 * rows)
     found = measured(slow)
     assert AT_LEAST < len(found) < len(ROWS) and max(found) == max(ROWS), "the coarse picture comes first"
@@ -66,19 +72,19 @@ def test_a_slow_machine_is_measured_coarsely_and_a_very_slow_one_at_two_points()
 
 
 @pytest.mark.parametrize(("trees", "rows"), [(True, list(ROWS)), (False, [1, 4, 2])])
-def test_no_draft_is_deeper_than_the_target_takes(trees, rows):
+def test_no_draft_is_deeper_than_the_target_takes(measured, trees, rows):
     assert list(measured(Timed(line, trees=trees, depth=5))) == sorted(rows)
     assert list(measured(Timed(line, trees=trees, depth=0))) == [1]
 
 
 @pytest.mark.parametrize("trees", [True, False])
 @pytest.mark.parametrize("max_length", [2, 3, 9, 40])
-def test_no_text_is_longer_than_the_target_holds(trees, max_length):
+def test_no_text_is_longer_than_the_target_holds(measured, trees, max_length):
     found = measured(Timed(line, trees=trees, max_length=max_length))
     deepest = max_length - 2  # after a prompt of one token and the one that comes with the draft
     assert list(found) == sorted(rows for rows in ROWS if (min(1, rows - 1) if trees else rows - 1) <= deepest)
     assert found == pytest.approx({rows: line(rows) for rows in found})
 
 
-def test_a_clock_that_stands_still_gives_times_above_zero():
-    assert all(seconds > 0 for seconds in measure_costs(ToyTarget(), clock=lambda: 0.0).as_dict().values())
+def test_a_clock_that_stands_still_gives_times_above_zero(measured):
+    assert all(seconds > 0 for seconds in measured(Timed(lambda rows: 0.0)).values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
 
 from foretoken.core.contracts import Target
 from foretoken.core.costs import MIN_SECONDS, CostCurve
@@ -18,9 +17,7 @@ MAX_SECONDS = 1.0
 TOKEN = 0  # every model has it, and a forward takes as long whatever it reads
 
 
-def measure_costs(
-    target: Target, max_seconds: float = MAX_SECONDS, clock: Callable[[], float] = time.perf_counter
-) -> CostCurve:
+def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve:
     """Run forwards over several numbers of rows, for about a second.
 
     A forward that takes very long may take it longer: two numbers of rows are measured, each with two forwards, if the
@@ -29,22 +26,21 @@ def measure_costs(
     Args:
         target: A target of its own, not one that is answering.
         max_seconds: When to begin with no further number of rows.
-        clock: Tells the seconds.
 
     Returns:
         The medians. Single rows are always among them.
     """
     times: dict[int, list[float]] = {}
-    ends_at = clock() + max_seconds
-    ruler = _Ruler(target, clock)
+    ends_at = time.perf_counter() + max_seconds
+    ruler = _Ruler(target)
     for num_rows in ROWS:
-        if len(times) >= AT_LEAST and clock() >= ends_at:
+        if len(times) >= AT_LEAST and time.perf_counter() >= ends_at:
             break
         if not ruler.fits(num_rows):
             continue
         ruler.seconds(num_rows)  # a library may prepare something for this number of rows
         times[num_rows] = [ruler.seconds(num_rows)]
-        while len(times[num_rows]) < TIMES and clock() < ends_at:
+        while len(times[num_rows]) < TIMES and time.perf_counter() < ends_at:
             times[num_rows].append(ruler.seconds(num_rows))
     return CostCurve({num_rows: max(MIN_SECONDS, statistics.median(some)) for num_rows, some in times.items()})
 
@@ -52,8 +48,8 @@ def measure_costs(
 class _Ruler:
     """A target with a short text, which is begun anew where no further token fits."""
 
-    def __init__(self, target: Target, clock: Callable[[], float]) -> None:
-        self.target, self.clock = target, clock
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self._begin()
 
     def fits(self, num_rows: int) -> bool:
@@ -69,10 +65,10 @@ class _Ruler:
         num_guesses = num_rows - 1
         star = Draft((TOKEN,) * num_guesses, (-1,) * num_guesses)
         draft = star if self.target.supports_trees else Draft.chain(star.tokens)
-        started = self.clock()
+        started = time.perf_counter()
         self.target.score(TOKEN, draft).choose(0)
         self.target.keep(())
-        seconds = self.clock() - started
+        seconds = time.perf_counter() - started
         self._length += 1
         return seconds
 

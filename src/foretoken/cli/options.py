@@ -17,7 +17,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS, TEXT_DRAFTERS
+from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, TEXT_DRAFTERS
+from foretoken.drafters.recipe import options_of, summary
 
 Option = partial(typer.Option, show_default=True)
 of_prompt = partial(Option, rich_help_panel="Prompt")
@@ -27,6 +28,11 @@ of_model = partial(Option, rich_help_panel="Model")
 of_logs = partial(Option, rich_help_panel="Recorded answers")
 of_output = partial(Option, rich_help_panel="Output")
 
+# A line of Markdown for each drafter, with the options that it takes.
+ABOUT_DRAFTERS = "Drafter. Its options may follow its name, as in early-exit:layer=4." + "".join(
+    f"\n- {name} ({', '.join(one.name for one in options_of(recipe))}): {summary(recipe)}"
+    for name, recipe in RECIPES.items()
+)
 MODELS_OWN = "the model's own"
 
 Model = Annotated[str, of_model(help='Model folder, name on the hub, or "tiny", the model in the package.')]
@@ -101,9 +107,8 @@ class DraftOptions:
     drafter: Annotated[
         str | None,
         of_draft(
-            help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}. Its own options may follow, as in early-exit:layer=4 or "
-            "draft-model:model=NAME; see `foretoken drafters`.",
-            metavar="NAME[:OPTION=VALUE,...]",
+            help=f"{ABOUT_DRAFTERS}\n- none: Plain decoding.",
+            metavar="NAME:OPTION=VALUE,...",
             show_default=DEFAULT_DRAFTER,
         ),
     ] = None
@@ -160,8 +165,8 @@ class ReplayOptions:
     drafter: Annotated[
         list[str] | None,
         of_draft(
-            help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}, or none. Its own options may follow.",
-            metavar="NAME[:OPTION=VALUE,...]",
+            help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}, or none. Its options may follow the name.",
+            metavar="NAME:OPTION=VALUE,...",
             show_default="all",
         ),
     ] = None

@@ -47,19 +47,19 @@ class Job:
 
     def new_namespace(self) -> Namespace:
         """A memory of no answers yet."""
-        return Namespace(background=Background.open(self.background) if self.background else None)
+        remembers = self.recipe is not None and self.recipe.remembers
+        return Namespace(background=Background.open(self.background) if self.background and remembers else None)
+
+    def new_drafter(self, namespace: Namespace) -> Drafter | None:
+        """A drafter that drafts from what ``namespace`` remembers, if it can."""
+        parts = Parts(self.new_target([]), lambda: namespace.ngrams)
+        return None if self.recipe is None else self.recipe.make(parts)
 
     def new_target(self, record: Sequence[int]) -> ReplayTarget:
         """A target that answers with what was recorded."""
         target = ReplayTarget(record)
         target.supports_trees = self.trees
         return target
-
-    def new_drafter(self, namespace: Namespace) -> Drafter | None:
-        """A drafter that drafts from what ``namespace`` remembers, if it can."""
-        if self.recipe is None:
-            return None
-        return self.recipe.make(Parts(self.new_target([]), lambda: namespace.ngrams))
 
     @property
     def title(self) -> str:
@@ -184,12 +184,11 @@ def score(job: Job) -> Score:
 
 def replay(traces: Iterable[Trace], result: Score) -> None:
     """Decode every answer in turn with one drafter, keep each for those that follow, and add what it took."""
-    job = result.job
-    namespace, budget = job.new_namespace(), FixedBudget(job.budget)
-    drafter = job.new_drafter(namespace)
+    namespace, budget = result.job.new_namespace(), FixedBudget(result.job.budget)
+    drafter = result.job.new_drafter(namespace)
     for trace in traces:
         record = trace.record.tolist()
-        target = job.new_target(record)
+        target = result.job.new_target(record)
         stats, rows = DecodeStats(), Counter[int]()
         steps = decode(target, drafter, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
         for step in steps:

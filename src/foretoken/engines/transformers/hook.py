@@ -18,7 +18,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.costs import CostCurve
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
@@ -91,7 +91,7 @@ def generate(
         if name not in _HANDLED and not name.startswith(OUTPUTS) and not _is_empty(value)
     )
     if unknown:
-        raise ForetokenError(
+        raise RequestError(
             f"custom_generate=foretoken.generate takes text only and was given {', '.join(unknown)}: "
             "leave it out, or leave out custom_generate."
         )
@@ -107,7 +107,7 @@ def generate(
     cache = given if getattr(given, "_is_user_defined", False) else None
     target = TransformersTarget(model, prepared.choice, cache=cache, prefill_chunk=prepared.prefill_chunk)
     if prepared.num_padding and target.num_cached:
-        raise ForetokenError(
+        raise RequestError(
             "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
             "leave the padding out, or pass a new cache."
         )
@@ -165,12 +165,12 @@ def _recipe(
         (EarlyExit.name, "exit_layer", exit_layer),
     ):
         if given is not None and drafter != name:
-            raise ForetokenError(
+            raise RequestError(
                 f"{argument} is for the drafter {name!r}, not for {drafter!r:.100}: leave one of the two out."
             )
     if drafter == DraftModel.name:
         if draft_model is None:
-            raise ForetokenError("The drafter 'draft-model' needs a smaller model: give one as draft_model.")
+            raise RequestError("The drafter 'draft-model' needs a smaller model: give one as draft_model.")
         return DraftModel(draft_model)
     return EarlyExit(exit_layer) if drafter == EarlyExit.name else recipe_of(drafter)
 

@@ -17,7 +17,7 @@ def code_and_machine() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
     }
 
 
@@ -32,7 +32,7 @@ def _commit() -> str | None:
     return commit.strip() + ("+" if changed.strip() else "")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, as Linux gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

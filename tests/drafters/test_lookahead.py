@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import foretoken
 from foretoken import AdaptiveBudget, Draft, FixedBudget, ForetokenError, Step, decode
-from foretoken.core.budget import CostCurve
+from foretoken.core.costs import CostCurve, LearnedCosts
 from foretoken.drafters import NgramMixer, WithWindow
 from foretoken.drafters import lookahead as module
 from foretoken.drafters.lookahead import SHAPES, LookaheadDrafter, Pool, Shape, shape_for
@@ -424,7 +424,7 @@ def test_the_shape_is_the_fastest_of_those_that_were_measured(row, free):
 def test_what_is_left_out_is_chosen_by_cost():
     largest = Shape(15, 5, 15)
     assert LookaheadDrafter().shape == LookaheadDrafter(seconds=CostCurve().seconds).shape == largest
-    curve = CostCurve()
+    curve = LearnedCosts(CostCurve())
     drafter = LookaheadDrafter(seconds=curve.seconds)
     for rows in (1, 8, 64):
         for _ in range(3):

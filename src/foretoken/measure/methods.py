@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
 from foretoken.core.contracts import Drafter
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, WithWindow
 from foretoken.drafters.draft_model import DraftModelDrafter
@@ -51,9 +52,9 @@ class Method:
     needs_draft_model: bool = False
     generate: Mapping[str, Any] | None = None
 
-    def budget(self) -> Budget:
-        """A budget that knows nothing yet."""
-        return AdaptiveBudget() if self.drafted is None else FixedBudget(self.drafted)
+    def budget(self, costs: CostCurve) -> Budget:
+        """A budget that has seen no text yet."""
+        return AdaptiveBudget(costs=costs) if self.drafted is None else FixedBudget(self.drafted)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,7 +63,7 @@ class Method:
 
 def _ngram(given: Given, **settings: Any) -> NgramMixer:
     if isinstance(given.budget, AdaptiveBudget):
-        settings["price"] = given.budget.row_price
+        settings["price"] = given.subject.costs.row_price
     return NgramMixer(given.namespace.ngrams, trees=given.target.supports_trees, **settings)
 
 
@@ -71,7 +72,7 @@ def _with_window(given: Given, window: int, ngram: int, **settings: Any) -> With
 
 
 def _lookahead(given: Given, **settings: Any) -> LookaheadDrafter:
-    costs = given.budget.seconds if isinstance(given.budget, AdaptiveBudget) else None
+    costs = given.subject.costs.seconds if isinstance(given.budget, AdaptiveBudget) else None
     return LookaheadDrafter(seconds=costs, **settings)
 
 

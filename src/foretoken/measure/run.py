@@ -93,7 +93,7 @@ def measure(
     for method in methods:  # what is compiled at first use is compiled now
         warm_up = replace(conditions, max_new_tokens=WARM_UP)
         _player(subject, method, FixedBudget(WARM_UP), warm_up)(replace(questions[0], record=None))
-    budgets = [method.budget() for method in methods]
+    budgets = [method.budget(subject.costs) for method in methods]
     rounds = [
         {
             method.name: _player(subject, method, budget, conditions)

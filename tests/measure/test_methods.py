@@ -320,5 +320,5 @@ def test_a_drafter_with_options_is_a_method_too():
     assert (exits.recipe, exits.drafted) == (EarlyExit(layer=1), None), "what pays"
     assert (short.recipe, short.drafted) == (Anpd(max_order=3), 7), "which knows nothing of its chances"
     for text in ("magic", "anpd:depth=3", "draft-model:model=tiny"):
-        with pytest.raises(ForetokenError, match="There is no method|no option 'depth'"):
+        with pytest.raises(ForetokenError, match=r"There is no method|no option 'depth'"):
             choose_methods([text], True)

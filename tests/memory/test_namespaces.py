@@ -277,8 +277,7 @@ def clock(request, monkeypatch) -> Clock:
         clock.seconds += PRICES[request.param](1 + len(draft))
         return score(self, last_token, draft)
 
-    for module in ("core.decode", "api.drafting"):
-        monkeypatch.setattr(f"foretoken.{module}.time", clock)
+    monkeypatch.setattr("foretoken.core.decode.time", clock)
     monkeypatch.setattr(TransformersTarget, "score", timed)
     return clock
 

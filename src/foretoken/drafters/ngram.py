@@ -60,6 +60,8 @@ class NgramMixer:
     (4,)
     """
 
+    calibrated = True  # so that a budget can count on the probabilities of one that a caller gives
+
     def __init__(
         self,
         memory: SharedNgrams | None = None,

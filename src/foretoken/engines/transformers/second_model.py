@@ -66,7 +66,7 @@ def check_same_tokens(
     if draft_tokenizer is None or tokenizer is None:
         if draft_size != size:
             raise ModelError(f"The draft model has {draft_size} tokens and the model {size}: {advice}")
-    elif fingerprint(draft_tokenizer) != fingerprint(tokenizer):
+    elif draft_tokenizer is not tokenizer and fingerprint(draft_tokenizer) != fingerprint(tokenizer):
         raise ModelError(f"The draft model has another tokenizer than the model: {advice}")
     elif draft_size < len(tokenizer):
         raise ModelError(f"The draft model has {draft_size} tokens and the tokenizer {len(tokenizer)}: {advice}")

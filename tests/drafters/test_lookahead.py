@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def initial(drafter: LookaheadDrafter, prompt: Sequence[int]) -> list[int]:
 def reference(next_token, drafter: LookaheadDrafter, prompt: Sequence[int], num_steps: int) -> list[Moment]:
     window, ngram, guesses = drafter.shape
     first = initial(drafter, prompt)
-    settings = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
+    settings: dict[str, Any] = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
     return list(islice(lookahead(next_token, prompt, first, **settings), num_steps))
 
 

@@ -167,7 +167,7 @@ def main() -> None:
         arrays[f"{name}_prob"] = table[:, kernels.PROB]
         arrays[f"{name}_seen"] = np.minimum(table[:, kernels.SEEN], 1e4).astype(np.float16)
         arrays[f"{name}_weight"] = sets_of(weights.own).astype(np.float16)
-    np.savez_compressed(arguments.out, **arrays)
+    np.savez_compressed(arguments.out, allow_pickle=False, **arrays)
     print(f"learned from {sum(map(len, runs))} answers: {arguments.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def write_bin(folder: Path, random: np.random.Generator) -> Mapping:
     stacks = {name: random.normal(size=(LAYERS, *shape)).astype(np.float32) / 2 for name, shape in SHAPES.items()}
     norm, rope = random.normal(size=DIM).astype(np.float32), np.zeros(LENGTH * DIM // HEADS, np.float32)
     header = struct.pack("7i", DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH)
-    arrays = [embeddings, *stacks.values(), norm, rope]
+    arrays: list[np.ndarray] = [embeddings, *stacks.values(), norm, rope]
     (folder / "model.bin").write_bytes(header + b"".join(array.tobytes() for array in arrays))
     write_tokenizer(folder)
     layers = [{name: stack[i] for name, stack in stacks.items()} for i in range(LAYERS)]
@@ -92,8 +93,8 @@ def write_bin(folder: Path, random: np.random.Generator) -> Mapping:
 
 def write_npz(folder: Path, random: np.random.Generator) -> Mapping:
     embeddings, norm = random.normal(size=(VOCAB, DIM)).astype(np.float32), random.normal(size=DIM).astype(np.float32)
-    arrays = {"tok_embeddings": embeddings, "norm": norm}
-    layers = [{name: None for name in SHAPES if name.startswith("w")} for _ in range(LAYERS)]
+    arrays: dict[str, Any] = {"tok_embeddings": embeddings, "norm": norm}
+    layers: list[dict[str, Any]] = [{name: None for name in SHAPES if name.startswith("w")} for _ in range(LAYERS)]
     for i, layer in enumerate(layers):
         for name in layer:
             signs, scale = random.integers(-1, 2, SHAPES[name]).astype(np.int8), np.float32(random.uniform(5, 9))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, ForetokenError, Step, decode
-from foretoken.core.budget import CostCurve
+from foretoken.core.costs import CostCurve
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
 from helpers.drafting import Oracle, RandomTrees

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 import foretoken
 from foretoken import AdaptiveBudget, Draft, FixedBudget, ForetokenError, Step, decode
-from foretoken.core.budget import CostCurve
+from foretoken.core.costs import CostCurve
 from foretoken.drafters import NgramMixer, WithWindow
 from foretoken.drafters import lookahead as module
 from foretoken.drafters.lookahead import SHAPES, LookaheadDrafter, Pool, Shape, shape_for
@@ -99,7 +101,7 @@ def initial(drafter: LookaheadDrafter, prompt: Sequence[int]) -> list[int]:
 def reference(next_token, drafter: LookaheadDrafter, prompt: Sequence[int], num_steps: int) -> list[Moment]:
     window, ngram, guesses = drafter.shape
     first = initial(drafter, prompt)
-    settings = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
+    settings: dict[str, Any] = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
     return list(islice(lookahead(next_token, prompt, first, **settings), num_steps))
 
 
@@ -290,7 +292,7 @@ class Dropping:
         self.rides = not self.rides
         return draft if self.rides else draft.guesses()
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+    def observe(self, step: Step, seconds: float) -> None:
         pass
 
 
@@ -312,12 +314,12 @@ class Timed(AdaptiveBudget):
         super().__init__()
         self.cost, self.clock, self.steps, self.rides = cost, 0.0, 0, 0
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
-        seconds = self.cost(1 + len(draft))
+    def observe(self, step: Step, seconds: float) -> None:
+        seconds = self.cost(1 + len(step.draft))
         self.clock += seconds
         self.steps += 1
-        self.rides += draft.num_lookahead > 0
-        super().observe(draft, num_accepted, seconds, 0.0)
+        self.rides += step.draft.num_lookahead > 0
+        super().observe(replace(step, propose_seconds=0.0, observe_seconds=0.0), seconds)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 5.0], ids=["predictable", "random"])

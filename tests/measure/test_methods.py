@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from transformers import GenerationConfig
@@ -51,7 +52,7 @@ def test_texts_may_be_compared_in_float64():
 
 
 def row(**changes) -> Row:
-    values = {
+    values: dict[str, Any] = {
         "prompt": "code-1",
         "kind": "code",
         "dtype": "float32",

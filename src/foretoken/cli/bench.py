@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
 
-Rounds = Annotated[int, typer.Option(max=1000, help="How often each answer is given; medians count.")]
+Rounds = Annotated[int, typer.Option(max=1000, help="How often each answer is given; the median counts.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Where the numbers are written.")]
 
 
@@ -33,18 +33,20 @@ def methods(
         str | None, typer.Option(help="A smaller model of the same tokens, for what needs it.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="One of them; may be given again; else all.")
+        list[str] | None, typer.Option("--method", help="Method to run (repeatable). Default: all.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt"; the 36 of the package else.')
+        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt". Default: the 36 of the package.')
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="The first prompts of each kind; else all.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first prompts of each kind. Default: all.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", help="Dtype to measure (repeatable). Default: float32.")
+    ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="0 for greedy, above 0 samples; may be given again; 0 and 0.8.")
+        list[float] | None, typer.Option(help="0 decodes greedily, above 0 samples (repeatable). Default: 0 and 0.8.")
     ] = None,
     rounds: Rounds = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to generate.")] = 200,
     background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
@@ -52,7 +54,8 @@ def methods(
 ) -> None:
     """Every drafter and combination against plain decoding, in turns on the same prompts.
 
-    Texts are compared always; a difference in float32 ends the run with status 1, in half precision it is counted.
+    Every output is compared with plain decoding. In float32 a mismatch aborts the run (status 1); in half precision
+    mismatches are counted.
     Answers that loop are counted apart. Speed is that of the tokens after the prefill; rows of a step are the last
     token, guesses and lookahead rows.
     """

@@ -17,7 +17,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS, TEXT_DRAFTERS
+from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, TEXT_DRAFTERS
+from foretoken.drafters.recipe import options_of, summary
 
 Option = partial(typer.Option, show_default=True)
 of_prompt = partial(Option, rich_help_panel="Prompt")
@@ -27,6 +28,11 @@ of_model = partial(Option, rich_help_panel="Model")
 of_logs = partial(Option, rich_help_panel="Recorded answers")
 of_output = partial(Option, rich_help_panel="Output")
 
+# A line of Markdown for each drafter, with the options that it takes.
+ABOUT_DRAFTERS = "Drafter. Its options may follow its name, as in early-exit:layer=4." + "".join(
+    f"\n- {name} ({', '.join(one.name for one in options_of(recipe))}): {summary(recipe)}"
+    for name, recipe in RECIPES.items()
+)
 MODELS_OWN = "the model's own"
 
 Model = Annotated[str, of_model(help='Model folder, name on the hub, or "tiny", the model in the package.')]
@@ -100,15 +106,11 @@ class DraftOptions:
 
     drafter: Annotated[
         str | None,
-        of_draft(help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}.", metavar="NAME", show_default=DEFAULT_DRAFTER),
-    ] = None
-    draft_model: Annotated[
-        str | None,
-        of_draft(help="Smaller model with the same tokenizer, for the drafter draft-model.", show_default=False),
-    ] = None
-    exit_layer: Annotated[
-        int | None,
-        of_draft(help="Layers to run before the drafter early-exit leaves.", show_default="a third of them"),
+        of_draft(
+            help=f"{ABOUT_DRAFTERS}\n- none: Plain decoding.",
+            metavar="NAME:OPTION=VALUE,...",
+            show_default=DEFAULT_DRAFTER,
+        ),
     ] = None
     budget: Annotated[
         int | None,
@@ -162,7 +164,11 @@ class ReplayOptions:
 
     drafter: Annotated[
         list[str] | None,
-        of_draft(help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}.", metavar="NAME", show_default="all"),
+        of_draft(
+            help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}, or none. Its options may follow the name.",
+            metavar="NAME:OPTION=VALUE,...",
+            show_default="all",
+        ),
     ] = None
     background: Background = "general"
     jobs: Annotated[int | None, Option(min=1, help="Processes to use.", show_default="one per core")] = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 
 from foretoken.cli.console import out
-from foretoken.cli.input import background_folder, read_from
+from foretoken.cli.input import corpus_of, read_from
 from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
 from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, Option, ReplayOptions, grouped, of_draft
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
@@ -73,7 +73,7 @@ def tune(
 
     with ExitStack() as copies:
         files = readable_logs(logs.files, replaying.ray, copies)
-        corpus = background_folder(replaying.background, logs.tokenizer)
+        corpus = corpus_of(replaying, logs.tokenizer)
         plan = make_jobs(files, replaying.drafter, budgets, True, reading_of(logs), corpus)
         firsts = {job.path: job for job in plan}.values()
         plan += [job for first in firsts for job in vllm_jobs(first, budgets)]

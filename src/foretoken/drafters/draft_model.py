@@ -167,7 +167,7 @@ class DraftModelDrafter:
             tuple(node.parent for node in nodes),
             tuple(node.prob for node in nodes),
         )
-        # A node comes after its parent: it is no more probable, and of equals the first stays first.
+        # A node comes after its parent: it is never more probable, and the sort keeps the order of equals.
         order = sorted(range(len(nodes)), key=lambda node: nodes[node].path, reverse=True)
         return draft.select(order[:max_tokens])
 

@@ -154,7 +154,7 @@ class LookaheadDrafter:
         window: The paper's W, N and G, see ``Shape``; 15, 5 and 15 are its settings for a 7B model on an A100.
         ngram: What is left out of the three is chosen by ``shape_for`` when a sequence begins.
         guesses: As ``ngram``.
-        seconds: What a step over n rows takes, such as ``CostCurve.seconds``; rows are taken to be free where None.
+        seconds: What a step over n rows takes, such as ``CostCurve.seconds``. If None, rows are free.
         text: Whether the n-grams of the prompt and of the answer are guesses too.
 
     Raises:

@@ -72,8 +72,8 @@ class Recipe:
         if not texts:
             return self.name
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(texts)
-        return f"{self.name}:{line.getvalue()}"
+        csv.writer(line).writerow(texts)  # with its line's end, so that one within a text is quoted
+        return f"{self.name}:{line.getvalue().removesuffix(csv.excel.lineterminator)}"
 
     def check(self, parts: Parts) -> None:
         """Refuse, before any prompt, what the drafter cannot be made of; nothing of it is made.

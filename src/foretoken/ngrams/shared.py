@@ -31,7 +31,7 @@ class SharedNgrams:
     Args:
         background: A background corpus, or None.
         max_bytes: The most that the statistics of earlier answers may take; the older half is forgotten beyond it.
-        weights: What the mixer starts from; what comes with the package where None.
+        weights: What the mixer starts from. If None, the weights that come with the package.
     """
 
     def __init__(

@@ -193,8 +193,7 @@ class TransformersEngine(TransformersTokens):
             ForetokenError: If there are not so many layers, or they cannot be reached.
         """
         assert isinstance(target, TransformersTarget)
-        num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
-        return ExitTarget(target, max(1, num_layers // 3) if layer is None else layer)
+        return ExitTarget(target, layer)
 
 
 def load(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Engine:

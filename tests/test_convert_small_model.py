@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foretoken
-
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
 
 SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "convert_small_model.py"))

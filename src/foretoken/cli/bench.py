@@ -174,7 +174,7 @@ def _ended_by_another_text() -> Iterator[None]:
 
 
 def _provenance(workload: str, seed: int) -> dict[str, Any]:
-    from foretoken.provenance import of_model
+    from foretoken.measure.provenance import of_model
 
     return {"provenance": of_model(workload, seed)}
 

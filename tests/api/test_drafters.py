@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -128,7 +129,7 @@ def test_what_a_drafter_lacks_is_said_when_the_model_is_loaded(drafter, sentence
 
 
 @pytest.mark.parametrize("drafter", ["anpd", "recycle", "none", None, RecycleDrafter()])
-def test_what_a_drafter_does_not_draft_from_is_refused(drafter: object):
+def test_what_a_drafter_does_not_draft_from_is_refused(drafter: Any):
     """It would be dropped without a word, and the caller would wonder why nothing is faster."""
     lm = model()
     with pytest.raises(ForetokenError, match="references is for the drafters mixed and ngram, not for"):

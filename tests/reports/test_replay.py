@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from foretoken import ForetokenError
-from foretoken.replay.costs import Costs
+from foretoken.replay.costs import parse_costs
 from foretoken.replay.run import run_jobs
 from foretoken.replay.tune import tune
 from foretoken.reports import replay as report
@@ -33,7 +33,7 @@ def test_the_page_of_replay(jobs_to_tune):
 
 
 def test_the_page_of_tune(jobs_to_tune):
-    advice, scores = tune(jobs_to_tune, lambda some: run_jobs(some, 1), Costs.read("flat"))
+    advice, scores = tune(jobs_to_tune, lambda some: run_jobs(some, 1), parse_costs("flat"))
     page = report.tune_page(advice, scores, "<flat>")
     assert_needs_nothing(page)
     assert "&lt;flat&gt;" in page and "emulated" in page and "anpd, trees" in page

@@ -20,6 +20,7 @@ from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, Parts, Recipe, recipe_o
 from foretoken.engines import engine_of, load_engine
 from foretoken.engines.base import Engine, Messages, Request
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
+from foretoken.memory.costs import costs_of
 from foretoken.memory.history import History
 from foretoken.memory.namespace import Namespace
 from foretoken.memory.namespaces import Namespaces, check_namespace
@@ -72,9 +73,14 @@ class LanguageModel:
         return self.engine.tokenizer
 
     @property
+    def costs(self) -> CostCurve:
+        """What the model's forwards cost on this machine; measured, in about a second, if nobody has before."""
+        return costs_of(self.engine.cost_key, self.engine.target)
+
+    @property
     def budget(self) -> AdaptiveBudget:
-        """What the default namespace has learned of costs and gains; every namespace has a budget of its own."""
-        return self.memories.of(DEFAULT_NAMESPACE).budget
+        """A budget as the next answer of the default namespace gets it."""
+        return self.memories.of(DEFAULT_NAMESPACE).new_budget(self.costs)
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
@@ -114,14 +120,13 @@ class LanguageModel:
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
         remembered = self.memories.of(namespace)
-        costs, drafter = CostCurve(), None
-        if recipe is not None and recipe.calibrated:
-            costs = remembered.budget.costs
-            budget = budget or remembered.budget
+        drafter, learning = None, None
         if recipe is not None:
+            costs = self.costs if recipe.calibrated else CostCurve()
+            learning = remembered.new_budget(costs) if recipe.calibrated and budget is None else None
             parts = self._parts(request.target)
             drafter = recipe.make(replace(parts, ngrams=lambda: remembered.ngrams, costs=costs, references=references))
-        steps = self._kept(request.steps(drafter, budget), remembered)
+        steps = self._kept(request.steps(drafter, budget or learning), remembered, learning)
         return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -162,8 +167,8 @@ class LanguageModel:
                 raise RequestError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(self, steps: Iterator[Step], namespace: Namespace) -> Iterator[Step]:
-        """The steps as they come; the answer is kept once it is whole."""
+    def _kept(self, steps: Iterator[Step], namespace: Namespace, learning: AdaptiveBudget | None) -> Iterator[Step]:
+        """The steps as they come. The answer is kept once it is whole, and what its budget has learned in any case."""
         answer: list[int] = []
         try:
             for step in steps:
@@ -172,6 +177,8 @@ class LanguageModel:
                     namespace.keep(answer)
                 yield step
         finally:
+            if learning is not None:
+                namespace.hand_back(learning)
             self.memories.settle(namespace.name)
 
     def _answer(self, prompt: Prompt, options: Options) -> Result:

@@ -52,7 +52,7 @@ def tune(
     For vLLM's ngram method an emulation is replayed. Settings for its suffix method are the closest counterparts and
     were not measured.
     """
-    from foretoken.replay.costs import Costs
+    from foretoken.replay.costs import parse_costs
     from foretoken.replay.plan import make_jobs
     from foretoken.replay.tune import affordable, vllm_jobs
     from foretoken.replay.tune import tune as tune_jobs
@@ -60,7 +60,7 @@ def tune(
 
     inputs = [*logs.files, Path(costs), *read_from(logs.tokenizer), *read_from(replaying.background)]
     check_outputs(json_file, html_file, inputs)
-    prices = Costs.read(costs)
+    prices = parse_costs(costs)
     budgets = affordable(budget, prices)
     missing: list[dict[str, Any]] = []
 

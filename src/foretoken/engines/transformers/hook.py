@@ -22,10 +22,12 @@ from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
+from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target
 from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.memory.costs import costs_of
 from foretoken.memory.namespace import Namespace
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
@@ -113,9 +115,11 @@ def generate(
     recipe = _recipe(drafter, draft_model, exit_layer)
     # A drafter of the caller's own keeps apart what it learns of costs and gains, too.
     namespace = Namespace() if isinstance(recipe, Given) else _NAMESPACES.setdefault(model, Namespace())
-    made = None if recipe is None else recipe.make(_parts(target, namespace, recipe.calibrated))
-    if budget is None and recipe is not None and recipe.calibrated:
-        budget = namespace.budget
+    costs = CostCurve()
+    if recipe is not None and recipe.calibrated:
+        costs = costs_of(cost_key(model), lambda: TransformersTarget(model))
+    made = None if recipe is None else recipe.make(_parts(target, namespace, costs))
+    learning = namespace.new_budget(costs) if budget is None and recipe is not None and recipe.calibrated else None
     streamer: BaseStreamer | None = caller.get("streamer")
     request = prepared.on(target)
     if streamer is not None:
@@ -123,13 +127,15 @@ def generate(
     tokens: list[int] = []
     start = target.cache.mark()
     try:
-        for step in request.steps(made, budget):
+        for step in request.steps(made, budget or learning):
             stats.add(step)
             tokens += step.tokens
     except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache
         target.go_back(start)
         raise
     finally:
+        if learning is not None:
+            namespace.hand_back(learning)
         if cache is not None or generation_config.return_dict_in_generate:
             target.cache.release()
     if streamer is not None:
@@ -169,8 +175,8 @@ def _recipe(
     return EarlyExit(exit_layer) if drafter == EarlyExit.name else recipe_of(drafter)
 
 
-def _parts(target: TransformersTarget, namespace: Namespace, calibrated: bool) -> Parts:
-    """What there is to make a drafter of; costs only if a budget has learned them."""
+def _parts(target: TransformersTarget, namespace: Namespace, costs: CostCurve) -> Parts:
+    """What there is to make a drafter of."""
 
     def second(model: Any) -> TransformersTarget:
         check_same_tokens(model, target.model)
@@ -179,7 +185,7 @@ def _parts(target: TransformersTarget, namespace: Namespace, calibrated: bool) -
     return Parts(
         target,
         ngrams=lambda: namespace.ngrams,
-        costs=namespace.budget.costs if calibrated else CostCurve(),
+        costs=costs,
         draft_target=second,
         exit_target=partial(ExitTarget, target),
     )

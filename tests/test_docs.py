@@ -47,7 +47,7 @@ def commands(page: Path) -> list[list[str]]:
             words = shlex.split(line.removeprefix("$ "), comments=True) if "foretoken " in line else []
             if words[:1] == ["torchrun"]:
                 words = words[words.index("-m") + 1 :]
-            if words[:1] == ["foretoken"] and words[1:3] != ["bench", "costs"]:  # which is to come
+            if words[:1] == ["foretoken"]:
                 found.append(words[1:])
     return found
 

@@ -312,6 +312,7 @@ class Lookahead(Recipe):
         Shape(self.window, self.ngram, self.guesses).check()
 
     def check(self, parts: Parts) -> None:
+        super().check(parts)
         if not parts.target.supports_trees:
             raise RequestError(
                 "This model takes no draft trees here, and the drafter 'lookahead' needs them: load it with the "

@@ -70,7 +70,8 @@ class MixedWindow(Recipe):
     floor: float | None = option(None, least=0.0)
 
     def check(self, parts: Parts) -> None:
-        Lookahead().check(parts)
+        super().check(parts)
+        Lookahead().check(parts)  # which needs trees
 
     def make(self, parts: Parts) -> WithWindow:
         self.check(parts)

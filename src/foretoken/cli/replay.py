@@ -27,7 +27,7 @@ def replay(
         of_draft(min=0, max=1024, help="Tokens to draft in each step (repeatable).", show_default="10"),
     ] = None,
     chains: Annotated[
-        bool, of_draft("--chains", help="Draft chains only, for a model that verifies no trees.", show_default=False)
+        bool, of_draft("--chains", help="Draft chains only, for a model that verifies no trees.")
     ] = False,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,

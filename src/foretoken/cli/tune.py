@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from foretoken.cli.console import out
 from foretoken.cli.input import background_folder, read_from
 from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
-from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, Option, ReplayOptions, grouped, of_draft
+from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, ReplayOptions, grouped, of_draft
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
 
 if TYPE_CHECKING:
@@ -28,17 +29,16 @@ def tune(
     replaying: ReplayOptions,
     costs: Annotated[
         str,
-        Option(
-            help='Time of a forward over n rows: "flat" (the same for every n, as on a GPU at batch 1); "linear:0.05" '
-            '(each further row adds 5 % of one row); or a JSON file {"rows": [1, 2, 4, 8, 16], "milliseconds": [...]}.',
-            show_default=False,
+        typer.Option(
+            help='Time of a forward over n rows: "flat" (the same for every n, as on a GPU at batch 1), "linear:0.05" '
+            '(each further row adds 5 % of one row), or a JSON file {"rows": [1, 2, 4, 8, 16], "milliseconds": [...]}.'
         ),
     ],
     budget: Annotated[
         list[int] | None,
         of_draft(min=1, max=1024, help="Tokens to draft in each step (repeatable).", show_default="2, 4, 7, 10 and 15"),
     ] = None,
-    seed: Annotated[int, Option(min=0, help="Seed of the resampling behind the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling behind the intervals.")] = 0,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
 ) -> None:

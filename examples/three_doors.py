@@ -10,7 +10,8 @@ import torch
 
 import foretoken
 from foretoken.drafters import AdaptiveNgram
-from foretoken.engines.transformers.target import TransformersTarget, context_length
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.target import TransformersTarget
 
 MODEL = sys.argv[1] if len(sys.argv) > 1 else "tiny"
 PROMPT = (Path(__file__).parent / "prompts" / "module.py").read_text(encoding="utf-8")

@@ -80,10 +80,12 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
     weights = untrained_weights()
     for i, run in enumerate(runs):
         rate = FIRST_RATE * (LAST_RATE / FIRST_RATE) ** (i / len(runs))
-        drafter = NgramMixer(SharedNgrams(background, weights=weights), rate=rate)
+        memory = SharedNgrams(background, weights=weights)
+        drafter = NgramMixer(memory, rate=rate)
         for trace in run:
             drafter.begin(trace.prompt)
             drafter.observe(step_of(trace.record))
+            memory.add(trace.record)
     return weights
 
 
@@ -101,8 +103,8 @@ def learn_what_is_named(weights: Weights, asked: list[Asked], background: Backgr
             memory = SharedNgrams(background, weights=weights)
         rate = NAMED_RATE * (LAST_RATE / NAMED_RATE) ** (i / len(asked))
         drafter = NgramMixer(memory, floor=FLOOR, rate=rate, recycle=True)
-        for _ in decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED):
-            pass
+        steps = decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED)
+        memory.add([token for step in steps for token in step.tokens])
     # The weights that all share have moved: where something was named, that goes into the others.
     here[:, 1:, : kernels.SLOTS] += sets[-1] - common
     sets[-1] = common

@@ -377,6 +377,8 @@ def test_earlier_answers_are_drafted_from_within_the_same_memory():
     first = drafter_of([1], memory)
     first.observe(step_of([50, 51, 52]))
     first.observe(step_of([53, 54, 55], last=True))
+    assert not drafter_of([7, 50, 51], memory).propose([], 10), "a drafter reads; who has the whole answer keeps it"
+    memory.add([50, 51, 52, 53, 54, 55])
     second = drafter_of([7, 50, 51], memory)
     assert second.propose([], 10).main_chain().tokens[:2] == (52, 53)
     assert not drafter_of([7, 50, 51], SharedNgrams()).propose([], 10)
@@ -392,10 +394,12 @@ def test_drafts_of_one_memory_do_not_depend_on_another(prompt, answers, secret, 
         for answer in answers:
             other = drafter_of(secret, a)
             other.observe(step_of([*secret, 3], last=True))
+            a.add([*secret, 3])
             other.propose([], max_tokens)
             drafter = drafter_of(prompt, b)
             drafts.append(drafter.propose([], max_tokens))
             drafter.observe(step_of([*answer, 0], last=True))
+            b.add([*answer, 0])
             a.add(secret)
         return drafts
 

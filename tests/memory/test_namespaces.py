@@ -19,6 +19,8 @@ from foretoken.memory.corpus import general
 from foretoken.memory.corpus.build import build
 from foretoken.memory.fingerprint import fingerprint
 from foretoken.memory.history import History
+from foretoken.memory.namespace import MAX_WAITING, Namespace
+from foretoken.ngrams.shared import OBJECTS_BYTES, SharedNgrams
 from helpers.shapes import tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -62,7 +64,7 @@ def test_namespaces_do_not_see_each_other(tmp_path):
     assert accepted(lm, namespace="b") == accepted(lm, namespace="c") == first < accepted(lm, namespace="a")
     again = model(tmp_path / "history.sqlite")
     for namespace in ("a", "d"):
-        again.memories.of(namespace)
+        assert again.memories.of(namespace).ngrams
     again.memories.wait()
     assert accepted(again, namespace="d") == first < accepted(again, namespace="a")
 
@@ -77,7 +79,7 @@ def test_no_namespace_remembers_nothing(tmp_path):
 def test_answers_outlive_the_process(tmp_path):
     first = accepted(model(tmp_path / "history.sqlite"))
     later = model(tmp_path / "history.sqlite")
-    later.memories.of("default")
+    assert later.memories.of("default").ngrams
     later.memories.wait()
     assert accepted(later) > first + 20
 
@@ -120,7 +122,7 @@ def test_an_answer_left_in_the_middle_is_not_remembered_and_hurts_nobody(tmp_pat
     lm = model(tmp_path / "history.sqlite")
     for _, _ in zip(lm.stream(PROMPT, max_new_tokens=60), range(10), strict=False):
         pass
-    assert lm.memories.of("default").answers.num_tokens == 0
+    assert lm.memories.of("default").ngrams.answers.num_tokens == 0
     assert History(tmp_path / "history.sqlite").stats() == []
     assert accepted(lm) > 0
 
@@ -192,9 +194,9 @@ def test_the_shipped_corpus_comes_when_it_is_ready(few, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     lm = model(background="general")
-    before = lm.memories.of("early")
+    before, later = lm.memories.of("early").ngrams, lm.memories.of("early, and asked later")
     lm.memories.wait()
-    assert before.frozen.rows.size > 0 < lm.memories.of(None).frozen.rows.size
+    assert all(ngrams.frozen.rows.size for ngrams in (before, later.ngrams, lm.memories.of(None).ngrams))
     assert accepted(lm, "abc") >= 0
 
 
@@ -218,7 +220,7 @@ def test_a_tokenizer_that_fails_in_the_background_is_a_warning(tmp_path, monkeyp
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    monkeypatch.setattr("foretoken.memory.namespaces.fingerprint", fail)
+    monkeypatch.setattr("foretoken.engines.transformers.tokens.fingerprint", fail)
     lm = model(background="general")
     lm.memories.wait()
     (record,) = caplog.records
@@ -230,10 +232,10 @@ def test_tokens_that_the_model_does_not_have_are_never_asked_of_it(tmp_path):
     lm = model(tmp_path / "history.sqlite")
     assert lm.memories._history is not None
     lm.memories._history.add("default", lm.memories.fingerprint, [*lm.encode("abc"), 10**6, 5])
-    lm.memories.of("default")
+    assert lm.memories.of("default").ngrams
     lm.memories.wait()
-    assert lm.memories.of("default").answers.num_tokens == 0
-    lm.memories.of("default").add([*lm.encode("abc"), 10**6, 5, 10**6, 5, 10**6] * 3)
+    assert lm.memories.of("default").ngrams.answers.num_tokens == 0
+    lm.memories.of("default").ngrams.add([*lm.encode("abc"), 10**6, 5, 10**6, 5, 10**6] * 3)
     assert accepted(lm, "abc") >= 0
 
 
@@ -337,7 +339,7 @@ def test_memories_are_bounded_and_the_least_recently_used_goes_first(tmp_path):
         accepted(lm, namespace=name)
         assert sum(memory.nbytes for memory in lm.memories._by_namespace.values()) <= lm.memories._max_bytes
     assert list(lm.memories._by_namespace) == ["d", "e", "f"]
-    lm.memories.of("old")
+    assert lm.memories.of("old").ngrams
     lm.memories.wait()
     assert accepted(lm, namespace="old") > first + 20, "the history still has its answers"
 
@@ -353,7 +355,7 @@ def test_an_answer_that_runs_keeps_its_memory():
     assert lm.memories.of("a") is memory
     for _ in running:
         pass
-    assert memory.answers.num_tokens == 61
+    assert memory.ngrams.answers.num_tokens == 61
 
 
 def test_an_answer_left_in_the_middle_is_counted_too():
@@ -422,7 +424,7 @@ answer = lambda namespace: lm.generate("abc", max_new_tokens=8, namespace=namesp
 expected = answer("a")
 held = threading.Event()
 def hold():
-    with lm.memories._lock, lm.memories.of("a").lock, lm.memories.of("a").budget._lock:
+    with lm.memories._lock, lm.memories.of("a").ngrams.lock, lm.memories.of("a").budget._lock:
         held.set()
         time.sleep(3600)
 threading.Thread(target=hold, daemon=True).start()
@@ -449,3 +451,43 @@ def test_a_forked_child_answers_whatever_its_parents_threads_held(model_folder):
         timeout=400,
     )
     assert ended.stdout == "7\n", ended.stderr
+
+
+@pytest.mark.parametrize("drafter", ["none", "anpd", "prompt-lookup", "lookahead"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_answer_is_remembered_whatever_drafted_it(tmp_path, drafter, kept):
+    lm = model(tmp_path / "history.sqlite" if kept else None)
+    unknown = accepted(lm, namespace=None)
+    lm.generate(PROMPT, max_new_tokens=60, drafter=drafter, namespace="a")
+    assert lm.memories.of("a").ngrams
+    lm.memories.wait()
+    assert lm.memories.of("a").ngrams.answers.num_tokens == 61
+    assert accepted(lm, namespace="a") > unknown + 20
+
+
+def test_without_a_drafter_that_reads_them_answers_are_only_kept():
+    """Nothing is counted, and nothing compiled for it; what waits is bounded."""
+    lm = model()
+    for _ in range(2 * MAX_WAITING):
+        lm.generate(PROMPT, max_new_tokens=2, drafter="none")
+    namespace = lm.memories.of("default")
+    assert namespace._made is None and namespace.nbytes < OBJECTS_BYTES + 10 * MAX_WAITING
+    assert namespace.ngrams.answers.num_tokens == 3 * MAX_WAITING
+
+
+def test_threads_that_ask_at_once_get_the_same_statistics():
+    loaded: list[SharedNgrams] = []
+    namespace = Namespace(load=loaded.append)
+    start = threading.Barrier(8)
+    made: list[SharedNgrams] = []
+
+    def ask() -> None:
+        start.wait()
+        made.append(namespace.ngrams)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [namespace.ngrams] * 8 and loaded == [namespace.ngrams]

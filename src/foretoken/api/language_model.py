@@ -5,7 +5,6 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
@@ -22,6 +21,7 @@ from foretoken.engines import engine_of, load_engine
 from foretoken.engines.base import Engine, Messages, Request
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
 from foretoken.memory.history import History
+from foretoken.memory.namespace import Namespace
 from foretoken.memory.namespaces import Namespaces, check_namespace
 from foretoken.texts import is_text
 
@@ -115,10 +115,11 @@ class LanguageModel:
         check_namespace(namespace)
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
-        memory = partial(self.memories.of, namespace)
-        situation = self._situation(request.target, memory, self._encode_all(references))
+        documents = self._encode_all(references)
+        remembered = self.memories.of(namespace)
+        situation = self._situation(request.target, lambda: remembered.ngrams, documents)
         drafter, budget = situation.drafting(drafter, budget)
-        steps = self._kept(request.steps(drafter, budget), namespace)
+        steps = self._kept(request.steps(drafter, budget), remembered)
         return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -155,17 +156,17 @@ class LanguageModel:
                 raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(self, steps: Iterator[Step], namespace: str | None) -> Iterator[Step]:
-        """The steps as they come; the answer goes to the history once it is whole."""
+    def _kept(self, steps: Iterator[Step], namespace: Namespace) -> Iterator[Step]:
+        """The steps as they come; the answer is kept once it is whole."""
         answer: list[int] = []
         try:
             for step in steps:
                 answer += step.tokens
                 if step.finish_reason is not None:
-                    self.memories.keep(namespace, answer)
+                    namespace.keep(answer)
                 yield step
         finally:
-            self.memories.settle(namespace)
+            self.memories.settle(namespace.name)
 
     def _answer(self, prompt: Prompt, options: Options) -> Result:
         stream = self.stream(prompt, **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from rich.progress import track
@@ -118,7 +117,7 @@ def _sampled(lm: LanguageModel, prompt: str, drafted: bool) -> tuple[DecodeStats
 def _replayed(lm: LanguageModel, text: Sequence[int], drafted: bool) -> tuple[DecodeStats, tuple[int, ...]]:
     prompt, record = text[: len(text) // 2], text[len(text) // 2 :]
     engine = TransformersTarget(lm.model)
-    situation = Situation(engine, partial(lm.memories.of, None))
+    situation = Situation(engine, lambda: lm.memories.of(None).ngrams)
     drafter, _ = situation.drafting(lm.drafter if drafted else "none")
     stats = DecodeStats()
     tokens: list[int] = []

@@ -58,6 +58,7 @@ def measure(rounds: int, sets: Mapping[str, Sequence[Trace]], background: Backgr
             for memory in memories:
                 none.append(_decode_seconds(_replay(engine, None, budget, prompt, record)))
                 run = _replay(engine, NgramMixer(memory), budget, prompt, record)
+                memory.add(record)
                 ours.append(_decode_seconds(run))
                 theirs.append(_lookup_seconds(model, prompt, record))
             stats.tokens, stats.steps, stats.accepted = (

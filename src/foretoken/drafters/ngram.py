@@ -41,6 +41,8 @@ TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fi
 class NgramMixer:
     """Drafts the most probable continuations, each node with a probability that means what it says.
 
+    It reads earlier answers and adds none: whoever has the whole answer keeps it, by ``SharedNgrams.add``.
+
     Args:
         memory: What it shares with other sequences; a memory of its own where None.
         references: Documents, as tokens, that the answer may quote or edit (LLMA, arXiv 2304.04487).
@@ -97,7 +99,6 @@ class NgramMixer:
         self._window = np.full(WINDOW, -1, np.int32)
         last = prompt[-WINDOW:]
         self._window[WINDOW - len(last) :] = last
-        self._answer: list[int] = []
         self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
@@ -120,9 +121,6 @@ class NgramMixer:
         if self.recycle and self._asked:
             self._recycle(before, step)
         self._asked = False
-        self._answer.extend(step.tokens)
-        if step.finish_reason is not None:
-            memory.add(self._answer)
 
     def _recycle(self, before: Ints, step: Step) -> None:
         """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""

@@ -17,11 +17,13 @@ from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
 from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.target import TransformersTarget, context_length
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.loops import loops
 from foretoken.measure.methods import Given, Method
 from foretoken.measure.subject import Subject
+from foretoken.memory.namespace import Namespace
 from foretoken.texts import is_text
 
 SEED = 0
@@ -229,12 +231,13 @@ class _Run:
 
 
 class _Player:
-    """A method in one round: its target and its drafter, which keeps what it learned from prompt to prompt."""
+    """A method in one round: its target, its drafter, and the memory of its answers from prompt to prompt."""
 
     def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
         self.name, self.budget, self.conditions = method.name, budget, conditions
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
-        self.drafter = method.make(Given(subject, self.target, budget), **method.settings)
+        self.namespace = Namespace(background=subject.background)
+        self.drafter = method.make(Given(subject, self.target, budget, self.namespace), **method.settings)
 
     def answer(self, ids: list[int]) -> _Run:
         """Answer a prompt."""
@@ -252,6 +255,7 @@ class _Player:
             tokens += step.tokens
             drafted_rows += len(step.draft)
             judged += num_judged(step)
+        self.namespace.keep(tokens)
         return _Run(tokens, stats, stats.steps + drafted_rows, judged)
 
 

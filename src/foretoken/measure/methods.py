@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, SharedNgrams, WithWindow
+from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, WithWindow
 from foretoken.drafters.draft_model import DraftModelDrafter
 from foretoken.drafters.early_exit import EarlyExitDrafter
 from foretoken.drafters.lookahead import LookaheadDrafter
@@ -18,14 +18,16 @@ from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.second_model import draft_target
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.subject import Subject
+from foretoken.memory.namespace import Namespace
 
 
 class Given(NamedTuple):
-    """What a drafter may be made of: the subject, the target that will answer, and the budget that it will have."""
+    """What a drafter may be made of: the subject, the target that will answer, its budget, and what is remembered."""
 
     subject: Subject
     target: TransformersTarget
     budget: Budget
+    namespace: Namespace
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Method:
 def _ngram(given: Given, **settings: Any) -> NgramMixer:
     if isinstance(given.budget, AdaptiveBudget):
         settings["price"] = given.budget.row_price
-    return NgramMixer(SharedNgrams(given.subject.background), trees=given.target.supports_trees, **settings)
+    return NgramMixer(given.namespace.ngrams, trees=given.target.supports_trees, **settings)
 
 
 def _with_window(given: Given, window: int, ngram: int, **settings: Any) -> WithWindow:

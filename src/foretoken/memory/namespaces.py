@@ -1,4 +1,4 @@
-"""What a language model remembers of its answers, a memory for each namespace, and where that is kept."""
+"""The namespaces of a model: made when asked for, loaded in the background, forgotten if they take too much."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary
@@ -17,6 +18,7 @@ from weakref import WeakSet, WeakValueDictionary
 from foretoken.core.errors import ForetokenError
 from foretoken.memory.corpus.general import general_background
 from foretoken.memory.history import History
+from foretoken.memory.namespace import Namespace
 from foretoken.ngrams.background import Background
 from foretoken.ngrams.shared import ANSWERS_MAX_BYTES, SharedNgrams
 from foretoken.texts import is_text
@@ -39,33 +41,33 @@ class Vocabulary(Protocol):
 
 
 class Namespaces:
-    """The memories of a model's namespaces, filled in the background from a history and a corpus.
+    """The namespaces of a model, filled in the background from a history and a corpus.
 
     Nobody waits for what is loaded. Beyond ``max_bytes`` the namespaces that were not used for longest are forgotten,
     but for those whose answers run; one with a history is loaded again when it is asked for again.
 
     Args:
         vocabulary: The model's tokens.
-        background: "general" for the corpus that comes with the package, the folder of a store that ``foretoken corpus
+        background: "general" for the corpus that comes with the package, the folder of a corpus that ``foretoken corpus
             build`` made, or None.
         history: Where answers are kept between runs, or None.
-        max_bytes: The most that the memories may take together; the one used last may take it alone.
+        max_bytes: The most that the namespaces may take together. The one used last may take it alone.
 
     Raises:
-        ForetokenError: If the folder holds no store for this tokenizer.
+        ForetokenError: If the folder holds no corpus for this tokenizer.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
-        background: str | Path | None,
-        history: History | None,
+        background: str | Path | None = None,
+        history: History | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._vocabulary, self._history, self._max_bytes = vocabulary, history, max_bytes
-        self._by_namespace: OrderedDict[str, SharedNgrams] = OrderedDict()  # the one used last comes last
+        self._by_namespace: OrderedDict[str, Namespace] = OrderedDict()  # the one used last comes last
         self._num_bytes: dict[str, int] = {}  # of each of these
-        self._alive: WeakValueDictionary[str, SharedNgrams] = WeakValueDictionary()  # with those that an answer uses
+        self._alive: WeakValueDictionary[str, Namespace] = WeakValueDictionary()  # with those that an answer uses
         # An answer that is thrown away may end, and settle, wherever garbage is collected: here, for one.
         self._lock = threading.RLock()
         self._background: Background | None = None
@@ -84,40 +86,37 @@ class Namespaces:
         """The vocabulary's."""
         return self._vocabulary.fingerprint
 
-    def of(self, namespace: str | None) -> SharedNgrams:
-        """The memory of a namespace; a new one that nobody else has where None.
+    def of(self, name: str | None) -> Namespace:
+        """The namespace of this name. If None, a new one that nobody else has.
 
         Raises:
             ForetokenError: As ``check_namespace``.
         """
-        check_namespace(namespace)
+        check_namespace(name)
         with self._lock:
             if self._general and not self._threads:  # in a forked child, which has not its parent's threads
                 self._start(self._load_general)
+            if name is None:
+                return Namespace(background=self._background)
+            namespace = self._alive.get(name)
             if namespace is None:
-                return SharedNgrams(self._background)
-            memory = self._alive.get(namespace)
-            if memory is None:
-                memory = self._alive[namespace] = SharedNgrams(self._background)
-                if self._history is not None:
-                    self._loading.add(namespace)
-                    self._start(self._load_answers, namespace, memory)
-            self._by_namespace[namespace] = memory
-            self._by_namespace.move_to_end(namespace)
-            self.settle(namespace)
-            return memory
+                namespace = self._alive[name] = self._new(name)
+            self._by_namespace[name] = namespace
+            self._by_namespace.move_to_end(name)
+            self.settle(name)
+            return namespace
 
-    def keep(self, namespace: str | None, answer: Sequence[int]) -> None:
-        """Write an answer to the history; the memory has it from the drafter."""
-        if namespace is not None and self._history is not None:
-            self._history.add(namespace, self.fingerprint, answer)
+    def _new(self, name: str) -> Namespace:
+        if self._history is None:
+            return Namespace(name, self._background)
+        return Namespace(name, self._background, load=partial(self._load, name), write=partial(self._write, name))
 
-    def settle(self, namespace: str | None) -> None:
-        """See how large a memory has become, once an answer has ended, and forget others where all take too much."""
+    def settle(self, name: str | None) -> None:
+        """See how large a namespace has become, once an answer has ended, and forget others where all take too much."""
         with self._lock:
-            if namespace is None or namespace not in self._by_namespace:
+            if name is None or name not in self._by_namespace:
                 return
-            self._num_bytes[namespace] = self._by_namespace[namespace].nbytes + sys.getsizeof(namespace)
+            self._num_bytes[name] = self._by_namespace[name].nbytes + sys.getsizeof(name)
             while len(self._by_namespace) > 1 and sum(self._num_bytes.values()) > self._max_bytes:
                 oldest, _ = self._by_namespace.popitem(last=False)
                 del self._num_bytes[oldest]
@@ -148,23 +147,32 @@ class Namespaces:
             return
         with self._lock:
             self._background, self._general = background, False
-            memories = list(self._alive.values())
-        for memory in memories:
-            memory.use(background)
+            namespaces = list(self._alive.values())
+        for namespace in namespaces:
+            namespace.use(background)
 
-    def _load_answers(self, namespace: str, memory: SharedNgrams) -> None:
+    def _write(self, name: str, answer: Sequence[int]) -> None:
+        assert self._history is not None
+        self._history.add(name, self.fingerprint, answer)
+
+    def _load(self, name: str, ngrams: SharedNgrams) -> None:
+        with self._lock:
+            self._loading.add(name)
+            self._start(self._load_answers, name, ngrams)
+
+    def _load_answers(self, name: str, ngrams: SharedNgrams) -> None:
         assert self._history is not None
         limit = self._vocabulary.vocab_size
         try:
-            for answer in self._history.answers(namespace, self.fingerprint, ANSWERS_MAX_BYTES // BYTES_PER_TOKEN):
+            for answer in self._history.answers(name, self.fingerprint, ANSWERS_MAX_BYTES // BYTES_PER_TOKEN):
                 if self._stopped:
                     return
                 if answer.size and 0 <= answer.min() <= answer.max() < limit:
-                    memory.add(answer)
+                    ngrams.add(answer)
         except Exception as error:  # a strict history's, for one: answers do not depend on it
             logger.warning("The history could not be read, and drafting goes on without it: %s", error)
-        self._loading.discard(namespace)
-        self.settle(namespace)
+        self._loading.discard(name)
+        self.settle(name)
 
     def _encoder(self) -> Callable[[list[str]], list[list[int]]]:
         """Makes tokens of texts, and looks up in between whether it is to stop."""
@@ -195,10 +203,10 @@ class Namespaces:
     def after_fork(self) -> None:
         """Be of use to a forked child, which has not its parent's threads: what they were loading is loaded again."""
         self._lock, self._threads = threading.RLock(), []
-        for namespace in self._loading:
-            self._alive.pop(namespace, None)
-            self._by_namespace.pop(namespace, None)
-            self._num_bytes.pop(namespace, None)
+        for name in self._loading:
+            self._alive.pop(name, None)
+            self._by_namespace.pop(name, None)
+            self._num_bytes.pop(name, None)
         self._loading = set()
 
 

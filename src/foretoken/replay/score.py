@@ -13,8 +13,9 @@ from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import Parts, Recipe, SharedNgrams
+from foretoken.drafters import Parts, Recipe
 from foretoken.engines.replay import ReplayTarget
+from foretoken.memory.namespace import Namespace
 from foretoken.ngrams.background import Background
 from foretoken.replay.calibration import Reliability
 from foretoken.replay.read import MIN_OUTPUT, Reading, Trace, read_log
@@ -44,12 +45,15 @@ class Job:
     reading: Reading
     background: str | None = None
 
-    def new_drafter(self) -> Drafter | None:
-        """A drafter that remembers nothing yet."""
-        if self.recipe is None:
-            return None
-        background = Background.open(self.background) if self.background and self.recipe.remembers else None
-        return self.recipe.make(Parts(self.new_target([]), lambda: SharedNgrams(background)))
+    def new_namespace(self) -> Namespace:
+        """A memory of no answers yet."""
+        remembers = self.recipe is not None and self.recipe.remembers
+        return Namespace(background=Background.open(self.background) if self.background and remembers else None)
+
+    def new_drafter(self, namespace: Namespace) -> Drafter | None:
+        """A drafter that drafts from what ``namespace`` remembers, if it can."""
+        parts = Parts(self.new_target([]), lambda: namespace.ngrams)
+        return None if self.recipe is None else self.recipe.make(parts)
 
     def new_target(self, record: Sequence[int]) -> ReplayTarget:
         """A target that answers with what was recorded."""
@@ -168,8 +172,8 @@ def score(job: Job) -> Score:
         if job.recipe is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], job.new_drafter(), Score(job))
-        replay(log.traces, job.new_drafter(), result)
+            replay([warm], Score(job))
+        replay(log.traces, result)
     except ForetokenError:
         raise
     except Exception as error:
@@ -178,11 +182,13 @@ def score(job: Job) -> Score:
     return result
 
 
-def replay(traces: Iterable[Trace], drafter: Drafter | None, result: Score) -> None:
-    """Decode every answer in turn with one drafter, whose memory of them runs on, and add what it took."""
+def replay(traces: Iterable[Trace], result: Score) -> None:
+    """Decode every answer in turn with one drafter, keep each for those that follow, and add what it took."""
+    namespace, budget = result.job.new_namespace(), FixedBudget(result.job.budget)
+    drafter = result.job.new_drafter(namespace)
     for trace in traces:
         record = trace.record.tolist()
-        target, budget = result.job.new_target(record), FixedBudget(result.job.budget)
+        target = result.job.new_target(record)
         stats, rows = DecodeStats(), Counter[int]()
         steps = decode(target, drafter, trace.prompt.tolist(), max_new_tokens=len(record), budget=budget)
         for step in steps:
@@ -190,4 +196,5 @@ def replay(traces: Iterable[Trace], drafter: Drafter | None, result: Score) -> N
                 rows[1 + len(step.draft)] += 1
             stats.add(step)
             result.add(step)
+        namespace.keep(record)
         result.items.append(Item(trace.task, stats, rows))

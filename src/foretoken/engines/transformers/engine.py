@@ -26,11 +26,13 @@ from foretoken.engines.transformers.generation_config import (
     config_stop_strings,
     without_stop_strings,
 )
+from foretoken.engines.transformers.inputs import input_device
 from foretoken.engines.transformers.loading import load_model, load_tokenizer, reason
+from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.processors import CountPenalties
 from foretoken.engines.transformers.request import Prepared, read_request, refuse_modes
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
-from foretoken.engines.transformers.target import TransformersTarget, context_length, input_device
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tokens import TransformersTokens
 
 

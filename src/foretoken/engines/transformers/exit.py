@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import whole
+from foretoken.engines.transformers.cache import FirstLayers
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.processors import stateless
-from foretoken.engines.transformers.target import TransformersTarget, refuse_sliding
+from foretoken.engines.transformers.target import TransformersTarget
 
 LAYERS = ("layers", "h", "blocks")  # what decoders call them
 
@@ -30,7 +30,8 @@ class ExitTarget(TransformersTarget):
     Args:
         full: The target to share with.
         num_layers: How many layers; at least 1, and fewer than the full model has.
-        choice: How tokens are chosen; as the full target does where None, without processors that may keep a state.
+        choice: How tokens are chosen; If None, as the full target does, without processors that may keep
+            a state.
 
     Raises:
         ForetokenError: If the number of layers is out of range, the model's layers cannot be reached, or the full
@@ -38,28 +39,15 @@ class ExitTarget(TransformersTarget):
     """
 
     def __init__(self, full: TransformersTarget, num_layers: int, choice: Choice | None = None) -> None:
-        refuse_sliding(full.cache)
-        super().__init__(
-            first_layers(full.model, num_layers), choice or stateless(full.choice), max_length=full.max_length
-        )
-        self.full, self.num_layers = full, num_layers
-
-    @property
-    def num_cached(self) -> int:
-        return self.full.num_cached
+        model = first_layers(full.model, num_layers)
+        cache = FirstLayers(full.cache, model, num_layers)
+        super().__init__(model, choice or stateless(full.choice), cache=cache, max_length=full.max_length)
+        self.full = full
 
     @property
     def max_draft_depth(self) -> int | None:
         """The full target's: beyond it layers have no positions, or move the rotary frequencies that all share."""
         return self.full.max_draft_depth
-
-    @torch.inference_mode()
-    def rewind(self, num_tokens: int) -> None:
-        # Anew each time: the full target may have begun another cache, and has committed tokens.
-        self._given_cache = self.cache = DynamicCache()
-        self.cache.layers = self.full.cache.layers[: self.num_layers]
-        self._ids = self.full.ids.clone()
-        super().rewind(num_tokens)
 
 
 def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:

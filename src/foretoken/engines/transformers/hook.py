@@ -19,18 +19,20 @@ from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams
+from foretoken.drafters import DEFAULT_DRAFTER, NgramMixer
+from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.second_model import check_same_tokens
-from foretoken.engines.transformers.target import TransformersTarget, rewindable_cache
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.memory.namespace import Namespace
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
 _HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 OUTPUTS = "output_"
 
-# What calls with a model remember. There is one caller here, and no namespaces: a caller who shares a model with others
-# gives a ``NgramMixer`` of their own.
-_MEMORIES: WeakKeyDictionary[PreTrainedModel, SharedNgrams] = WeakKeyDictionary()
+# There is one caller here, so that a model has one namespace: a caller who shares a model with others gives a
+# ``NgramMixer`` of their own.
+_NAMESPACES: WeakKeyDictionary[PreTrainedModel, Namespace] = WeakKeyDictionary()
 
 
 def generate(
@@ -107,14 +109,15 @@ def generate(
     stats = DecodeStats() if stats is None else stats
     if draft_model is not None:
         check_same_tokens(draft_model, model)
-    situation = Situation(target, lambda: _MEMORIES.setdefault(model, SharedNgrams()), (), draft_model, exit_layer)
+    namespace = _NAMESPACES.setdefault(model, Namespace())
+    situation = Situation(target, lambda: namespace.ngrams, (), draft_model, exit_layer)
     drafter, budget = situation.drafting(drafter, budget)
     streamer: BaseStreamer | None = caller.get("streamer")
     request = prepared.on(target)
     if streamer is not None:
         request = replace(request, stop=_streaming(streamer, request.stop))
     tokens: list[int] = []
-    start = target.mark()
+    start = target.cache.mark()
     try:
         for step in request.steps(drafter, budget):
             stats.add(step)
@@ -124,12 +127,18 @@ def generate(
         raise
     finally:
         if cache is not None or generation_config.return_dict_in_generate:
-            target.release()
+            target.cache.release()
     if streamer is not None:
         streamer.end()
+    if isinstance(drafter, NgramMixer):
+        drafter.memory.add(tokens)  # of one's own, or the namespace's
+    else:
+        namespace.keep(tokens)
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache)
+        return GenerateDecoderOnlyOutput(
+            sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache.states
+        )
     return sequences
 
 

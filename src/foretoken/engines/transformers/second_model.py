@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from foretoken.core.contracts import Scores
+from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
+from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.processors import stateless
-from foretoken.engines.transformers.target import TransformersTarget, context_length, rewindable_cache
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.fingerprint import fingerprint
 
 
@@ -83,8 +85,14 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
 class DraftTarget(TransformersTarget):
     """Reads tokens that the larger model's longer padding holds, should it ever say one, as token 0."""
 
-    def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
-        return super()._forward(torch.where(input_ids < self._vocab_size, input_ids, 0), **extra)
+    def prefill(self, prompt: Sequence[int]) -> Scores:
+        return super().prefill([self._known(token) for token in prompt])
+
+    def score(self, last_token: int, draft: Draft) -> Scores:
+        return super().score(self._known(last_token), draft)
+
+    def _known(self, token: int) -> int:
+        return token if token < self.vocab_size else 0
 
 
 def _vocab_size(model: PreTrainedModel) -> int:

@@ -14,7 +14,7 @@ from foretoken.api.drafting import Situation
 from foretoken.api.options import Options, Prompt, split_options
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.contracts import Drafter, Step, Target
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
 from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams, check_name
 from foretoken.engines import engine_of, load_engine
@@ -129,16 +129,16 @@ class LanguageModel:
             ForetokenError: If it is empty, or a conversation meets a model without a chat template.
         """
         if not prompt:
-            raise ForetokenError("The prompt is empty: give some text to continue.")
+            raise RequestError("The prompt is empty: give some text to continue.")
         if not isinstance(prompt, str):
             ids = self.engine.encode_chat(prompt)
         elif is_text(prompt):
             ids = self.engine.encode(prompt)
         else:
-            raise ForetokenError("The prompt holds bytes that are no text: give it as UTF-8.")
+            raise RequestError("The prompt holds bytes that are no text: give it as UTF-8.")
         vocab_size = self.engine.vocab_size
         if ids and max(ids) >= vocab_size:
-            raise ForetokenError(
+            raise ModelError(
                 f"The prompt has token {max(ids)}, and the model {vocab_size} tokens: its tokenizer is another's."
             )
         return ids
@@ -150,10 +150,10 @@ class LanguageModel:
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
         if isinstance(documents, str) or not isinstance(documents, Iterable):
-            raise ForetokenError(f"references is {reprlib.repr(documents)}: give a list of documents.")
+            raise RequestError(f"references is {reprlib.repr(documents)}: give a list of documents.")
         for text in documents:
             if not is_text(text):
-                raise ForetokenError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
+                raise RequestError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
     def _kept(self, steps: Iterator[Step], namespace: Namespace) -> Iterator[Step]:
@@ -182,10 +182,10 @@ class LanguageModel:
         """
         limit = options.pop("max_new_tokens", None)
         if limit is not None and whole("max_new_tokens", limit) < 1:
-            raise ForetokenError(f"max_new_tokens is {limit}: ask for at least 1 token.")
+            raise RequestError(f"max_new_tokens is {limit}: ask for at least 1 token.")
         sampling, own = split_options(self.engine, options)
         stops = read_stop_strings("stop", stop)
-        request = self.engine.prepare(self.encode(prompt), sampling, limit, **own)
+        request = self.engine.prepare(self.encode(prompt), sampling, limit, own)
         if stops:
             request = replace(request, stop=StopStrings(stops, self.engine, request.prompt, request.stop))
         return request
@@ -227,7 +227,7 @@ def load(
     if isinstance(drafter, str):
         check_name(drafter)
     if not isinstance(history, bool | str | PathLike | None):
-        raise ForetokenError(f"history is {history!r}: give the path of a file, True for the user's own, or False.")
+        raise RequestError(f"history is {history!r}: give the path of a file, True for the user's own, or False.")
     kept = None if history is None or history is False else History(None if history is True else Path(history))
     if kept is not None:
         kept.check()

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.sampling import RANGES, Sampling
 from foretoken.engines.base import Engine, Messages
 
@@ -73,5 +73,5 @@ def split_options(engine: Engine, options: dict[str, Any]) -> tuple[Sampling, di
     own = {name: value for name, value in options.items() if value is not None}
     for name in own:
         if name not in engine.own_options:
-            raise ForetokenError(f"{name} is no option of the {engine.name} engine: leave it out.")
+            raise RequestError(f"{name} is no option of the {engine.name} engine: leave it out.")
     return sampling, own

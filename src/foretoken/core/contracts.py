@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
 
@@ -209,7 +209,7 @@ def require(drafter: Drafter, needs: frozenset[Need], target: Target) -> None:
     """
     missing = needs - getattr(target, "provides", frozenset())
     if missing:
-        raise ForetokenError(
+        raise RequestError(
             f"The drafter {type(drafter).__name__} needs {' and '.join(_NEEDS[need] for need in sorted(missing))}, "
             f"which the target {type(target).__name__} does not provide: use a drafter that needs only tokens, such as "
             '"ngram", or another target.'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretoken.core.contracts import Drafter
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters.anpd import AdaptiveNgram, Anpd
 from foretoken.drafters.draft_model import DraftModel, DraftModelDrafter
 from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
@@ -74,7 +74,7 @@ def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
     if isinstance(drafter, Recipe):
         return drafter
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
-        raise ForetokenError(f"The drafter is {drafter!r:.100}: give a name, a recipe, an object that drafts, or None.")
+        raise RequestError(f"The drafter is {drafter!r:.100}: give a name, a recipe, an object that drafts, or None.")
     return Given(drafter)
 
 

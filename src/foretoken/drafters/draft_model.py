@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from foretoken.core.contracts import RewindableTarget, Scores, Step, require
 from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters.recipe import Parts, Recipe, option
 
 
@@ -250,7 +250,5 @@ class DraftModel(Recipe):
 
     def _target(self, parts: Parts) -> RewindableTarget:
         if parts.draft_target is None:
-            raise ForetokenError(
-                "The drafter 'draft-model' runs a second model, and this engine does not: use another."
-            )
+            raise RequestError("The drafter 'draft-model' runs a second model, and this engine does not: use another.")
         return parts.draft_target(self.model)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters.recipe import Parts, Recipe, option
 
 SEED = 0  # of the window's first guesses
@@ -226,15 +226,15 @@ class LookaheadDrafter:
             best.guesses if self.guesses is None else self.guesses,
         )
         if not all(isinstance(number, int) for number in shape):
-            raise ForetokenError(f"The window, n-gram and guesses are {tuple(shape)}: give whole numbers.")
+            raise RequestError(f"The window, n-gram and guesses are {tuple(shape)}: give whole numbers.")
         if shape.window < 0:
-            raise ForetokenError(f"window is {shape.window}: give its columns, or 0 for no window.")
+            raise RequestError(f"window is {shape.window}: give its columns, or 0 for no window.")
         if shape.ngram < 2:
-            raise ForetokenError(f"ngram is {shape.ngram}: an n-gram that guesses a token has at least 2.")
+            raise RequestError(f"ngram is {shape.ngram}: an n-gram that guesses a token has at least 2.")
         if shape.guesses < 1:
-            raise ForetokenError(f"guesses is {shape.guesses}: keep at least 1 n-gram for a token.")
+            raise RequestError(f"guesses is {shape.guesses}: keep at least 1 n-gram for a token.")
         if shape.num_rows >= MAX_ROWS:
-            raise ForetokenError(
+            raise RequestError(
                 f"A window of {shape.window} columns for n-grams of {shape.ngram} tokens adds {shape.num_rows} rows to "
                 f"every forward: make one of them smaller, so that there are fewer than {MAX_ROWS}."
             )
@@ -360,7 +360,7 @@ class Lookahead(Recipe):
 
     def check(self, parts: Parts) -> None:
         if not parts.target.supports_trees:
-            raise ForetokenError(
+            raise RequestError(
                 "This model takes no draft trees here, and the drafter 'lookahead' needs them: load it with the "
                 "attention implementation sdpa or eager, or use another drafter, which then drafts chains."
             )

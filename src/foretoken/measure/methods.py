@@ -40,6 +40,8 @@ class Method:
         drafted: The most guesses of a step; None for just what pays.
         settings: What the drafter is told besides.
         needs_draft_model: Whether it can do nothing without one.
+        generate: Options of transformers' own ``generate``, which then answers, and only greedily. If None, our loop
+            answers.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     drafted: int | None
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs_draft_model: bool = False
+    generate: Mapping[str, Any] | None = None
 
     def budget(self) -> Budget:
         """A budget that knows nothing yet."""
@@ -86,9 +89,13 @@ def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExitDrafter
     return EarlyExitDrafter(exit_target, trees=given.target.supports_trees, **settings)
 
 
+def _plain(given: Given) -> None:
+    return None
+
+
 WIDE, WIDE_FLOOR = 60, 0.003  # where rows cost next to nothing; so many candidates lookahead's 15, 5, 15 has
 
-PLAIN = Method("plain", lambda given: None, 0)
+PLAIN = Method("plain", _plain, 0)
 
 # With a fixed budget that suits it and, where its probabilities can be counted on, with just what pays.
 METHODS = {
@@ -114,6 +121,8 @@ METHODS = {
         Method("draft-model-adaptive", _draft_model, None, needs_draft_model=True),
         Method("early-exit", _early_exit, 4, {"share": 1 / 3, "floor": 0.0}),
         Method("early-exit-adaptive", _early_exit, None, {"share": 1 / 3}),
+        Method("transformers", _plain, 0, generate={}),
+        Method("transformers-lookup", _plain, 10, generate={"prompt_lookup_num_tokens": 10}),
     )
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.memory.corpus.general import general_background
 from foretoken.memory.history import History
 from foretoken.memory.namespace import Namespace
@@ -249,6 +249,6 @@ def check_namespace(namespace: object) -> None:
     if namespace is None:
         return
     if not is_text(namespace):
-        raise ForetokenError(f"The namespace {namespace!r} is no text: give a name, or None to remember nothing.")
+        raise RequestError(f"The namespace {namespace!r} is no text: give a name, or None to remember nothing.")
     if not namespace:
-        raise ForetokenError("The namespace is empty: give a name, or None to remember nothing.")
+        raise RequestError("The namespace is empty: give a name, or None to remember nothing.")

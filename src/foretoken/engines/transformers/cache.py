@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError, RequestError
 from foretoken.engines.transformers.inputs import input_device
 
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
@@ -167,11 +167,11 @@ class KVCache:
         self.go_back(mark)
         name = type(self._model).__name__
         if num_cached == 0:
-            raise ForetokenError(
+            raise ModelError(
                 f"{name} keeps no keys and values of what it reads, as in training mode with gradient checkpointing: "
                 "call model.eval() first."
             )
-        raise ForetokenError(
+        raise ModelError(
             f"The cache of {name} holds {num_cached} of the {num_read} tokens that were read, so something drops keys, "
             "and rejected guesses cannot be told from the rest: take it away, or use the model's own generate."
         )
@@ -183,7 +183,7 @@ class KVCache:
             ForetokenError: If it has sliding layers.
         """
         if self.slides:
-            raise ForetokenError(
+            raise RequestError(
                 "The cache that was given keeps only a window of the text, so it cannot go back far enough to draft "
                 "from: pass none, or DynamicCache() without a config."
             )
@@ -227,18 +227,18 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
     """
     name = type(model).__name__
     if getattr(model, "_is_stateful", False):
-        raise ForetokenError(
+        raise ModelError(
             f"{name} keeps a recurrent state, which cannot go back to before a rejected guess: "
             "use its own generate, or a model with attention in every layer."
         )
     if hasattr(model, "get_base_model"):
-        raise ForetokenError(
+        raise ModelError(
             f"{name} wraps a model that PEFT has adapted: call its merge_and_unload() first, "
             "or its generate with custom_generate=foretoken.generate."
         )
     takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
     if _encodes(model) or not model.can_generate() or not takes_cache:
-        raise ForetokenError(
+        raise ModelError(
             f"{name} is not a decoder-only language model with a cache of keys and values: "
             "load one that AutoModelForCausalLM knows, such as Llama."
         )
@@ -267,13 +267,13 @@ def checked_cache(model: PreTrainedModel, cache: Cache) -> Cache:
         ForetokenError: If one of its layers cannot drop tokens, or it does not count them as its layers do.
     """
     if any(getattr(type(cache), name) is not getattr(DynamicCache, name) for name in COUNTS):
-        raise ForetokenError(
+        raise ModelError(
             f"{type(cache).__name__} counts tokens in a way of its own, so rejected guesses cannot be dropped from it: "
             "pass a DynamicCache or none, or use the model's own generate."
         )
     rigid = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in CROPPABLE})
     if rigid:
-        raise ForetokenError(
+        raise ModelError(
             f"The cache of {type(model).__name__} has layers that cannot drop rejected guesses ({', '.join(rigid)}): "
             "pass a DynamicCache or none, or use the model's own generate."
         )

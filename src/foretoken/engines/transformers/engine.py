@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,10 @@ import transformers as tf
 
 from foretoken.core.contracts import RewindableTarget, Target
 from foretoken.core.decode import check_request
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.lazy import lazy
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import Request
+from foretoken.engines.base import NOTHING, Engine, Request
 from foretoken.engines.stop_strings import StopStrings
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.exit import ExitTarget
@@ -103,7 +103,7 @@ class TransformersEngine(TransformersTokens):
         prompt: Sequence[int],
         sampling: Sampling,
         max_new_tokens: int | None = None,
-        generation_config: tf.GenerationConfig | None = None,
+        own: Mapping[str, Any] = NOTHING,
     ) -> Request:
         """The request that transformers' own preparation makes of a prompt, a sampling and a generation config.
 
@@ -111,16 +111,17 @@ class TransformersEngine(TransformersTokens):
             prompt: Token ids.
             sampling: How tokens are chosen.
             max_new_tokens: The most tokens to add.
-            generation_config: Used instead of the model's own.
+            own: ``generation_config``, used instead of the model's own.
 
         Raises:
             ForetokenError: If the config cannot be used, or the prompt leaves no room for an answer.
         """
-        config = generation_config or self.model.generation_config
+        given: tf.GenerationConfig | None = own.get("generation_config")
+        config = given or self.model.generation_config
         check_generation_config(config, self.vocab_size)
         stops = config_stop_strings(config, self.model.generation_config)
         config = without_stop_strings(config)
-        if generation_config is None:  # models are saved without it after training, and no text depends on it
+        if given is None:  # models are saved without it after training, and no text depends on it
             config.use_cache = True
         apply_sampling(config, sampling, max_new_tokens)
         check_request(len(prompt), config.max_new_tokens or 1, self.max_length)
@@ -166,7 +167,7 @@ class TransformersEngine(TransformersTokens):
         except ForetokenError:
             raise
         except Exception as error:  # transformers' own checks of the config, and what is unfit for them, of any kind
-            raise ForetokenError(f"The generation config cannot be used: {reason(error)}") from error
+            raise RequestError(f"The generation config cannot be used: {reason(error)}") from error
         return prepared
 
     def draft_target(self, model: str | tf.PreTrainedModel, target: Target) -> RewindableTarget:
@@ -196,9 +197,7 @@ class TransformersEngine(TransformersTokens):
         return ExitTarget(target, max(1, num_layers // 3) if layer is None else layer)
 
 
-def load(
-    name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> TransformersEngine:
+def load(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Engine:
     """The model of a folder in the Hugging Face layout or of the hub, or "tiny"; see ``foretoken.load``.
 
     Raises:

@@ -11,7 +11,7 @@ import copy
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.numbers import whole
 from foretoken.engines.transformers.cache import FirstLayers
 from foretoken.engines.transformers.choice import Choice
@@ -59,13 +59,13 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     total = model.config.get_text_config(decoder=True).num_hidden_layers
     num_layers = whole("The layer of an early exit", num_layers)
     if not 1 <= num_layers < total:
-        raise ForetokenError(
+        raise RequestError(
             f"An exit after {num_layers!r} layers was asked for, and the model has {total}: "
             f"choose from 1 to {total - 1}."
         )
     text = model.config.get_text_config(decoder=True)
     if getattr(text, "num_kv_shared_layers", 0) or getattr(text, "hidden_size_per_layer_input", 0):
-        raise ForetokenError(
+        raise RequestError(
             f"The layers of {type(model).__name__} share keys or have inputs of their own, so that its first layers "
             "are no model by themselves: use another drafter, such as a smaller model."
         )
@@ -74,7 +74,7 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     path = next((path for path, module in model.named_modules() if module is decoder), None)
     # A forward that something put on an object, as accelerate does to spread a model over devices, is bound to it.
     if name is None or not path or "forward" in vars(model) | vars(decoder) or len(getattr(decoder, name)) != total:
-        raise ForetokenError(
+        raise RequestError(
             f"{type(model).__name__} does not let its layers be reached, so it cannot exit early: "
             "use another drafter, such as a smaller model."
         )

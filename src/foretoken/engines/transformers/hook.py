@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from foretoken.api.drafting import Situation
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, NgramMixer
 from foretoken.engines.transformers.cache import rewindable_cache
@@ -86,7 +86,7 @@ def generate(
         if name not in _HANDLED and not name.startswith(OUTPUTS) and not _is_empty(value)
     )
     if unknown:
-        raise ForetokenError(
+        raise RequestError(
             f"custom_generate=foretoken.generate takes text only and was given {', '.join(unknown)}: "
             "leave it out, or leave out custom_generate."
         )
@@ -102,7 +102,7 @@ def generate(
     cache = given if getattr(given, "_is_user_defined", False) else None
     target = TransformersTarget(model, prepared.choice, cache=cache, prefill_chunk=prepared.prefill_chunk)
     if prepared.num_padding and target.num_cached:
-        raise ForetokenError(
+        raise RequestError(
             "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
             "leave the padding out, or pass a new cache."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError
 
 PREPARES = "prepare_inputs_for_generation"
 # What else decides what a forward of generate is given.
@@ -30,7 +30,7 @@ def refuse_own_inputs(model: PreTrainedModel) -> None:
     if overrides(model, PREPARES) and not _prepares_alike(model):
         own.append(PREPARES)
     if own:
-        raise ForetokenError(
+        raise ModelError(
             f"{type(model).__name__} has a {own[0]} of its own, which drafted decoding would pass by, as a learned "
             "prompt needs it: leave out custom_generate, or use a model without it."
         )

@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 
 from foretoken.core.contracts import Need, Scores
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.engines.transformers.attention import is_causal_over_rows
 from foretoken.engines.transformers.cache import KVCache, Mark
 from foretoken.engines.transformers.choice import Choice
@@ -92,7 +92,7 @@ class TransformersTarget:
             self.cache.clear()
         start = self.num_cached
         if start >= len(prompt):
-            raise ForetokenError(
+            raise RequestError(
                 f"The cache already holds {start} tokens and the prompt has {len(prompt)}: "
                 "give the whole conversation with at least one new token, or a new cache."
             )

@@ -1,4 +1,12 @@
-"""Acceptance on recorded answers of real models, without any model: what a drafter gains, exactly."""
+"""What each drafter would have had accepted in recorded answers of real models, exactly and without any model.
+
+    python -m benchmarks.traces --data traces --tokenizer tokenizer.json.gz
+
+A folder holds *.jsonl.gz of lines with "prompt" and "output". A drafter begins each file with no earlier answers and
+remembers them from answer to answer; the n-gram core runs with and without the package's corpus, on trees and on
+chains. Prints for each drafter the means over the files, of the gain (tokens per step - 1) the geometric one, then each
+file.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +14,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from foretoken.bench.recorded import log_files
+import typer
+
+from benchmarks.common import RESULTS, Out, finish, run
+from benchmarks.recorded import log_files
 from foretoken.drafters import TEXT_DRAFTERS
 from foretoken.memory.corpus.general import general_folder
 from foretoken.memory.fingerprint import fingerprint
@@ -20,6 +31,17 @@ from foretoken.replay.score import Score, with_answers
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 BUDGET = 10
+
+
+def main(
+    data: Annotated[list[Path], typer.Option(help="A folder of recorded answers, *.jsonl.gz (repeatable).")],
+    tokenizer: Annotated[str, typer.Option(help="The tokenizer.json to read them with, plain or .gz.")],
+    limit: Annotated[int, typer.Option(min=1, help="Answers of each file.")] = 24,
+    out: Out = RESULTS / "traces.json",
+) -> None:
+    """Count what each drafter would have had accepted in recorded answers."""
+    found = measure(data, tokenizer, limit)
+    finish(out, found, found["summary"], found["rows"])
 
 
 def measure(folders: Sequence[Path], tokenizer: str, limit: int) -> dict[str, Any]:
@@ -66,3 +88,7 @@ def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 def _name(trees: bool, background: str | None) -> str:
     return "ngram" + (" + background" if background else "") + ("" if trees else ", chains")
+
+
+if __name__ == "__main__":
+    run(main)

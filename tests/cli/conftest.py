@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from foretoken.engines.transformers import engine, loading
-from foretoken.measure import subject
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +20,5 @@ def loaders() -> dict[str, Callable[..., Any]]:
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch: pytest.MonkeyPatch, loaders: dict[str, Callable[..., Any]]) -> None:
     for name, load in loaders.items():
-        for module in (engine, subject):
+        for module in (engine, loading):
             monkeypatch.setattr(module, name, load)

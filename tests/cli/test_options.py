@@ -95,6 +95,11 @@ def test_every_value_of_every_option_is_a_sentence_or_a_result(
     [
         (["generate", "--prompt", "a", "--history", "h", "--no-history"], "exclude each other"),
         (["generate", "--prompt", "a", "--drafter", ""], "no drafter named ''"),
+        (["generate", "--prompt", "a", "--drafter", "anpd:depth=3"], "'anpd' has no option 'depth'"),
+        (["generate", "--prompt", "a", "--drafter", "early-exit:layer=x"], "layer is 'x': give a whole number"),
+        (["generate", "--prompt", "a", "--drafter", "draft-model"], "write 'draft-model:model=NAME'"),
+        (["generate", "--prompt", "a", "--drafter", "anpd", "--background", "x"], "background is for the drafters"),
+        (["compare", "--prompt", "a", "--draft-model", "tiny"], "No such option: --draft-model"),
         (["generate", "--prompt", "a", "--device", ""], "The device is empty"),
         (["generate", "--prompt", "a", "--stop", "a\udcff"], "no text"),
         (["generate", "--prompt", "a", "--temperature", "inf"], "--temperature is inf: give a finite number"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +104,16 @@ def test_every_recipe_can_be_told_of_in_a_line():
         assert summary(recipe).endswith(".") and len(summary(recipe)) < 100
         for option in options_of(recipe):
             assert f"        {option.name}: " in recipe.__doc__, "its docstring says what each option does"
+
+
+def test_the_documentations_table_has_every_drafter_its_options_and_its_budget():
+    text = (Path(__file__).parents[2] / "docs" / "which-drafter.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]* \|([^|]*)\| (adaptive|7 tokens) \|$", text, re.MULTILINE)
+    told = {name: (re.findall("`([a-z_]+)`", options), budget) for name, options, budget in rows}
+    assert told == {
+        name: ([option.name for option in options_of(recipe)], "adaptive" if recipe.calibrated else "7 tokens")
+        for name, recipe in RECIPES.items()
+    }
 
 
 def test_only_what_sees_tokens_alone_drafts_for_recorded_answers():

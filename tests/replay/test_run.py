@@ -172,4 +172,4 @@ def test_jobs_take_drafters_with_options(tmp_path):
     files = [write_log(tmp_path / "a.jsonl", rows(1))]
     jobs = make_jobs(files, ["anpd", "anpd:max_order=3", "anpd:max_order=5"], [1], True, Reading(""))
     assert [job.drafter for job in jobs] == ["anpd", "anpd:max_order=3"], "5 is the default, so that it is the same"
-    assert jobs[1].new_drafter().max_order == 3
+    assert jobs[1].new_drafter(jobs[1].new_namespace()).max_order == 3

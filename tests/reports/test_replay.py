@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
 
 import pytest
 
 from foretoken import ForetokenError
-from foretoken.replay.costs import Costs
+from foretoken.replay.costs import parse_costs
 from foretoken.replay.run import run_jobs
 from foretoken.replay.tune import tune
 from foretoken.reports import replay as report
-from foretoken.reports.page import require_plotly
+from foretoken.reports.page import require_report
 
 pytest.importorskip("plotly")
 
@@ -34,7 +33,7 @@ def test_the_page_of_replay(jobs_to_tune):
 
 
 def test_the_page_of_tune(jobs_to_tune):
-    advice, scores = tune(jobs_to_tune, lambda some: run_jobs(some, 1), Costs.read("flat"))
+    advice, scores = tune(jobs_to_tune, lambda some: run_jobs(some, 1), parse_costs("flat"))
     page = report.tune_page(advice, scores, "<flat>")
     assert_needs_nothing(page)
     assert "&lt;flat&gt;" in page and "emulated" in page and "anpd, trees" in page
@@ -57,8 +56,8 @@ def test_figures_by_task_add_up(jobs_to_tune):
     assert {row["drafter"] for row in report.calibration(scores)} == {"anpd"}
 
 
-def test_plotly_is_asked_for_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr("foretoken.reports.page.find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "plotly", raising=False)
-    with pytest.raises(ForetokenError, match=r"pip install 'foretoken\[report\]'"):
-        require_plotly()
+@pytest.mark.parametrize("missing", ["plotly", "jinja2"])
+def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch, missing):
+    monkeypatch.setattr("foretoken.reports.page.find_spec", lambda name: None if name == missing else "there")
+    with pytest.raises(ForetokenError, match=rf"needs {missing}: pip install 'foretoken\[report\]'"):
+        require_report()

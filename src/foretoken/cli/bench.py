@@ -13,12 +13,14 @@ from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
-from foretoken.cli.options import Background, Device, HtmlFile, Model, of_model
+from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
     from foretoken.measure.subject import Subject
+
+MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
 app = typer.Typer(
     help="Measure what drafting gains on a model and a machine. Tables are Markdown.", no_args_is_help=True
@@ -106,6 +108,40 @@ def methods(
     err.print(f"written to {plain(str(out_file))}", style="dim")
 
 
+@app.command()
+def costs(
+    model: Model = "tiny",
+    dtype: Dtype = "auto",
+    device: Device = None,
+    out_file: OutFile = Path("build/costs.json"),
+) -> None:
+    """Measure what a forward over n rows costs on this machine; the file is what "tune --costs" reads.
+
+    The costs that answers of this model begin with are replaced by these.
+    """
+    from foretoken.core.measuring import measure_costs
+    from foretoken.engines import load_engine
+    from foretoken.memory.costs import keep_costs, write_costs
+
+    check_outputs(out_file, None, read_from(model))
+    silence_transformers()
+    engine = load_engine(model, dtype, device, trust_remote_code=False)
+    with err.status("measuring"):
+        curve = measure_costs(engine.target(), MAX_COST_SECONDS)
+    keep_costs(engine.cost_key, curve)
+    write_costs(out_file, curve, folders=True)
+    plain_seconds = curve.seconds(1)
+    out.print(
+        markdown_table(
+            [
+                {"rows": rows, "milliseconds": 1000 * value, "of one row": value / plain_seconds}
+                for rows, value in curve.as_dict().items()
+            ]
+        )
+    )
+    err.print(f"written to {plain(str(out_file))}", style="dim")
+
+
 def _encoder(model: str) -> Callable[[str], list[int]]:
     """What makes tokens of a prompt, as the model's tokenizer does by itself."""
     from foretoken.engines.transformers.loading import load_tokenizer
@@ -140,7 +176,7 @@ def _ended_by_another_text() -> Iterator[None]:
 
 
 def _provenance(workload: str, seed: int) -> dict[str, Any]:
-    from foretoken.provenance import of_model
+    from foretoken.measure.provenance import of_model
 
     return {"provenance": of_model(workload, seed)}
 

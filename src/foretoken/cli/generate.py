@@ -80,8 +80,6 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
             f"--lookahead-parallel drafts by lookahead, not by {drafting.drafter!r}: leave out --drafter."
         )
     given = {
-        "--draft-model": drafting.draft_model is not None,
-        "--exit-layer": drafting.exit_layer is not None,
         "--reference": bool(drafting.reference),
         "--background": drafting.background not in ("general", "none"),
         "--history": history is not None,

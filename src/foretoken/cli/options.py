@@ -17,7 +17,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS, TEXT_DRAFTERS
+from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, TEXT_DRAFTERS
+from foretoken.drafters.recipe import options_of, summary
 
 of_prompt = partial(typer.Option, rich_help_panel="Prompt")
 of_answer = partial(typer.Option, rich_help_panel="Answer")
@@ -26,9 +27,15 @@ of_model = partial(typer.Option, rich_help_panel="Model")
 of_logs = partial(typer.Option, rich_help_panel="Recorded answers")
 of_output = partial(typer.Option, rich_help_panel="Output")
 
+# A line of Markdown for each drafter, with the options that it takes.
+ABOUT_DRAFTERS = "Drafter. Its options may follow its name, as in early-exit:layer=4." + "".join(
+    f"\n- {name} ({', '.join(one.name for one in options_of(recipe))}): {summary(recipe)}"
+    for name, recipe in RECIPES.items()
+)
 MODELS_OWN = "the model's own"
 
 Model = Annotated[str, of_model(help='Model folder, name on the hub, or "tiny", the model in the package.')]
+Dtype = Annotated[str, of_model(help='"float32", "bfloat16", "float16", or "auto" for the dtype of the weights.')]
 Device = Annotated[
     str | None, of_model(help='Device to run on, such as "cpu" or "cuda".', show_default="a GPU if there is one")
 ]
@@ -93,15 +100,11 @@ class DraftOptions:
 
     drafter: Annotated[
         str | None,
-        of_draft(help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}.", metavar="NAME", show_default=DEFAULT_DRAFTER),
-    ] = None
-    draft_model: Annotated[
-        str | None,
-        of_draft(help="Smaller model with the same tokenizer, for the drafter draft-model."),
-    ] = None
-    exit_layer: Annotated[
-        int | None,
-        of_draft(help="Layers to run before the drafter early-exit leaves.", show_default="a third of them"),
+        of_draft(
+            help=f"{ABOUT_DRAFTERS}\n- none: Plain decoding.",
+            metavar="NAME:OPTION=VALUE,...",
+            show_default=DEFAULT_DRAFTER,
+        ),
     ] = None
     budget: Annotated[
         int | None,
@@ -119,9 +122,7 @@ class ModelOptions:
     """Which model runs, and where."""
 
     model: Model = "tiny"
-    dtype: Annotated[
-        str, of_model(help='"float32", "bfloat16", "float16", or "auto" for the dtype of the weights.')
-    ] = "auto"
+    dtype: Dtype = "auto"
     device: Device = None
 
 
@@ -155,7 +156,11 @@ class ReplayOptions:
 
     drafter: Annotated[
         list[str] | None,
-        of_draft(help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}.", metavar="NAME", show_default="all"),
+        of_draft(
+            help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}, or none. Its options may follow the name.",
+            metavar="NAME:OPTION=VALUE,...",
+            show_default="all",
+        ),
     ] = None
     background: Background = "general"
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes to use.", show_default="one per core")] = None

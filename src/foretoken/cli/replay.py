@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 
 from foretoken.cli.console import out, plain
-from foretoken.cli.input import background_folder, read_from
+from foretoken.cli.input import corpus_of, read_from
 from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
 from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, ReplayOptions, grouped, of_draft
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
@@ -45,7 +45,7 @@ def replay(
     check_outputs(json_file, html_file, [*logs.files, *read_from(logs.tokenizer), *read_from(replaying.background)])
     with ExitStack() as copies:
         files = readable_logs(logs.files, replaying.ray, copies)
-        corpus = background_folder(replaying.background, logs.tokenizer)
+        corpus = corpus_of(replaying, logs.tokenizer)
         jobs = make_jobs(files, replaying.drafter, budget or [10], not chains, reading_of(logs), corpus)
         scores = run(jobs, replaying)
     report_skipped(scores)

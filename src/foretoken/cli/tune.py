@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from foretoken.cli.console import out
-from foretoken.cli.input import background_folder, read_from
+from foretoken.cli.input import corpus_of, read_from
 from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
 from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, ReplayOptions, grouped, of_draft
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
@@ -52,7 +52,7 @@ def tune(
     For vLLM's ngram method an emulation is replayed. Settings for its suffix method are the closest counterparts and
     were not measured.
     """
-    from foretoken.replay.costs import Costs
+    from foretoken.replay.costs import parse_costs
     from foretoken.replay.plan import make_jobs
     from foretoken.replay.tune import affordable, vllm_jobs
     from foretoken.replay.tune import tune as tune_jobs
@@ -60,7 +60,7 @@ def tune(
 
     inputs = [*logs.files, Path(costs), *read_from(logs.tokenizer), *read_from(replaying.background)]
     check_outputs(json_file, html_file, inputs)
-    prices = Costs.read(costs)
+    prices = parse_costs(costs)
     budgets = affordable(budget, prices)
     missing: list[dict[str, Any]] = []
 
@@ -73,7 +73,7 @@ def tune(
 
     with ExitStack() as copies:
         files = readable_logs(logs.files, replaying.ray, copies)
-        corpus = background_folder(replaying.background, logs.tokenizer)
+        corpus = corpus_of(replaying, logs.tokenizer)
         plan = make_jobs(files, replaying.drafter, budgets, True, reading_of(logs), corpus)
         firsts = {job.path: job for job in plan}.values()
         plan += [job for first in firsts for job in vllm_jobs(first, budgets)]

@@ -6,21 +6,26 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
 from foretoken.core.budget import Budget, FixedBudget
+from foretoken.core.costs import CostCurve
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters import Parts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.second_model import draft_target
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.harness import Answer, Row, in_turns
 from foretoken.measure.loops import loops
-from foretoken.measure.methods import Given, Method
+from foretoken.measure.methods import Method
 from foretoken.measure.prompts import Question
 from foretoken.measure.subject import Subject
 from foretoken.measure.transformers_loop import generate
@@ -93,7 +98,7 @@ def measure(
     for method in methods:  # what is compiled at first use is compiled now
         warm_up = replace(conditions, max_new_tokens=WARM_UP)
         _player(subject, method, FixedBudget(WARM_UP), warm_up)(replace(questions[0], record=None))
-    budgets = [method.budget() for method in methods]
+    budgets = [method.budget(subject.costs) for method in methods]
     rounds = [
         {
             method.name: _player(subject, method, budget, conditions)
@@ -123,7 +128,18 @@ class _Player:
         self.budget, self.conditions = budget, conditions
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
         self.namespace = Namespace(background=subject.background)
-        self.drafter = method.make(Given(subject, self.target, budget, self.namespace), **method.settings)
+        self.drafter = None if method.recipe is None else method.recipe.make(self._parts(subject, method))
+
+    def _parts(self, subject: Subject, method: Method) -> Parts:
+        """What there is to make a drafter of. The draft model is the subject's, whatever a recipe calls it."""
+        smaller = subject.draft_model
+        return Parts(
+            self.target,
+            ngrams=lambda: self.namespace.ngrams,
+            costs=subject.costs if method.drafted is None else CostCurve(),
+            draft_target=None if smaller is None else lambda _: draft_target(smaller, self.target.choice),
+            exit_target=partial(ExitTarget, self.target),
+        )
 
     def __call__(self, question: Question) -> Answer:
         steps = decode(

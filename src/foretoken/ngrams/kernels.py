@@ -359,7 +359,7 @@ def append(trie: Trie, token: int) -> None:
 def extend(trie: Trie, new: Ints) -> int:
     """Append tokens until the room for nodes or tokens may not hold another; how many were appended.
 
-    What is no token, below 0, separates sequences.
+    Negative values are separators between sequences.
     """
     for i in range(new.size):
         if trie.sizes[1] + 2 * ORDERS + 2 > trie.nodes.size or trie.sizes[0] + 2 > trie.tokens.size:

@@ -29,7 +29,7 @@ def run_jobs(
 
     Args:
         jobs: What to run; those of one file together, since a process keeps the file it read last.
-        processes: How many at a time; all cores where None. One runs here, without another process.
+        processes: How many run at a time. If None, as many as there are cores. If 1, it runs in this process.
         ray_address: Run on this cluster instead, whose machines must see the files under the same paths.
         done: Told of every job that has ended.
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import PromptLookup
-from foretoken.replay.costs import Costs
 from foretoken.replay.score import Job, Score, figures, with_answers
 from foretoken.replay.vllm import ngram_config, suffix_config
 
@@ -104,7 +104,7 @@ class Advice:
         }
 
 
-def tune(jobs: Sequence[Job], run: RunJobs, costs: Costs, seed: int = 0) -> tuple[Advice, list[Score]]:
+def tune(jobs: Sequence[Job], run: RunJobs, costs: CostCurve, seed: int = 0) -> tuple[Advice, list[Score]]:
     """Advice from the jobs of drafters on trees, of ``vllm_jobs`` and of chains where they differ; and all scores.
 
     Raises:
@@ -152,22 +152,22 @@ def vllm_jobs(job: Job, budgets: Sequence[int]) -> list[Job]:
     ]
 
 
-def affordable(budgets: Sequence[int] | None, costs: Costs) -> list[int]:
+def affordable(budgets: Sequence[int] | None, costs: CostCurve) -> list[int]:
     """The budgets to try: those given, else the usual ones whose cost is known.
 
     Raises:
         ForetokenError: If the cost of a given one is not known, or of none.
     """
-    usable = [budget for budget in budgets or BUDGETS if 1 + budget <= costs.max_rows]
+    usable = [budget for budget in budgets or BUDGETS if 1 + budget <= costs.most_rows]
     if not usable or (budgets and len(usable) < len(budgets)):
         least = max(budgets or BUDGETS[:1])
         raise ForetokenError(
-            f"The costs end at {costs.max_rows} rows and {least} drafted tokens need {least + 1}: measure more rows."
+            f"The costs end at {costs.most_rows} rows and {least} drafted tokens need {least + 1}: measure more rows."
         )
     return usable
 
 
-def judge(setting: Setting, scores: Sequence[Score], costs: Costs, seed: int) -> Outcome:
+def judge(setting: Setting, scores: Sequence[Score], costs: CostCurve, seed: int) -> Outcome:
     """The speed of a setting, with an interval from resampling the answers.
 
     A step costs what its rows do; plain decoding takes one step of one row for each token after the prefill's. Answers
@@ -175,8 +175,8 @@ def judge(setting: Setting, scores: Sequence[Score], costs: Costs, seed: int) ->
     earlier ones, so the interval covers the choice of answers, not another kind of log.
     """
     items = [item for score in scores for item in score.items]
-    plain = np.array([(item.stats.tokens - 1) * costs(1) for item in items])
-    drafted = np.array([sum(steps * costs(rows) for rows, steps in item.rows.items()) for item in items])
+    plain = np.array([(item.stats.tokens - 1) * costs.seconds(1) for item in items])
+    drafted = np.array([sum(steps * costs.seconds(rows) for rows, steps in item.rows.items()) for item in items])
     rng = np.random.default_rng(seed)
     speeds = []
     for _ in range(RESAMPLES):
@@ -195,8 +195,9 @@ def judge(setting: Setting, scores: Sequence[Score], costs: Costs, seed: int) ->
     )
 
 
-def break_even(outcome: Outcome, costs: Costs) -> float:
+def break_even(outcome: Outcome, costs: CostCurve) -> float:
     """The chance of being accepted from which a further guess pays for its row, at the best settings' speed."""
     rows = round(outcome.rows_per_step)
-    further = costs(rows + 1) - costs(rows) if rows < costs.max_rows else costs(rows) - costs(rows - 1)
-    return max(further, 0.0) * outcome.speed / costs(1)
+    rows = min(rows, costs.most_rows - 1)  # of those whose cost is known
+    further = costs.seconds(rows + 1) - costs.seconds(rows)
+    return max(further, 0.0) * outcome.speed / costs.seconds(1)

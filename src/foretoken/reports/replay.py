@@ -11,7 +11,7 @@ from foretoken.core.stats import DecodeStats
 from foretoken.replay.calibration import BINS, Reliability
 from foretoken.replay.score import Item, Score, figures
 from foretoken.replay.tune import Advice
-from foretoken.reports.page import colours, make_page, styled
+from foretoken.reports.page import Section, colours, make_page, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,8 +21,8 @@ def replay_page(scores: Sequence[Score]) -> str:
     """The page of ``foretoken replay``."""
     scores = [score for score in scores if score.items]
     sections = [
-        ("Tokens for each step, by task", "", _by_task(scores)),
-        (
+        Section("Tokens for each step, by task", figure=_by_task(scores)),
+        Section(
             "Tokens for each step against drafted tokens",
             "All files together, the budget in each point. Higher: fewer forwards; left: less to check.",
             _by_budget(scores),
@@ -31,7 +31,7 @@ def replay_page(scores: Sequence[Score]) -> str:
     ]
     answers = max(sum(len(score.items) for score in group) for group in _grouped(scores).values())
     files = len({score.job.label for score in scores})
-    return make_page("Drafters on recorded answers", f"<p>{answers} answers of {files} files.</p>", sections)
+    return make_page("Drafters on recorded answers", [f"{answers} answers of {files} files."], sections)
 
 
 def tune_page(advice: Advice, scores: Sequence[Score], costs: str) -> str:
@@ -41,18 +41,18 @@ def tune_page(advice: Advice, scores: Sequence[Score], costs: str) -> str:
     chosen = [score for score in scores if (score.job.drafter, score.job.budget) == (best.drafter, best.budget)]
     tree_runs = [score for score in chosen if score.job.trees]
     sections = [
-        (
+        Section(
             "Expected speed over plain decoding",
-            f"Forwards cost {html.escape(costs)}; whiskers hold 95 % of resampled answers; the time of drafting itself "
+            f"Forwards cost {costs}; whiskers hold 95 % of resampled answers; the time of drafting itself "
             "is not in it.",
             _speeds(advice),
         ),
         _calibration_section(scores),
     ]
     if chosen:
-        sections.insert(1, ("Tokens for each step with the best drafter, by task", "", _by_task(tree_runs or chosen)))
-    lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(advice))
-    return make_page("Settings for these logs", lead, sections)
+        heading = "Tokens for each step with the best drafter, by task"
+        sections.insert(1, Section(heading, figure=_by_task(tree_runs or chosen)))
+    return make_page("Settings for these logs", sentences(advice), sections)
 
 
 def sentences(advice: Advice) -> list[str]:
@@ -224,7 +224,7 @@ def _speeds(advice: Advice) -> go.Figure:
     return styled(figure, height=460)
 
 
-def _calibration_section(scores: Sequence[Score]) -> tuple[str, str, go.Figure | None]:
+def _calibration_section(scores: Sequence[Score]) -> Section:
     title = "Calibration: how often a guess was right against the chance it was given"
     found: dict[str, Reliability] = {}
     for drafter in dict.fromkeys(score.job.drafter for score in scores):
@@ -232,9 +232,9 @@ def _calibration_section(scores: Sequence[Score]) -> tuple[str, str, go.Figure |
         if sum(whole.nodes):
             found[drafter] = whole
     if not found:
-        return title, "No drafter here gives probabilities.", None
+        return Section(title, "No drafter here gives probabilities.")
     said = f"On the diagonal is right. {BINS} bins; the larger the point, the more guesses. All budgets together."
-    return title, said, _reliability(found)
+    return Section(title, said, _reliability(found))
 
 
 def _reliability(found: dict[str, Reliability]) -> go.Figure:

@@ -17,7 +17,7 @@ from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, ReplayOptions,
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
 
 if TYPE_CHECKING:
-    from foretoken.replay.score import Job, Score
+    from foretoken.replay.job import Job, JobResult
     from foretoken.replay.tune import Advice
 
 SHOWN = 8  # settings in the table; the JSON has all
@@ -64,12 +64,12 @@ def tune(
     budgets = affordable(budget, prices)
     missing: list[dict[str, Any]] = []
 
-    def run_and_report(some: Sequence[Job]) -> list[Score]:
-        scores = run(some, replaying)
+    def run_and_report(some: Sequence[Job]) -> list[JobResult]:
+        results = run(some, replaying)
         if some is plan:
-            missing.extend(skipped(scores))
-            report_skipped(scores)
-        return scores
+            missing.extend(skipped(results))
+            report_skipped(results)
+        return results
 
     with ExitStack() as copies:
         files = readable_logs(logs.files, replaying.ray, copies)
@@ -78,7 +78,7 @@ def tune(
         firsts = {job.path: job for job in plan}.values()
         plan += [job for first in firsts for job in vllm_jobs(first, budgets)]
         plan.sort(key=lambda job: job.path)  # a process keeps the file that it read last
-        advice, scores = tune_jobs(plan, run_and_report, prices, seed)
+        advice, results = tune_jobs(plan, run_and_report, prices, seed)
     out.print(advice_table(advice))
     for sentence in report.sentences(advice):
         out.print(sentence)
@@ -86,7 +86,7 @@ def tune(
         provenance = {"costs": costs, "seed": seed} | provenance_of(logs, replaying)
         write_numbers(json_file, provenance, advice.as_dict() | {"skipped": missing})
     if html_file is not None:
-        write_text(html_file, report.tune_page(advice, scores, costs))
+        write_text(html_file, report.tune_page(advice, results, costs))
 
 
 def advice_table(advice: Advice) -> Table:

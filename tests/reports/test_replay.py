@@ -22,38 +22,38 @@ def assert_needs_nothing(page: str) -> None:
 
 
 def test_the_page_of_replay(jobs_to_tune):
-    scores = run_jobs(jobs_to_tune, 1)
-    page = report.replay_page(scores)
+    results = run_jobs(jobs_to_tune, 1)
+    page = report.replay_page(results)
     assert_needs_nothing(page)
     assert page.count("Plotly.newPlot(") >= 3
     for said in ("kind 0", "kind 1", "prompt-lookup", "expected error", "13 answers of 2 files"):
         assert said in page
-    chains = [score for score in scores if not score.reliability.as_dict()["nodes"]]
+    chains = [result for result in results if not result.reliability.as_dict()["nodes"]]
     assert "No drafter here gives probabilities." in report.replay_page(chains)
 
 
 def test_the_page_of_tune(jobs_to_tune):
-    advice, scores = tune(jobs_to_tune, lambda some: run_jobs(some, 1), parse_costs("flat"))
-    page = report.tune_page(advice, scores, "<flat>")
+    advice, results = tune(jobs_to_tune, lambda some: run_jobs(some, 1), parse_costs("flat"))
+    page = report.tune_page(advice, results, "<flat>")
     assert_needs_nothing(page)
     assert "&lt;flat&gt;" in page and "emulated" in page and "anpd, trees" in page
 
 
 def test_names_from_a_log_are_no_markup(jobs_to_tune):
-    scores = run_jobs(jobs_to_tune, 1)
-    for score in scores:
-        score.items = [replace(item, task='<a href="http://there">click</a>') for item in score.items]
-    page = report.replay_page(scores)
+    results = run_jobs(jobs_to_tune, 1)
+    for result in results:
+        result.items = [replace(item, task='<a href="http://there">click</a>') for item in result.items]
+    page = report.replay_page(results)
     assert "\\u0026lt;a href=" in page or "&lt;a href=" in page
     assert "\\u003ca href=" not in page and "<a href=" not in page.split("</script>")[-1]
 
 
 def test_figures_by_task_add_up(jobs_to_tune):
-    scores = run_jobs(jobs_to_tune, 1)
-    tasks = report.tasks(scores)
+    results = run_jobs(jobs_to_tune, 1)
+    tasks = report.tasks(results)
     assert {row["task"] for row in tasks} == {"kind 0", "kind 1"}
-    assert sum(row["tokens"] for row in tasks) == sum(score.row()["tokens"] for score in scores)
-    assert {row["drafter"] for row in report.calibration(scores)} == {"anpd"}
+    assert sum(row["tokens"] for row in tasks) == sum(result.row()["tokens"] for result in results)
+    assert {row["drafter"] for row in report.calibration(results)} == {"anpd"}
 
 
 @pytest.mark.parametrize("missing", ["plotly", "jinja2"])

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
-from foretoken.cli.options import Background, Device, HtmlFile, Model
+from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.texts import read_text
 
@@ -22,44 +22,46 @@ if TYPE_CHECKING:
 
 MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
-app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure what drafting gains on a model and a machine. Tables are Markdown.", no_args_is_help=True
+)
 
-Rounds = Annotated[int, typer.Option(max=1000, help="How often each answer is given; the median counts.")]
-OutFile = Annotated[Path, typer.Option("--out", help="Where the numbers are written.")]
+Rounds = Annotated[int, typer.Option(max=1000, help="Times to give each answer; the median counts.")]
+OutFile = Annotated[Path, typer.Option("--out", help="File to write the numbers to.")]
 
 
 @app.command()
 def methods(
     model: Model = "tiny",
     draft_model: Annotated[
-        str | None, typer.Option(help="A smaller model of the same tokens, for what needs it.")
+        str | None, typer.Option(help="Smaller model with the same tokenizer, for the methods that need one.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="Method to run (repeatable). Default: all.")
+        list[str] | None,
+        typer.Option("--method", help="Method to run (repeatable).", metavar="NAME", show_default="all"),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt". Default: the 36 of the package.')
+        Path | None,
+        typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first prompts of each kind. Default: all.")] = None,
-    dtype: Annotated[
-        list[str] | None, typer.Option("--dtype", help="Dtype to measure (repeatable). Default: float32.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")] = None,
+    dtype: Annotated[list[str] | None, of_model(help="Dtype to run in (repeatable).", show_default="float32")] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="0 decodes greedily, above 0 samples (repeatable). Default: 0 and 0.8.")
+        list[float] | None,
+        typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
     ] = None,
     rounds: Rounds = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to generate.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 200,
     background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
 ) -> None:
-    """Every drafter and combination against plain decoding, in turns on the same prompts.
+    """Compare every drafter and combination with plain decoding, in turns on the same prompts.
 
-    Every output is compared with plain decoding. In float32 a mismatch aborts the run (status 1); in half precision
-    mismatches are counted.
-    Answers that loop are counted apart. Speed is that of the tokens after the prefill; rows of a step are the last
-    token, guesses and lookahead rows.
+    Every output is compared with plain decoding. In float32 a mismatch ends the run (status 1); in half precision
+    mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens after the prefill. The
+    rows of a step are the last token, the drafted tokens and the lookahead rows.
     """
     from rich.progress import track
 
@@ -109,7 +111,7 @@ def methods(
 @app.command()
 def costs(
     model: Model = "tiny",
-    dtype: Annotated[str, typer.Option(help='As "generate" takes it.')] = "auto",
+    dtype: Dtype = "auto",
     device: Device = None,
     out_file: OutFile = Path("build/costs.json"),
 ) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
-from foretoken.core.costs import CostCurve
+from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import RequestError
 from foretoken.drafters import (
     RECIPES,
@@ -46,10 +45,6 @@ class Method:
     def needs_draft_model(self) -> bool:
         """Whether it can do nothing without one."""
         return self.recipe is not None and self.recipe.name == DraftModel.name
-
-    def budget(self, costs: CostCurve) -> Budget:
-        """A budget that has seen no text yet."""
-        return AdaptiveBudget(costs=costs) if self.drafted is None else FixedBudget(self.drafted)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
-from foretoken.core.budget import Budget, FixedBudget
+from foretoken.core.budget import FixedBudget
 from foretoken.core.costs import CostCurve
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
@@ -78,9 +78,8 @@ def measure(
 ) -> Iterator[list[Row]]:
     """For each question a row of every method; none if the answer ends with the prefill's token.
 
-    Each round has drafters of its own, which go through the questions as they would in use and meet each once; budgets
-    learn what forwards cost from all of it. Transformers' own loop is left out if answers are sampled: it draws another
-    text for the same seed.
+    Each round has drafters and a memory of its own, which go through the questions as they would in use and meet each
+    once. Transformers' own loop is left out if answers are sampled: it draws another text for the same seed.
 
     Args:
         subject: What answers.
@@ -97,14 +96,9 @@ def measure(
         check_request(len(question.prompt), _length(question, conditions), context_length(subject.model))
     for method in methods:  # what is compiled at first use is compiled now
         warm_up = replace(conditions, max_new_tokens=WARM_UP)
-        _player(subject, method, FixedBudget(WARM_UP), warm_up)(replace(questions[0], record=None))
-    budgets = [method.budget(subject.costs) for method in methods]
+        _player(subject, replace(method, drafted=WARM_UP), warm_up)(replace(questions[0], record=None))
     rounds = [
-        {
-            method.name: _player(subject, method, budget, conditions)
-            for method, budget in zip(methods, budgets, strict=True)
-        }
-        for _ in range(conditions.rounds)
+        {method.name: _player(subject, method, conditions) for method in methods} for _ in range(conditions.rounds)
     ]
     for question, answers in zip(questions, in_turns(rounds, questions), strict=True):
         plain = answers["plain"]
@@ -114,44 +108,45 @@ def measure(
             yield []
 
 
-def _player(subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> Callable[[Question], Answer]:
+def _player(subject: Subject, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
     """A method in one round."""
     if method.generate is not None:
         return _TransformersPlayer(subject.model, method.generate, conditions)
-    return _Player(subject, method, budget, conditions)
+    return _Player(subject, method, conditions)
 
 
 class _Player:
     """A drafter in one round, and the memory of its answers from question to question."""
 
-    def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
-        self.budget, self.conditions = budget, conditions
+    def __init__(self, subject: Subject, method: Method, conditions: Conditions) -> None:
+        self.conditions, self.drafted = conditions, method.drafted
+        self.costs = subject.costs if method.drafted is None else CostCurve()
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
         self.namespace = Namespace(background=subject.background)
-        self.drafter = None if method.recipe is None else method.recipe.make(self._parts(subject, method))
-
-    def _parts(self, subject: Subject, method: Method) -> Parts:
-        """What there is to make a drafter of. The draft model is the subject's, whatever a recipe calls it."""
-        smaller = subject.draft_model
-        return Parts(
+        smaller = subject.draft_model  # whatever a recipe calls it
+        parts = Parts(
             self.target,
             ngrams=lambda: self.namespace.ngrams,
-            costs=subject.costs if method.drafted is None else CostCurve(),
+            costs=self.costs,
             draft_target=None if smaller is None else lambda _: draft_target(smaller, self.target.choice),
             exit_target=partial(ExitTarget, self.target),
         )
+        self.drafter = None if method.recipe is None else method.recipe.make(parts)
 
     def __call__(self, question: Question) -> Answer:
+        learning = self.namespace.new_budget(self.costs) if self.drafted is None else None
         steps = decode(
             self.target if question.record is None else ReplayTarget(question.record, self.target),
             self.drafter,
             question.prompt,
             max_new_tokens=_length(question, self.conditions),
             stop_tokens=stop_tokens(self.target.model) if question.record is None else (),
-            budget=self.budget,
+            budget=learning or FixedBudget(self.drafted or 0),
         )
         answer = Answer.of(steps)
         self.namespace.keep(answer.tokens)
+        if learning is not None:
+            self.namespace.hand_back(learning)
         return answer
 
 

@@ -19,8 +19,17 @@ docs: .venv/.docs
 build: .venv/.dev
 	scripts/build
 
+# DATA is folders of recorded answers and TOKENIZER the tokenizer.json to read them with; without them their tables are
+# left out, and replayed takes the bundled model's answers.
+RECORDED = $(if $(DATA),$(addprefix --data ,$(DATA)) --tokenizer $(TOKENIZER))
+
 bench: .venv/.demo
-	for part in speed never-slower overhead latency replayed methods; do .venv/bin/foretoken bench $$part || exit; done
+	.venv/bin/foretoken bench methods --dtype float32 --dtype bfloat16
+	.venv/bin/python -m benchmarks.never_slower
+	.venv/bin/python -m benchmarks.overhead
+	.venv/bin/python -m benchmarks.latency
+	.venv/bin/python -m benchmarks.replayed $(if $(DATA),$(RECORDED) --per-set 1)
+	$(if $(DATA),.venv/bin/python -m benchmarks.traces $(RECORDED))
 
 clean:
 	rm -rf .venv build

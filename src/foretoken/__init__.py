@@ -1,4 +1,4 @@
-"""Foretoken: the language model you already run, faster, with the same text."""
+"""Foretoken: speculative decoding with the same text, for the language model that you already run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from foretoken.core.contracts import Drafter, Scores, Step, Target, Verdict
     from foretoken.core.decode import decode
     from foretoken.core.draft import Draft
-    from foretoken.core.errors import ForetokenError
+    from foretoken.core.errors import ForetokenError, ModelError, RequestError
     from foretoken.core.sampling import Sampling
     from foretoken.core.stats import DecodeStats
     from foretoken.core.verify import verify_match
@@ -31,7 +31,9 @@ __all__ = [
     "FixedBudget",
     "ForetokenError",
     "LanguageModel",
+    "ModelError",
     "Options",
+    "RequestError",
     "Result",
     "Sampling",
     "Scores",
@@ -58,6 +60,8 @@ _LAZY = {
     "decode": "foretoken.core.decode",
     "Draft": "foretoken.core.draft",
     "ForetokenError": "foretoken.core.errors",
+    "ModelError": "foretoken.core.errors",
+    "RequestError": "foretoken.core.errors",
     "Sampling": "foretoken.core.sampling",
     "DecodeStats": "foretoken.core.stats",
     "verify_match": "foretoken.core.verify",

@@ -97,9 +97,9 @@ def test_check_reports_every_dtype(run):
 
 
 def test_check_fails_when_float32_differs(run, monkeypatch):
-    from foretoken.engines.transformers.target import TransformersTarget
+    from foretoken.engines.transformers.cache import KVCache
 
-    monkeypatch.setattr(TransformersTarget, "_gather", lambda self, path: None)
+    monkeypatch.setattr(KVCache, "_gather", lambda self, path: None)
     status, out, _ = run("check", "--json", "--dtype", "float32", "--max-new-tokens", 24)
     (report,) = json.loads(out)
     assert status == 1 and not report["identical"]

@@ -44,6 +44,8 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # and no model
     monkeypatch.setattr("foretoken.replay.tune.RESAMPLES", 2)
     monkeypatch.setattr("foretoken.replay.run._on_cores", lambda jobs, processes: run._here(jobs))
+    for page in ("replay_page", "tune_page"):  # five megabytes each
+        monkeypatch.setattr(f"foretoken.reports.replay.{page}", lambda *_: "<html>")
     write_log(Path("log.jsonl"), rows(2))
     write_tokenizer(Path("tokenizer.json"))
     Path("folder").mkdir()
@@ -55,30 +57,15 @@ def place(tmp_path, monkeypatch) -> Path:
 def words_for(command: tuple[str, ...]) -> list[str]:
     """What the command needs, and what makes it quick."""
     if command[0] == "bench":
-        needed = {"traces": ["--data", "folder", "--tokenizer", "tokenizer.json"], "methods": ["--background", "none"]}
-        return needed.get(command[1], [])
+        return ["--background", "none"]
     words = ["log.jsonl", "--tokenizer", "tokenizer.json", "--background", "none", "--drafter", "anpd", "--jobs", "1"]
     return words + (["--costs", "flat", "--budget", "2"] if command[0] == "tune" else [])
 
 
 @pytest.fixture
 def nothing_measured(monkeypatch) -> None:
-    """Benchmarks find nothing, at once; models are loaded where an option says which."""
-    from foretoken.bench import latency, never_slower, overhead, recorded, replayed, speed
-    from foretoken.measure import harness as turns
-
-    def only_load(*arguments: Any, **options: Any) -> None:
-        load(*arguments, **options)
-        raise typer.Exit
-
-    load = speed.load
-    monkeypatch.setattr(recorded, "background_for", lambda tokenizer: None)
-    for part in (speed, never_slower):
-        monkeypatch.setattr(part, "load", only_load)
-    for part in (overhead, latency):
-        monkeypatch.setattr(part, "measure", lambda *_: [])
-    monkeypatch.setattr(replayed, "measure", lambda *_: {"rows": []})
-    monkeypatch.setattr(turns, "measure", lambda *_: iter([[]]))
+    """A benchmark finds nothing, at once; models are loaded if an option says which."""
+    monkeypatch.setattr("foretoken.measure.run.measure", lambda *_: iter([[]]))
 
 
 @pytest.mark.parametrize(("command", "option", "is_option"), CASES, ids=str)

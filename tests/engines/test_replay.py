@@ -29,7 +29,7 @@ def test_the_record_comes_out_alone_and_over_a_model(drafter):
     if isinstance(drafter, Oracle):
         drafter = Oracle(0, PROMPT, RECORD, VOCAB)
     tokens, over_a_model = replay(ReplayTarget(RECORD, engine), drafter)
-    assert tokens == RECORD and engine.cache.get_seq_length() == len(PROMPT) + len(RECORD) - 1
+    assert tokens == RECORD and engine.num_cached == len(PROMPT) + len(RECORD) - 1
     assert (alone.steps, alone.accepted) == (over_a_model.steps, over_a_model.accepted)
 
 

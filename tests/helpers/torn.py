@@ -54,6 +54,12 @@ class Named:
     def choose(self, row: int) -> int:
         return self.chance.choice(TOKENS)
 
+    def runner_up(self, row: int) -> tuple[int, float]:
+        raise NotImplementedError
+
+    def hidden(self, rows: Any) -> Any:
+        raise NotImplementedError
+
     def top(self, rows: Any, k: int) -> Top:
         return Top([self.chance.choices(TOKENS, k=k) for _ in rows], [[0.5] * k for _ in rows])
 
@@ -115,7 +121,7 @@ def main(seeds: int) -> None:
         assert set(draft.tokens) <= {*TOKENS}, draft
         assert all(0 <= prob <= 1 for prob in draft.probs), draft
     assert drafted > seeds
-    print(f"{drafted} tokens drafted")
+    sys.stdout.write(f"{drafted} tokens drafted\n")
 
 
 if __name__ == "__main__":

@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
+from benchmarks.overhead import half_predictable
 from foretoken.core.contracts import Verdict
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.measure import harness as turns
+from foretoken.drafters import AdaptiveNgram, Anpd, EarlyExit
+from foretoken.engines.transformers.loading import load_model, load_tokenizer
+from foretoken.measure import run
 from foretoken.measure.differences import TextChanged, gap
-from foretoken.measure.harness import Conditions, Row, headline, measure, num_judged, parse_prompts, summarise
+from foretoken.measure.harness import Row, headline, num_judged, summarise
+from foretoken.measure.loops import loops
 from foretoken.measure.methods import METHODS, choose_methods
-from foretoken.measure.subject import Subject, is_small, load_measured
+from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
+from foretoken.measure.run import Conditions, measure
+from foretoken.measure.subject import Subject
 from foretoken.reports.methods import methods_page
 from helpers.commanding import call
-from helpers.drafting import verified
+from helpers.drafting import Making, verified
 
-PROMPT = {"id": "abc", "kind": "pattern", "prompt": "a b c a b c a b c a b c"}
+LINE = {"id": "abc", "kind": "pattern", "prompt": "a b c a b c a b c a b c"}
+
+
+def encode(text: str) -> list[int]:
+    return load_tokenizer("tiny")(text)["input_ids"]
+
+
+PROMPT = Question("abc", "pattern", encode(LINE["prompt"]))
 SHORT = Conditions(rounds=2, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject(*load_measured("tiny", "float32", "cpu"))
+    return Subject(load_model("tiny", "float32", "cpu"))
 
 
 def test_texts_may_be_compared_in_float64():
-    assert Subject(*load_measured("tiny", "float64", "cpu")).dtype == "float64"
+    assert Subject(load_model("tiny", "float64", "cpu")).dtype == "float64"
 
 
 def row(**changes) -> Row:
-    values = {
+    values: dict[str, Any] = {
         "prompt": "code-1",
         "kind": "code",
         "dtype": "float32",
@@ -63,30 +80,64 @@ def row(**changes) -> Row:
 def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(subject, temperature):
     subject = replace(subject, draft_model=subject.model)
     (rows,) = measure(subject, [PROMPT], choose_methods([], True), replace(SHORT, temperature=temperature))
-    assert [row.method for row in rows] == list(METHODS)
+    sampled_alike = [name for name, method in METHODS.items() if method.generate is None]
+    assert [row.method for row in rows] == (sampled_alike if temperature else list(METHODS))
     for row in rows:
         assert row.differs_at is None and row.as_dict()["identical"]
         assert row.tokens == row.rounds + row.steps + row.accepted == rows[0].tokens
         assert row.accepted <= row.guesses <= row.rows - row.steps
-        assert row.accepted <= row.judged <= row.accepted + row.steps
+        if METHODS[row.method].generate is None:
+            assert row.accepted <= row.judged <= row.accepted + row.steps
         assert row.speed > 0 and row.drafter_seconds >= 0
     plain = rows[0]
     assert (plain.speed, plain.guesses, plain.rows, plain.drafter_seconds) == (1.0, 0, plain.steps, 0.0)
 
 
+@pytest.mark.parametrize("method", ["ngram", "mixed-adaptive", "transformers", "transformers-lookup"])
+def test_a_recorded_answer_is_given_whatever_the_model_would_say(subject, method):
+    """Also past a token at which the model's own answers end."""
+    record = [7, 8, 9, 0, 7, 8, 9, 0, 7, 8, 9, 3]
+    question = replace(PROMPT, record=record)
+    (rows,) = measure(subject, [question], choose_methods([method], False), replace(SHORT, max_new_tokens=2))
+    assert [(row.method, row.tokens, row.decoding) for row in rows] == [
+        ("plain", 24, "recorded"),
+        (method, 24, "recorded"),
+    ]
+
+
+def test_transformers_own_loop_is_counted_by_its_forwards(subject):
+    chosen = choose_methods(["transformers", "transformers-lookup"], False)
+    (rows,) = measure(subject, [PROMPT], chosen, replace(SHORT, rounds=1, max_new_tokens=40))
+    plain, own, lookup = rows
+    assert (own.steps, own.accepted, own.guesses, own.rows) == (plain.steps, 0, 0, plain.rows)
+    assert lookup.steps < plain.steps and 0 < lookup.accepted <= lookup.guesses
+
+
+def test_nothing_of_a_models_own_settings_reaches_transformers_loop(subject):
+    """Neither a penalty for what it repeats nor sampling: our loop has none of these here either."""
+    before = subject.model.generation_config
+    changed = GenerationConfig.from_dict(before.to_dict() | {"repetition_penalty": 5.0, "do_sample": True})
+    subject.model.generation_config = changed
+    try:
+        (rows,) = measure(subject, [PROMPT], choose_methods(["transformers"], False), SHORT)
+        assert subject.model.generation_config is changed
+    finally:
+        subject.model.generation_config = before
+    assert [row.differs_at for row in rows] == [None, None]
+
+
 def test_a_drafter_meets_each_prompt_once(subject):
     met = []
 
-    def make(given):
-        drafter = METHODS["anpd"].make(given)
-        prompts = []
+    def make():
+        drafter, prompts = AdaptiveNgram(), []
         met.append(prompts)
         begin = drafter.begin
         drafter.begin = lambda prompt: (prompts.append(tuple(prompt)), begin(prompt))
         return drafter
 
-    prompts = [PROMPT, PROMPT | {"id": "2", "prompt": "1 2 3"}]
-    list(measure(subject, prompts, [METHODS["plain"], replace(METHODS["anpd"], make=make)], SHORT))
+    prompts = [PROMPT, Question("2", "pattern", encode("1 2 3"))]
+    list(measure(subject, prompts, [METHODS["plain"], replace(METHODS["anpd"], recipe=Making(make))], SHORT))
     assert [len(prompts) for prompts in met] == [1, 2, 2]  # one that warms up, then one for each round
     assert all(len(set(prompts)) == len(prompts) for prompts in met)
 
@@ -137,12 +188,12 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
         def observe(self, step):
             pass
 
-    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", make=lambda given: Wrong())]
+    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", recipe=Making(Wrong))]
     right = [row.differs_at for (_, row) in measure(subject, [PROMPT], methods, SHORT)]
-    monkeypatch.setattr(turns, "decode", partial(decode, verify=accept_the_first_guess))
+    monkeypatch.setattr(run, "decode", partial(decode, verify=accept_the_first_guess))
     with pytest.raises(TextChanged, match=r"abc .float32, greedy., method wrong: another token after 1 "):
         list(measure(subject, [PROMPT], methods, SHORT))
-    half = Subject(*load_measured("tiny", "bfloat16", "cpu"))
+    half = Subject(load_model("tiny", "bfloat16", "cpu"))
     ((plain, wrong),) = measure(half, [PROMPT], methods, SHORT)
     assert right == [None] and plain.difference is None and "bfloat16" in wrong.difference
     assert wrong.differs_at == 1 and wrong.gap >= 0 and not wrong.as_dict()["identical"]
@@ -150,7 +201,7 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
 
 
 def test_the_gap_is_that_of_the_best_two_logits(subject):
-    ids = list(subject.encode("a b c"))
+    ids = encode("a b c")
     logits = subject.model(input_ids=subject.model.dummy_inputs["input_ids"].new_tensor([ids])).logits[0, -1]
     best, second = logits.topk(2).values.tolist()
     assert gap(subject.model, ids) == pytest.approx(best - second, abs=1e-4)
@@ -167,7 +218,7 @@ def test_answers_that_loop_are_never_in_the_headline():
 def test_an_answer_without_steps_has_no_rows(subject, monkeypatch):
     first = next(measure(subject, [PROMPT], [METHODS["plain"]], SHORT))
     assert first
-    monkeypatch.setattr(turns, "_stop_tokens", lambda model: range(model.config.vocab_size))
+    monkeypatch.setattr(run, "stop_tokens", lambda model: list(range(model.config.vocab_size)))
     assert list(measure(subject, [PROMPT], [METHODS["plain"]], SHORT)) == [[]]
 
 
@@ -182,33 +233,25 @@ def test_the_page_needs_nothing_else_and_shows_every_method():
     assert "Plotly.newPlot(" not in methods_page(summarise([row(looped=True)]), "all loop")
 
 
-def test_small_models_are_told_from_others(tmp_path, model_folder):
-    assert not is_small("tiny") and not is_small(str(model_folder)) and not is_small(str(tmp_path))
-    (tmp_path / "stories.bin").touch()
-    assert is_small(str(tmp_path)) and is_small(str(tmp_path / "stories.bin")) and is_small("x.npz")
-    (tmp_path / "config.json").touch()
-    assert not is_small(str(tmp_path))
-
-
 def test_a_draft_model_has_the_same_tokens(subject, model_folder):
-    other, _ = load_measured(str(model_folder), "float32", "cpu")
+    other = load_model(str(model_folder), "float32", "cpu")
     with pytest.raises(ForetokenError, match="same tokenizer"):
         replace(subject, draft_model=other)
 
 
 def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, model_folder):
     pytest.importorskip("plotly")
-    (tmp_path / "prompts.jsonl").write_text(json.dumps(PROMPT) + "\n\n" + json.dumps(PROMPT | {"id": "2"}) + "\n")
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(LINE) + "\n\n" + json.dumps(LINE | {"id": "2"}) + "\n")
     words = ["--model", model_folder, "--background", "none", "--prompts", tmp_path / "prompts.jsonl", "--limit", 1]
     words += ["--rounds", 1, "--max-new-tokens", 12, "--temperature", 0.9, "--method", "anpd", "--device", "cpu"]
     files = ["--out", tmp_path / "made" / "m.json", "--html", tmp_path / "m.html"]
     status, out, _ = call(monkeypatch, capsys, "bench", "methods", *words, *files)
     found = json.loads((tmp_path / "made" / "m.json").read_text())
-    assert status == 0 and "| float32 | sampled at 0.9 | False | all | anpd | 1 | 1 |" in out
+    assert status == 0 and "| float32 | sampled at 0.9 | False | all | anpd | 1 | 1 |" in " ".join(out.split())
     assert found.keys() == {"provenance", "methods", "summary", "rows"}
     assert {"commit", "torch", "threads", "workload_sha256", "seed", "rounds"} <= found["provenance"].keys()
     assert str(tmp_path) not in json.dumps(found)
-    assert found["methods"][1] == {"name": "anpd", "drafted": 7, "settings": {}}
+    assert found["methods"][1] == {"name": "anpd", "drafted": 7, "drafter": "anpd"}
     assert [(row["prompt"], row["method"], row["identical"]) for row in found["rows"]] == [
         ("abc", "plain", True),
         ("abc", "anpd", True),
@@ -227,10 +270,7 @@ def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, mo
         (["methods", "--temperature", -1], "temperature is -1"),
         (["methods", "--dtype", "int3"], "no dtype 'int3'"),
         (["methods", "--model", "/nowhere/model"], "no model folder"),
-        (["methods", "--model", "/nowhere/model.bin"], "no weights"),
         (["methods", "--out", "/dev/null/m.json"], "could not be written"),
-        (["speed", "--rounds", 0], "rounds is 0"),
-        (["replayed", "--tokenizer", "t.json"], "give both or none"),
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_status_2(monkeypatch, capsys, tmp_path, words, said):
@@ -241,16 +281,45 @@ def test_bad_input_ends_in_one_sentence_and_status_2(monkeypatch, capsys, tmp_pa
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"id": "a", "kind": "b"}', json.dumps(PROMPT | {"prompt": 3}), 2 * (json.dumps(PROMPT) + "\n")],
+    ["", "{", "[]", '{"id": "a", "kind": "b"}', json.dumps(LINE | {"prompt": 3}), 2 * (json.dumps(LINE) + "\n")],
 )
 def test_malformed_prompts_are_refused(text):
     with pytest.raises(ForetokenError, match="prompts"):
-        parse_prompts(text)
+        parse_prompts(text, encode)
 
 
-def test_a_method_that_needs_a_draft_model_is_left_out_without_one(monkeypatch):
-    monkeypatch.setitem(METHODS, "needy", replace(METHODS["anpd"], name="needy", needs_draft_model=True))
-    assert "needy" not in [method.name for method in choose_methods([], False)]
-    assert "needy" in [method.name for method in choose_methods([], True)]
-    with pytest.raises(ForetokenError, match="--draft-model"):
-        choose_methods(["needy"], False)
+def test_the_prompts_of_the_package_are_of_five_kinds_and_all_differ():
+    prompts = [json.loads(line) for line in bundled_prompts().splitlines()]
+    kinds = Counter(question.kind for question in parse_prompts(bundled_prompts(), encode))
+    assert kinds == {"code": 9, "edit": 9, "pattern": 6, "story": 6, "chat": 6}
+    assert len({prompt["prompt"] for prompt in prompts}) == 36
+    for prompt in prompts:
+        if prompt["kind"] == "edit":
+            ast.parse(prompt["prompt"].split("# Before:\n")[1].split("\n# After")[0])
+
+
+def test_loops_are_told_from_repetition():
+    text = half_predictable(400)
+    assert not loops(text) and not loops([*text[:100], *text[:100]])
+    for period in (1, 2, 7, 40, 64):
+        assert loops([*text[:50], *(text[:period] * (2 + 200 // period))])
+        assert not loops([*text[:50], *text[:period], *text[60:100]])
+
+
+def test_a_method_that_needs_a_draft_model_is_left_out_without_one():
+    needy = {"draft-model", "draft-model-chain", "draft-model-adaptive"}
+    assert {method.name for method in choose_methods([], True)} == set(METHODS)
+    assert {method.name for method in choose_methods([], False)} == set(METHODS) - needy
+    for name in needy:
+        with pytest.raises(ForetokenError, match="--draft-model"):
+            choose_methods([name], False)
+
+
+def test_a_drafter_with_options_is_a_method_too():
+    plain, exits, short = choose_methods(["early-exit:layer=1", "anpd:max_order=3"], False)
+    assert (plain.name, exits.name, short.name) == ("plain", "early-exit:layer=1", "anpd:max_order=3")
+    assert (exits.recipe, exits.drafted) == (EarlyExit(layer=1), None), "what pays"
+    assert (short.recipe, short.drafted) == (Anpd(max_order=3), 7), "which knows nothing of its chances"
+    for text in ("magic", "anpd:depth=3", "draft-model:model=tiny"):
+        with pytest.raises(ForetokenError, match=r"There is no method|no option 'depth'"):
+            choose_methods([text], True)

@@ -1,9 +1,9 @@
-"""``foretoken bench``: the measurements behind the figures, a command for each."""
+"""``foretoken bench``: what drafting gains on a model and a machine."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,70 +13,70 @@ from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
-from foretoken.cli.options import Background, Device, HtmlFile, Model
+from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
-from foretoken.core.errors import ForetokenError
-from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
     from foretoken.measure.subject import Subject
 
-app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
+MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
-Rounds = Annotated[int, typer.Option(max=1000, help="How often each answer is given; medians count.")]
-Dtypes = Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32 and bfloat16.")]
-OutFile = Annotated[Path, typer.Option("--out", help="Where the numbers are written.")]
-DataFolders = Annotated[
-    list[Path] | None, typer.Option("--data", help="A folder of recorded answers, *.jsonl.gz; may be given again.")
-]
-TokenizerFile = Annotated[
-    str | None, typer.Option("--tokenizer", help="The tokenizer.json to read them with, plain or .gz.")
-]
+app = typer.Typer(
+    help="Measure what drafting gains on a model and a machine. Tables are Markdown.", no_args_is_help=True
+)
+
+Rounds = Annotated[int, typer.Option(max=1000, help="Times to give each answer; the median counts.")]
+OutFile = Annotated[Path, typer.Option("--out", help="File to write the numbers to.")]
 
 
 @app.command()
 def methods(
     model: Model = "tiny",
     draft_model: Annotated[
-        str | None, typer.Option(help="A smaller model of the same tokens, for what needs it.")
+        str | None, typer.Option(help="Smaller model with the same tokenizer, for the methods that need one.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="One of them; may be given again; else all.")
+        list[str] | None,
+        typer.Option("--method", help="Method to run (repeatable).", metavar="NAME", show_default="all"),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt"; the 36 of the package else.')
+        Path | None,
+        typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="The first prompts of each kind; else all.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")] = None,
+    dtype: Annotated[list[str] | None, of_model(help="Dtype to run in (repeatable).", show_default="float32")] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="0 for greedy, above 0 samples; may be given again; 0 and 0.8.")
+        list[float] | None,
+        typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
     ] = None,
     rounds: Rounds = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 200,
     background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
 ) -> None:
-    """Every drafter and combination against plain decoding, in turns on the same prompts.
+    """Compare every drafter and combination with plain decoding, in turns on the same prompts.
 
-    Texts are compared always; a difference in float32 ends the run with status 1, in half precision it is counted.
-    Answers that loop are counted apart. Speed is that of the tokens after the prefill; rows of a step are the last
-    token, guesses and lookahead rows.
+    Every output is compared with plain decoding. In float32 a mismatch ends the run (status 1); in half precision
+    mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens after the prefill. The
+    rows of a step are the last token, the drafted tokens and the lookahead rows.
     """
     from rich.progress import track
 
-    from foretoken.bench import speed as speed_part
-    from foretoken.measure.harness import SEED, Conditions, Row, headline, measure, parse_prompts, summarise
+    from foretoken.measure.harness import Row, headline, summarise
     from foretoken.measure.methods import choose_methods
+    from foretoken.measure.prompts import bundled_prompts, parse_prompts
+    from foretoken.measure.run import SEED, Conditions, measure
 
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
-    workload = speed_part.workload() if prompts is None else read_text(prompts)
-    taken = parse_prompts(workload, limit)
+    workload = bundled_prompts() if prompts is None else read_text(prompts)
+    silence_transformers()
+    taken = parse_prompts(workload, _encoder(model), limit)
     found: dict[str, Any] = _provenance(workload, SEED)
     found["provenance"] |= {
         "model": Path(model).name,
@@ -109,116 +109,58 @@ def methods(
 
 
 @app.command()
-def speed(
-    rounds: Rounds = 3,
-    dtype: Dtypes = None,
+def costs(
+    model: Model = "tiny",
+    dtype: Dtype = "auto",
     device: Device = None,
-    out_file: OutFile = Path("build/speed.json"),
+    out_file: OutFile = Path("build/costs.json"),
 ) -> None:
-    """Time plain decoding, ANPD and transformers' own generate and lookup, with the prefill, on the bundled model."""
-    from foretoken.bench import speed as part
+    """Measure what a forward over n rows costs on this machine; the file is what "tune --costs" reads.
 
-    check_outputs(out_file, None)
+    The costs that answers of this model begin with are replaced by these.
+    """
+    from foretoken.core.measuring import measure_costs
+    from foretoken.engines import load_engine
+    from foretoken.memory.costs import keep_costs, write_costs
+
+    check_outputs(out_file, None, read_from(model))
     silence_transformers()
-    with _ended_by_another_text():
-        found = part.measure("tiny", dtype or ["float32", "bfloat16"], _checked(rounds), device)
-    _finish(out_file, found, found["summary"])
+    engine = load_engine(model, dtype, device, trust_remote_code=False)
+    with err.status("measuring"):
+        curve = measure_costs(engine.target(), MAX_COST_SECONDS)
+    keep_costs(engine.cost_key, curve)
+    write_costs(out_file, curve, folders=True)
+    plain_seconds = curve.seconds(1)
+    out.print(
+        markdown_table(
+            [
+                {"rows": rows, "milliseconds": 1000 * value, "of one row": value / plain_seconds}
+                for rows, value in curve.as_dict().items()
+            ]
+        )
+    )
+    err.print(f"written to {plain(str(out_file))}", style="dim")
 
 
-@app.command()
-def never_slower(
-    rounds: Rounds = 3,
-    dtype: Dtypes = None,
-    texts: Annotated[
-        list[Path] | None, typer.Option("--texts", help="A file of recorded answers, such as translations.")
-    ] = None,
-    drafter: Annotated[str, typer.Option(help="Its name.")] = DEFAULT_DRAFTER,
-    out_file: OutFile = Path("build/never-slower.json"),
-) -> None:
-    """Time a drafter, the default one for one, on text that gives it little to work with."""
-    from foretoken.bench import never_slower as part
-    from foretoken.bench.recorded import read_texts
+def _encoder(model: str) -> Callable[[str], list[int]]:
+    """What makes tokens of a prompt, as the model's tokenizer does by itself."""
+    from foretoken.engines.transformers.loading import load_tokenizer
 
-    check_outputs(out_file, None, texts or [])
-    silence_transformers()
-    records = read_texts(texts or [])
-    with _ended_by_another_text():
-        rows = part.measure(dtype or ["float32", "bfloat16"], _checked(rounds), records, drafter)
-    summary = part.summarise(rows)
-    _finish(out_file, {"rows": rows, "summary": summary}, summary)
-
-
-@app.command()
-def overhead(out_file: OutFile = Path("build/overhead.json")) -> None:
-    """Time what a step costs beside the forward."""
-    from foretoken.bench import overhead as part
-
-    check_outputs(out_file, None)
-    rows = part.measure()
-    _finish(out_file, {"rows": rows}, rows)
-
-
-@app.command()
-def latency(out_file: OutFile = Path("build/latency.json")) -> None:
-    """Time what the n-gram core itself costs."""
-    from foretoken.bench import latency as part
-    from foretoken.bench.recorded import background_for
-
-    check_outputs(out_file, None)
-    rows = part.measure(background_for("tiny"))
-    _finish(out_file, {"rows": rows}, rows)
-
-
-@app.command()
-def replayed(
-    rounds: Rounds = 3,
-    data: DataFolders = None,
-    tokenizer: TokenizerFile = None,
-    per_set: Annotated[int, typer.Option(min=1, help="Answers of each file.")] = 2,
-    out_file: OutFile = Path("build/replayed.json"),
-) -> None:
-    """Time recorded answers over a random model of 0.5B parameters; the bundled model's where none are given."""
-    from foretoken.bench import replayed as part
-    from foretoken.bench.recorded import background_for, log_files, read_sets
-
-    if bool(data) != bool(tokenizer):
-        raise ForetokenError("Recorded answers need both --data and --tokenizer: give both or none.")
-    check_outputs(out_file, None, [*log_files(data or []), *read_from(tokenizer or "")])
-    silence_transformers()
-    sets = read_sets(data, tokenizer, per_set) if data and tokenizer else {}
-    corpus = background_for(tokenizer) if tokenizer else None
-    with _ended_by_another_text():
-        found = part.measure(_checked(rounds), sets, corpus)
-    _finish(out_file, found, found["rows"], [{key: value for key, value in found.items() if key != "rows"}])
-
-
-@app.command()
-def traces(
-    data: Annotated[list[Path], typer.Option("--data", help="A folder of recorded answers, *.jsonl.gz.")],
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="The tokenizer.json to read them with, plain or .gz.")],
-    limit: Annotated[int, typer.Option(min=1, help="Answers of each file.")] = 24,
-    out_file: OutFile = Path("build/traces.json"),
-) -> None:
-    """Count what each drafter would have had accepted in recorded answers, without a model."""
-    from foretoken.bench import traces as part
-    from foretoken.bench.recorded import log_files
-
-    check_outputs(out_file, None, [*log_files(data), *read_from(tokenizer)])
-    found = part.measure(data, tokenizer, limit)
-    _finish(out_file, found, found["summary"], found["rows"])
+    tokenizer = load_tokenizer(model)
+    return lambda text: list(tokenizer(text)["input_ids"])
 
 
 def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
-    from foretoken.measure.subject import Subject, is_small, load_measured
+    from foretoken.engines.transformers.loading import load_model
+    from foretoken.measure.subject import Subject
     from foretoken.ngrams.background import Background as Corpus
 
-    silence_transformers()
     with err.status(Text(f"loading {plain(model)}")):
-        loaded, encode = load_measured(model, dtype, device)
-        draft = load_measured(draft_model, dtype, device)[0] if draft_model else None
-    corpus = None if is_small(model) else background_folder(background, model)  # no tokenizer.json, no corpus
-    return Subject(loaded, encode, Corpus.open(corpus) if corpus else None, draft)
+        loaded = load_model(model, dtype, device)
+        draft = load_model(draft_model, dtype, device) if draft_model else None
+    corpus = background_folder(background, model)
+    return Subject(loaded, Corpus.open(corpus) if corpus else None, draft)
 
 
 @contextmanager
@@ -233,24 +175,8 @@ def _ended_by_another_text() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _checked(rounds: int) -> int:
-    if rounds < 1:
-        raise ForetokenError(f"rounds is {rounds}: each answer needs at least 1.")
-    return rounds
-
-
-def _finish(path: Path, found: dict[str, Any], *tables: Sequence[dict[str, Any]]) -> None:
-    """Print the tables and write the numbers."""
-    from foretoken.bench import speed as speed_part
-
-    for rows in tables:
-        out.print(markdown_table(rows))
-    _write(path, _provenance(speed_part.workload(), speed_part.SEED) | found)
-    err.print(f"written to {plain(str(path))}", style="dim")
-
-
 def _provenance(workload: str, seed: int) -> dict[str, Any]:
-    from foretoken.provenance import of_model
+    from foretoken.measure.provenance import of_model
 
     return {"provenance": of_model(workload, seed)}
 

@@ -35,16 +35,14 @@ def generate(
         ),
     ] = None,
     no_history: Annotated[
-        bool, of_draft("--no-history", help=f"Keep no answers, whatever ${HISTORY} says.", show_default=False)
+        bool, of_draft("--no-history", help=f"Neither read nor keep answers, whatever ${HISTORY} says.")
     ] = False,
     namespace: Annotated[str, of_draft(help="Draft from the answers kept under this name, and keep this one.")] = (
         "default"
     ),
     lookahead_parallel: Annotated[
         bool,
-        of_draft(
-            "--lookahead-parallel", help="Draft by lookahead, in all the processes of torchrun.", show_default=False
-        ),
+        of_draft("--lookahead-parallel", help="Draft by lookahead, in all the processes of torchrun."),
     ] = False,
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
@@ -88,8 +86,6 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
             f"--lookahead-parallel drafts by lookahead, not by {drafting.drafter!r}: leave out --drafter."
         )
     given = {
-        "--draft-model": drafting.draft_model is not None,
-        "--exit-layer": drafting.exit_layer is not None,
         "--reference": bool(drafting.reference),
         "--background": drafting.background not in ("general", "none"),
         "--history": history is not None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from foretoken.core.budget import Budget, FixedBudget
 from foretoken.core.contracts import Drafter, FinishReason, Scores, Step, Target, needs_of, require
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.numbers import whole
 from foretoken.core.verify import Verifier, verify_match
 
@@ -55,7 +55,7 @@ def decode(
     max_new_tokens = whole("max_new_tokens", max_new_tokens)
     check_request(len(prompt), max_new_tokens, target.max_length)
     if drafter is not None:
-        require(drafter, needs_of(drafter), target)
+        require(type(drafter).__name__, needs_of(drafter), target)
     context = [whole("A token of the prompt", token) for token in prompt]
     length = min(len(context) + max_new_tokens, target.max_length or len(context) + max_new_tokens)
     answer = _Answer(target, drafter, context, length, frozenset(stop_tokens), stop, budget or FixedBudget(), verify)
@@ -69,11 +69,11 @@ def check_request(num_prompt_tokens: int, max_new_tokens: int, max_length: int |
         ForetokenError: As ``decode``.
     """
     if num_prompt_tokens == 0:
-        raise ForetokenError("The prompt is empty: give at least one token to continue.")
+        raise RequestError("The prompt is empty: give at least one token to continue.")
     if max_new_tokens < 1:
-        raise ForetokenError(f"max_new_tokens is {max_new_tokens}: ask for at least 1 token.")
+        raise RequestError(f"max_new_tokens is {max_new_tokens}: ask for at least 1 token.")
     if max_length is not None and num_prompt_tokens >= max_length:
-        raise ForetokenError(
+        raise RequestError(
             f"The prompt has {num_prompt_tokens} tokens and the model's context holds {max_length}: "
             "shorten the prompt so that the answer has room."
         )

@@ -7,7 +7,7 @@ import numbers
 import operator
 from typing import Any
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 
 
 def whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -28,7 +28,7 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         bounds = "" if least is None else f" from {least} on" if most is None else f" from {least} to {most}"
-        raise ForetokenError(f"{name} is {value!r:.100}: give a whole number{bounds}.")
+        raise RequestError(f"{name} is {value!r:.100}: give a whole number{bounds}.")
     return number
 
 
@@ -40,4 +40,4 @@ def real(name: str, value: Any) -> float:
     """
     if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise ForetokenError(f"{name} is {value!r:.100}: give a finite number.")
+    raise RequestError(f"{name} is {value!r:.100}: give a finite number.")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
 
 RANGES: dict[str, tuple[Callable[[str, Any], float], Callable[[float], bool], str]] = {
@@ -60,7 +60,7 @@ class Sampling:
                 continue
             value = number(name, given)
             if not holds(value):
-                raise ForetokenError(f"{name} is {given}: {advice}.")
+                raise RequestError(f"{name} is {given}: {advice}.")
             object.__setattr__(self, name, value)
         object.__setattr__(self, "processors", tuple(self.processors or ()))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretoken.core.contracts import Drafter
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters.anpd import AdaptiveNgram, Anpd
 from foretoken.drafters.draft_model import DraftModel, DraftModelDrafter
 from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
@@ -29,6 +29,7 @@ __all__ = [
     "DraftModelDrafter",
     "EarlyExit",
     "EarlyExitDrafter",
+    "Given",
     "Lookahead",
     "LookaheadDrafter",
     "Mixed",
@@ -47,7 +48,17 @@ __all__ = [
 
 # The one list of drafters: who adds one adds it here.
 RECIPES: dict[str, type[Recipe]] = {
-    recipe.name: recipe for recipe in (Mixed, Ngram, Anpd, PromptLookup, Recycle, Lookahead, DraftModel, EarlyExit)
+    recipe.name: recipe
+    for recipe in (
+        Mixed,
+        Ngram,
+        Anpd,
+        PromptLookup,
+        Recycle,
+        Lookahead,
+        DraftModel,
+        EarlyExit,
+    )
 }
 DRAFTERS = tuple(RECIPES)
 DEFAULT_DRAFTER = Mixed.name
@@ -74,22 +85,26 @@ def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
     if isinstance(drafter, Recipe):
         return drafter
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
-        raise ForetokenError(f"The drafter is {drafter!r:.100}: give a name, a recipe, an object that drafts, or None.")
+        raise RequestError(f"The drafter is {drafter!r:.100}: give a name, a recipe, an object that drafts, or None.")
     return Given(drafter)
 
 
 @dataclass(frozen=True)
 class Given(Recipe):
-    """A drafter of the caller's own, which answer after answer is used as it is."""
+    """A drafter of the caller's own, used as it is for answer after answer.
+
+    Its probabilities are counted on if it says so in an attribute ``calibrated``, as ``NgramMixer`` does.
+
+    Args:
+        drafter: The drafter.
+    """
 
     name = "given"
     drafter: Any
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calibrated", getattr(self.drafter, "calibrated", False))
+
     def make(self, parts: Parts) -> Drafter:
         made: Drafter = self.drafter
         return made
-
-
-def check_name(name: str) -> None:  # TODO
-    if name != "none":
-        parse_recipe(name.replace("draft-model", "anpd"), RECIPES)

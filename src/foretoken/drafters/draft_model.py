@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from foretoken.core.contracts import RewindableTarget, Scores, Step, require
 from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters.recipe import Parts, Recipe, option
 
 
@@ -118,7 +118,7 @@ class DraftModelDrafter:
     FORGET = 0.1  # of the tokens and seconds of late, each step
 
     def __init__(self, target: RewindableTarget, *, floor: float | None = None, trees: bool = True) -> None:
-        require(self, frozenset({"runner_up"}), target)
+        require(type(self).__name__, frozenset({"runner_up"}), target)
         self.target, self.floor, self.trees = target, floor, trees
         self.calibration = Calibration()
         self.second = Share(0.5)  # how often a runner-up is right where the guess that won is not
@@ -167,7 +167,7 @@ class DraftModelDrafter:
             tuple(node.parent for node in nodes),
             tuple(node.prob for node in nodes),
         )
-        # A node comes after its parent: it is no more probable, and of equals the first stays first.
+        # A node comes after its parent: it is never more probable, and the sort keeps the order of equals.
         order = sorted(range(len(nodes)), key=lambda node: nodes[node].path, reverse=True)
         return draft.select(order[:max_tokens])
 
@@ -250,7 +250,5 @@ class DraftModel(Recipe):
 
     def _target(self, parts: Parts) -> RewindableTarget:
         if parts.draft_target is None:
-            raise ForetokenError(
-                "The drafter 'draft-model' runs a second model, and this engine does not: use another."
-            )
+            raise RequestError("The drafter 'draft-model' runs a second model, and this engine does not: use another.")
         return parts.draft_target(self.model)

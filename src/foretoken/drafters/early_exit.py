@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from foretoken.core.contracts import RewindableTarget
 from foretoken.core.draft import Draft
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters.draft_model import DraftModelDrafter
 from foretoken.drafters.recipe import Parts, Recipe, option
 
@@ -59,7 +59,7 @@ class EarlyExit(Recipe):
 
     def _target(self, parts: Parts) -> RewindableTarget:
         if parts.exit_target is None:
-            raise ForetokenError(
+            raise RequestError(
                 "The drafter 'early-exit' runs a model's first layers, and this engine cannot: use another."
             )
         return parts.exit_target(self.layer)

@@ -9,9 +9,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target
+from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target, require
 from foretoken.core.costs import CostCurve
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
 from foretoken.ngrams.shared import SharedNgrams
 
@@ -72,8 +72,8 @@ class Recipe:
         if not texts:
             return self.name
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(texts)
-        return f"{self.name}:{line.getvalue()}"
+        csv.writer(line).writerow(texts)  # with its line's end, so that one within a text is quoted
+        return f"{self.name}:{line.getvalue().removesuffix(csv.excel.lineterminator)}"
 
     def check(self, parts: Parts) -> None:
         """Refuse, before any prompt, what the drafter cannot be made of; nothing of it is made.
@@ -81,6 +81,7 @@ class Recipe:
         Raises:
             ForetokenError: If it cannot draft for this target.
         """
+        require(repr(self.name), self.needs, parts.target)
 
     def make(self, parts: Parts) -> Drafter:
         """A drafter for one answer.
@@ -125,7 +126,7 @@ def parse_recipe(text: str, recipes: Mapping[str, type[Recipe]]) -> Recipe:
     """
     name, _, given = text.partition(":")
     if name not in recipes:
-        raise ForetokenError(f"There is no drafter named {name!r}: choose one of {', '.join([*recipes, 'none'])}.")
+        raise RequestError(f"There is no drafter named {name!r}: choose one of {', '.join([*recipes, 'none'])}.")
     recipe, types = recipes[name], option_types(recipes[name])
     known = {option.name: option for option in options_of(recipe)}
     values: dict[str, Any] = {}
@@ -133,13 +134,13 @@ def parse_recipe(text: str, recipes: Mapping[str, type[Recipe]]) -> Recipe:
         key, equals, value = part.partition("=")
         if key not in known:
             choice = f"choose one of {', '.join(known)}" if known else "it has none"
-            raise ForetokenError(f"The drafter {name!r} has no option {key!r}: {choice}.")
+            raise RequestError(f"The drafter {name!r} has no option {key!r}: {choice}.")
         if not equals or key in values:
-            raise ForetokenError(f"{text!r} does not say the option {key} once: write {_form(name, key, types)!r}.")
+            raise RequestError(f"{text!r} does not say the option {key} once: write {_form(name, key, types)!r}.")
         values[key] = _read(value, types[key])
     for key, one in known.items():
         if one.default is MISSING and key not in values:
-            raise ForetokenError(f"The drafter {name!r} needs the option {key}: write {_form(name, key, types)!r}.")
+            raise RequestError(f"The drafter {name!r} needs the option {key}: write {_form(name, key, types)!r}.")
     return recipe(**values)
 
 
@@ -154,7 +155,7 @@ def _split(text: str) -> list[str]:
     try:
         return next(csv.reader([text], strict=True), [])
     except csv.Error as error:
-        raise ForetokenError(f"The options {text!r} cannot be read: {error}.") from error
+        raise RequestError(f"The options {text!r} cannot be read: {error}.") from error
 
 
 def _form(name: str, key: str, types: Mapping[str, tuple[type, ...]]) -> str:
@@ -197,8 +198,8 @@ def _checked(option: Field[Any], value: Any, types: tuple[type, ...]) -> Any:
     if float in types:
         number, least = real(option.name, value), option.metadata.get("least")
         if least is not None and number < least:
-            raise ForetokenError(f"{option.name} is {value}: give a number from {least} on.")
+            raise RequestError(f"{option.name} is {value}: give a number from {least} on.")
         return number
     if not isinstance(value, types):
-        raise ForetokenError(f"{option.name} is {value!r:.100}: give {'true or false' if bool in types else 'a text'}.")
+        raise RequestError(f"{option.name} is {value!r:.100}: give {'true or false' if bool in types else 'a text'}.")
     return value

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError
 
 if TYPE_CHECKING:
     from foretoken.engines.base import Engine
@@ -23,7 +23,7 @@ def load_engine(model: str, dtype: str, device: str | None, trust_remote_code: b
         ForetokenError: If there is no such model, or the engine's library is missing.
     """
     if not isinstance(model, str | os.PathLike):
-        raise ForetokenError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
+        raise ModelError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(model)
     place = next(module for pattern, module in ENGINES.items() if fnmatch(name, pattern))
     return cast("Engine", _imported(place).load(name, dtype, device, trust_remote_code))
@@ -44,4 +44,4 @@ def _imported(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        raise ForetokenError(f"This model needs {error.name}: pip install 'foretoken[transformers]'.") from error
+        raise ModelError(f"This model needs {error.name}: pip install 'foretoken[transformers]'.") from error

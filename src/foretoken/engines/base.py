@@ -12,10 +12,12 @@ from typing import Any, Protocol
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter, RewindableTarget, Step, Target
 from foretoken.core.decode import decode
+from foretoken.core.errors import RequestError
 from foretoken.core.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 256  # if neither the caller nor the model says how long an answer may be
 
+NOTHING: Mapping[str, Any] = {}
 Messages = Sequence[Mapping[str, str]]
 BatchEncoder = Callable[[list[str]], list[list[int]]]
 
@@ -112,24 +114,21 @@ class Request:
 
 
 class Engine(Tokens, Protocol):
-    """A model in the hands of a library. Its classes need not inherit from this one.
+    """A model in the hands of a library. An engine may inherit from this class, for what is the same in most.
 
     Attributes:
         name: What the engine is called, such as "transformers".
+        max_length: The most tokens of prompt and answer together; None for no limit.
         own_options: Names of options that ``prepare`` takes beside those of every engine.
         model: The library's own object.
         tokenizer: Likewise; None if the library has none.
     """
 
     name: str
+    max_length: int | None = None
     own_options: frozenset[str] = frozenset()
     model: Any = None
     tokenizer: Any = None
-
-    @property
-    def max_length(self) -> int | None:
-        """The most tokens of prompt and answer together; None for no limit."""
-        ...
 
     @property
     def cost_key(self) -> str:
@@ -137,7 +136,11 @@ class Engine(Tokens, Protocol):
         ...
 
     def prepare(
-        self, prompt: Sequence[int], sampling: Sampling, max_new_tokens: int | None = None, **own: Any
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_new_tokens: int | None = None,
+        own: Mapping[str, Any] = NOTHING,
     ) -> Request:
         """Everything for one answer. What ``sampling`` leaves open is as the model's own settings say.
 
@@ -145,7 +148,7 @@ class Engine(Tokens, Protocol):
             prompt: Token ids.
             sampling: How tokens are chosen.
             max_new_tokens: The most tokens to add. If None, the model's own limit or ``DEFAULT_NEW_TOKENS``.
-            **own: Options of this engine, named in ``own_options``.
+            own: Options of this engine, named in ``own_options``.
 
         Raises:
             ForetokenError: If the engine cannot honour a setting, or the prompt leaves no room for an answer.
@@ -171,3 +174,19 @@ class Engine(Tokens, Protocol):
         None if the engine cannot leave a forward early.
         """
         return None
+
+
+def refuse_settings(engine: str, sampling: Sampling, honoured: Collection[str]) -> None:
+    """Refuse what an engine cannot honour.
+
+    Args:
+        engine: Its name.
+        sampling: What is asked for.
+        honoured: The fields of ``Sampling`` that it takes.
+
+    Raises:
+        ForetokenError: If another one is given.
+    """
+    for name in sampling.given:
+        if name not in honoured:
+            raise RequestError(f"The {engine} engine does not choose tokens by {name}: leave it out.")

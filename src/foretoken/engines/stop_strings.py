@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.engines.base import Detokenizer, Tokens
 from foretoken.texts import is_text
 
@@ -78,11 +78,11 @@ def read_stop_strings(name: str, given: Any) -> list[str]:
     if given is None:
         return []
     if isinstance(given, bytes | Mapping) or not isinstance(given, Collection):
-        raise ForetokenError(f"{name} is {reprlib.repr(given)}: give a string or a list of strings.")
+        raise RequestError(f"{name} is {reprlib.repr(given)}: give a string or a list of strings.")
     strings = [given] if isinstance(given, str) else list(given)
     for string in strings:
         if not is_text(string):
-            raise ForetokenError(f"{name} holds {reprlib.repr(string)}, which is no text: give each as a string.")
+            raise RequestError(f"{name} holds {reprlib.repr(string)}, which is no text: give each as a string.")
         if not string:
-            raise ForetokenError("A stop string is empty: give at least one character, or no stop string.")
+            raise RequestError("A stop string is empty: give at least one character, or no stop string.")
     return strings

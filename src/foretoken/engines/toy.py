@@ -1,13 +1,21 @@
-"""Driven: a deterministic language model in a few lines, for tests and documentation; no weights, no dependencies."""
+"""Driven: a language model without weights, for tests, documentation and whoever writes an engine."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from foretoken.core.contracts import Need, Scores, Top
 from foretoken.core.draft import Draft
+from foretoken.core.errors import RequestError
 from foretoken.core.noise import gumbel
+from foretoken.core.sampling import Sampling
+from foretoken.engines.base import DEFAULT_NEW_TOKENS, NOTHING, BatchEncoder, Engine, Messages, Request, refuse_settings
+from foretoken.memory.fingerprint import fingerprint
+
+CHARACTERS = [*map(chr, range(32, 127)), "\n"]  # the tokens of the engine
 
 Processor = Callable[[Sequence[int], list[float]], list[float]]
 
@@ -26,7 +34,7 @@ class ToyTarget:
 
     provides: frozenset[Need] = frozenset({"top", "runner_up"})
     supports_trees = True
-    max_draft_depth = None
+    max_draft_depth: int | None = None
 
     def __init__(
         self,
@@ -120,3 +128,101 @@ class ToyScores(Scores):
 def _softmax(logits: Sequence[float]) -> list[float]:
     weights = [math.exp(x - max(logits)) for x in logits]
     return [weight / sum(weights) for weight in weights]
+
+
+class ToyEngine(Engine):
+    """A ``ToyTarget`` that reads and writes printable ASCII, a token for each character.
+
+    It honours temperature, seed and processors, which are called as ``ToyTarget`` says.
+
+    Args:
+        model_seed: Decides the model.
+        max_length: The context's limit, in tokens; None for no limit.
+    """
+
+    name = "toy"
+    vocab_size = len(CHARACTERS)
+    special_tokens = ()
+    cost_key = "toy"
+
+    def __init__(self, model_seed: int = 0, max_length: int | None = None) -> None:
+        self.model_seed, self.max_length = model_seed, max_length
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's id."""
+        return {character: token for token, character in enumerate(CHARACTERS)}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        vocabulary = self.get_vocab()
+        unknown = next((character for character in text if character not in vocabulary), None)
+        if unknown is not None:
+            raise RequestError(f"The toy model does not know {unknown!r}: use printable ASCII and line breaks.")
+        return [vocabulary[character] for character in text]
+
+    def encode_chat(self, messages: Messages) -> list[int]:
+        turns = [f"{message.get('role')}: {message.get('content')}\n" for message in messages]
+        return self.encode("".join(turns) + "assistant: ")
+
+    def batch_encoder(self) -> BatchEncoder:
+        vocabulary = self.get_vocab()
+        return lambda texts: [
+            [vocabulary[character] for character in text if character in vocabulary] for text in texts
+        ]
+
+    def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> ToyDetokenizer:
+        return ToyDetokenizer()
+
+    def prepare(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_new_tokens: int | None = None,
+        own: Mapping[str, Any] = NOTHING,
+    ) -> Request:
+        refuse_settings(self.name, sampling, ("temperature", "seed", "processors"))
+        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+        target = self.target(sampling.temperature or 0.0, seed)
+        if sampling.processors:
+            target.processor = _in_order(sampling.processors)
+        return Request(target, list(prompt), max_new_tokens or DEFAULT_NEW_TOKENS)
+
+    def target(self, temperature: float = 0.0, seed: int = 0) -> ToyTarget:
+        return ToyTarget(self.vocab_size, temperature, seed, self.model_seed, max_length=self.max_length)
+
+
+class ToyDetokenizer:
+    """A token is a character."""
+
+    pending = ""
+
+    def push(self, token: int) -> str:
+        return CHARACTERS[token]
+
+    def flush(self) -> str:
+        return ""
+
+
+def load(name: str, dtype: str, device: str | None, trust_remote_code: bool) -> Engine:
+    """The toy engine, which runs nowhere else and in no other numbers.
+
+    Raises:
+        ForetokenError: If a dtype or a device is named.
+    """
+    if dtype != "auto" or device is not None:
+        raise RequestError("The toy model has no dtype and no device: leave them out.")
+    return ToyEngine()
+
+
+def _in_order(processors: Sequence[Processor]) -> Processor:
+    """All processors as one."""
+
+    def process(tokens: Sequence[int], logits: list[float]) -> list[float]:
+        for processor in processors:
+            logits = processor(tokens, logits)
+        return logits
+
+    return process

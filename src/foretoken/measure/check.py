@@ -21,7 +21,8 @@ from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import LogitsError
 from foretoken.drafters import AdaptiveNgram
-from foretoken.engines.transformers.target import TransformersScores, TransformersTarget
+from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.target import TransformersTarget
 
 CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
 TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
@@ -150,7 +151,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
     Args:
         lm: The model, in the dtype to be checked.
         max_new_tokens: Length of the answers.
-        prompts: What to answer; where None, one text up to each of ``CONTEXTS``, as far as the model's context goes.
+        prompts: What to answer. If None, one text up to each of ``CONTEXTS``, as far as the model's context goes.
 
     Raises:
         ForetokenError: If a prompt leaves no room for its answer.

@@ -1,4 +1,4 @@
-"""The same prompts plain and drafted, in turns: are the tokens the same, and what is gained?"""
+"""The same prompt plain and drafted, in turns: are the tokens the same, and what is gained?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from foretoken.api.answer import Result
 from foretoken.api.language_model import LanguageModel
 from foretoken.api.options import Options, Prompt
 from foretoken.core.contracts import Drafter
+from foretoken.drafters import Recipe
+from foretoken.measure.harness import in_turns
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,11 @@ class Comparison:
     """One prompt's answers.
 
     Args:
-        plain: The answer without drafting.
-        drafted: The answer with it; the first round's, as all are alike.
+        plain: The first answer without drafting.
+        drafted: The first answer with it.
         plain_seconds: The median over the rounds.
         drafted_seconds: Likewise.
-        identical: Whether every round of both gave the same tokens.
+        identical: Whether every answer of both has the same tokens.
     """
 
     plain: Result
@@ -49,24 +51,26 @@ class Comparison:
 
 
 def compare(
-    lm: LanguageModel, prompt: Prompt, drafter: str | Drafter | None, rounds: int, options: Options
+    lm: LanguageModel, prompt: Prompt, drafter: str | Recipe | Drafter | None, rounds: int, options: Options
 ) -> Comparison:
-    """Answer a prompt ``rounds`` times plainly and drafted, in turns so that both meet the same weather.
+    """Answer a prompt ``rounds`` times plainly and drafted, in turns.
 
     Args:
         lm: The model.
         prompt: What to answer.
         drafter: What drafts.
         rounds: How often, at least once.
-        options: Passed to ``generate``; without a seed, one is fixed, since both must sample alike.
+        options: Passed to ``generate``. Without a seed one is fixed, since both must sample alike.
     """
     # Nothing is remembered: the second round must not draft from the first one's answer.
     options = Options(seed=0) | options | Options(namespace=None)
-    plain: list[Result] = []
-    drafted: list[Result] = []
-    for _ in range(rounds):
-        plain.append(lm.generate(prompt, **(options | Options(drafter="none"))))
-        drafted.append(lm.generate(prompt, **(options | Options(drafter=drafter))))
+    plainly = options | Options(drafter="none", references=None)  # which plain decoding does not take
+    methods = {
+        "plain": lambda asked: lm.generate(asked, **plainly),
+        "drafted": lambda asked: lm.generate(asked, **(options | Options(drafter=drafter))),
+    }
+    (answers,) = in_turns([methods] * rounds, [prompt])
+    plain, drafted = answers["plain"], answers["drafted"]
     return Comparison(
         plain[0],
         drafted[0],

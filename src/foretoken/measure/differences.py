@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.transformers.target import TransformersScores, TransformersTarget
+from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.target import TransformersTarget
 
 
 class TextChanged(ForetokenError):

@@ -1,71 +1,87 @@
-"""Methods in turns: each answers every prompt, round by round, and its text is held against plain decoding's."""
+"""The harness: methods answer in turns, their texts are compared, and what they took becomes a row for each prompt.
+
+``compare``, ``foretoken bench methods`` and the programs in ``benchmarks/`` have no loop but ``in_turns``. It knows no
+engine: ``measure/run.py`` is where models of transformers answer.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
-from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
-
-from foretoken.core.budget import Budget, FixedBudget
 from foretoken.core.contracts import Step
-from foretoken.core.decode import check_request, decode
-from foretoken.core.errors import ForetokenError
 from foretoken.core.stats import DecodeStats
-from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.target import TransformersTarget, context_length
-from foretoken.measure.differences import TextChanged, first_difference, gap
-from foretoken.measure.loops import loops
-from foretoken.measure.methods import Given, Method
-from foretoken.measure.subject import Subject
-from foretoken.memory.namespace import Namespace
-from foretoken.texts import is_text
 
-SEED = 0
-WARM_UP = 8  # tokens
-FIELDS = ("id", "kind", "prompt")
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+
+def in_turns(
+    rounds: Sequence[Mapping[str, Callable[[Asked], Answered]]], questions: Iterable[Asked]
+) -> Iterator[dict[str, list[Answered]]]:
+    """Let every method answer every question, one after the other, so that whatever slows the machine slows all.
+
+    Args:
+        rounds: For each round the methods by name, the same names in every round.
+        questions: What is asked. The next is asked once the caller comes back for more.
+
+    Yields:
+        For each question, every method's answers, one a round.
+
+    >>> double, square = lambda x: 2 * x, lambda x: x * x
+    >>> list(in_turns([{"double": double, "square": square}] * 2, [3, 4]))
+    [{'double': [6, 6], 'square': [9, 9]}, {'double': [8, 8], 'square': [16, 16]}]
+    """
+    for index, question in enumerate(questions):
+        answers: dict[str, list[Answered]] = {name: [] for name in rounds[0]}
+        for number, methods in enumerate(rounds):
+            names = list(methods)
+            first = (index + number) % len(names)  # no method is always the first
+            for name in names[first:] + names[:first]:
+                answers[name].append(methods[name](question))
+        yield answers
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """How everything is answered.
+class Answer:
+    """One answer of a method.
 
     Args:
-        temperature: 0 for greedy; above 0 samples, and changes nothing else.
-        rounds: How often each method answers each prompt.
-        max_new_tokens: Of an answer, at least 2: the first is the prefill's.
-
-    Raises:
-        ForetokenError: If one is out of its range.
+        tokens: Of the answer.
+        stats: What it cost.
+        rows: Of all forwards after the prefill: the last token, guesses and lookahead rows.
+        judged: As in ``Row``.
     """
 
-    temperature: float = 0.0
-    rounds: int = 3
-    max_new_tokens: int = 200
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ForetokenError(f"temperature is {self.temperature}: use 0 for greedy or a number above it.")
-        if self.rounds < 1:
-            raise ForetokenError(f"rounds is {self.rounds}: each method needs at least 1.")
-        if self.max_new_tokens < 2:
-            raise ForetokenError(f"max_new_tokens is {self.max_new_tokens}: a step needs at least 2.")
+    tokens: list[int]
+    stats: DecodeStats
+    rows: int
+    judged: int
 
     @property
-    def decoding(self) -> str:
-        """In words."""
-        return f"sampled at {self.temperature:g}" if self.temperature else "greedy"
+    def token_seconds(self) -> float:
+        """Seconds a token, the first one and its prefill left out."""
+        return (self.stats.seconds - self.stats.prefill_seconds) / (self.stats.tokens - 1)
 
-    @property
-    def choice(self) -> Choice:
-        """How tokens are chosen."""
-        if not self.temperature:
-            return Choice()
-        return Choice(LogitsProcessorList([TemperatureLogitsWarper(self.temperature)]), SEED)
+    @classmethod
+    def of(cls, steps: Iterable[Step]) -> Answer:
+        """Run a decode to its end."""
+        tokens: list[int] = []
+        stats, drafted_rows, judged = DecodeStats(), 0, 0
+        for step in steps:
+            stats.add(step)
+            tokens += step.tokens
+            drafted_rows += len(step.draft)
+            judged += num_judged(step)
+        return cls(tokens, stats, stats.steps + drafted_rows, judged)
+
+
+def num_judged(step: Step) -> int:
+    """The tokens of a step that guesses were judged by: those accepted, and the next where guesses were made for it."""
+    last = step.path[-1] if step.path else -1
+    return step.num_accepted + bool(step.draft.children(last) and step.finish_reason is None)
 
 
 @dataclass(frozen=True)
@@ -115,12 +131,13 @@ class Row:
     @property
     def per_step(self) -> dict[str, float]:
         """What a step is on average."""
+        steps = self.steps or 1  # transformers may accept a whole answer in its prefill
         return {
-            "tokens_per_step": 1 + self.accepted / self.steps,
-            "rows_per_step": self.rows / self.steps,
-            "guesses_per_step": self.guesses / self.steps,
-            "accepted_per_step": self.accepted / self.steps,
-            "drafter_ms": 1000 * self.drafter_seconds / self.steps,
+            "tokens_per_step": 1 + self.accepted / steps,
+            "rows_per_step": self.rows / steps,
+            "guesses_per_step": self.guesses / steps,
+            "accepted_per_step": self.accepted / steps,
+            "drafter_ms": 1000 * self.drafter_seconds / steps,
         }
 
     @property
@@ -141,175 +158,6 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | self.per_step | {"acceptance": self.acceptance, "identical": self.differs_at is None}
-
-
-def parse_prompts(text: str, limit: int | None = None) -> list[dict[str, str]]:
-    """Prompts as JSON lines, each with ``id``, ``kind`` and ``prompt``.
-
-    Args:
-        text: The lines.
-        limit: Of each kind, how many are taken; None for all.
-
-    Raises:
-        ForetokenError: If a line is not such a prompt, an id comes again, or there is none.
-    """
-    if limit is not None and limit < 1:
-        raise ForetokenError(f"limit is {limit}: take at least 1 prompt of each kind.")
-    prompts: dict[str, dict[str, str]] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not all(is_text(row.get(name)) and row[name] for name in FIELDS):
-            raise ForetokenError(f"Line {number} of the prompts is no object with the texts id, kind and prompt.")
-        if row["id"] in prompts:
-            raise ForetokenError(f"Line {number} of the prompts has the id {row['id']!r} of an earlier one.")
-        if limit is None or sum(row["kind"] == other["kind"] for other in prompts.values()) < limit:
-            prompts[row["id"]] = row
-    if not prompts:
-        raise ForetokenError("There are no prompts: give lines with id, kind and prompt.")
-    return list(prompts.values())
-
-
-def measure(
-    subject: Subject, prompts: Sequence[dict[str, str]], methods: Sequence[Method], conditions: Conditions
-) -> Iterator[list[Row]]:
-    """For each prompt a row of every method; none where the answer ends with the prefill's token.
-
-    Each round has drafters of its own, which go through the prompts as they would in use and meet each once; budgets
-    learn what forwards cost from all of it.
-
-    Args:
-        subject: What answers.
-        prompts: As ``parse_prompts`` gives them.
-        methods: Plain decoding and others.
-        conditions: Of all answers.
-
-    Raises:
-        ForetokenError: If a prompt leaves no room for an answer.
-        TextChanged: If drafting changed a text in float32 or float64.
-    """
-    encoded = [list(subject.encode(prompt["prompt"])) for prompt in prompts]
-    for ids in encoded:
-        check_request(len(ids), conditions.max_new_tokens, context_length(subject.model))
-    for method in methods:  # what is compiled at first use is compiled now
-        _Player(subject, method, FixedBudget(WARM_UP), replace(conditions, max_new_tokens=WARM_UP)).answer(encoded[0])
-    budgets = [method.budget() for method in methods]
-    rounds = [
-        [_Player(subject, method, budget, conditions) for method, budget in zip(methods, budgets, strict=True)]
-        for _ in range(conditions.rounds)
-    ]
-    for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        runs: dict[str, list[_Run]] = {method.name: [] for method in methods}
-        for number, players in enumerate(rounds):
-            first = (index + number) % len(players)  # nobody is always the first
-            for player in (*players[first:], *players[:first]):
-                runs[player.name].append(player.answer(ids))
-        if runs["plain"][0].stats.steps:
-            yield [_row(subject, prompt, ids, name, own, runs["plain"], conditions) for name, own in runs.items()]
-        else:
-            yield []
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One answer: its tokens, what it cost, the rows of its steps, and the tokens judged by."""
-
-    tokens: list[int]
-    stats: DecodeStats
-    rows: int
-    judged: int
-
-    @property
-    def token_seconds(self) -> float:
-        """Of a token after the first."""
-        return (self.stats.seconds - self.stats.prefill_seconds) / (self.stats.tokens - 1)
-
-
-class _Player:
-    """A method in one round: its target, its drafter, and the memory of its answers from prompt to prompt."""
-
-    def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
-        self.name, self.budget, self.conditions = method.name, budget, conditions
-        self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
-        self.namespace = Namespace(background=subject.background)
-        self.drafter = method.make(Given(subject, self.target, budget, self.namespace), **method.settings)
-
-    def answer(self, ids: list[int]) -> _Run:
-        """Answer a prompt."""
-        tokens: list[int] = []
-        stats, drafted_rows, judged = DecodeStats(), 0, 0
-        for step in decode(
-            self.target,
-            self.drafter,
-            ids,
-            max_new_tokens=self.conditions.max_new_tokens,
-            stop_tokens=_stop_tokens(self.target.model),
-            budget=self.budget,
-        ):
-            stats.add(step)
-            tokens += step.tokens
-            drafted_rows += len(step.draft)
-            judged += num_judged(step)
-        self.namespace.keep(tokens)
-        return _Run(tokens, stats, stats.steps + drafted_rows, judged)
-
-
-def num_judged(step: Step) -> int:
-    """The tokens of a step that guesses were judged by: those accepted, and the next where guesses were made for it."""
-    last = step.path[-1] if step.path else -1
-    return step.num_accepted + bool(step.draft.children(last) and step.finish_reason is None)
-
-
-def _stop_tokens(model: PreTrainedModel) -> list[int]:
-    config = model.generation_config
-    stop = None if config is None else config.eos_token_id
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-
-
-def _row(
-    subject: Subject,
-    prompt: dict[str, str],
-    ids: list[int],
-    method: str,
-    runs: Sequence[_Run],
-    plain: Sequence[_Run],
-    conditions: Conditions,
-) -> Row:
-    """What the runs of a method come to.
-
-    Raises:
-        TextChanged: If a text is not the plain one in float32 or float64.
-    """
-    text = plain[0].tokens
-    positions = [at for run in runs if (at := first_difference(text, run.tokens)) is not None]
-    differs_at = min(positions, default=None)
-    row = Row(
-        prompt=prompt["id"],
-        kind=prompt["kind"],
-        dtype=subject.dtype,
-        decoding=conditions.decoding,
-        method=method,
-        looped=loops(text),
-        rounds=len(runs),
-        tokens=sum(run.stats.tokens for run in runs),
-        steps=sum(run.stats.steps for run in runs),
-        rows=sum(run.rows for run in runs),
-        guesses=sum(run.stats.drafted for run in runs),
-        accepted=sum(run.stats.accepted for run in runs),
-        judged=sum(run.judged for run in runs),
-        drafter_seconds=sum(run.stats.draft_seconds for run in runs),
-        prefill_seconds=statistics.median(run.stats.prefill_seconds for run in runs),
-        speed=statistics.median(p.token_seconds / run.token_seconds for p, run in zip(plain, runs, strict=True)),
-        differs_at=differs_at,
-        gap=None if differs_at is None else gap(subject.model, [*ids, *text[:differs_at]]),
-    )
-    if row.difference is not None and row.dtype in ("float64", "float32"):
-        raise TextChanged(f"Drafting changed a text. {row.difference}")
-    return row
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:

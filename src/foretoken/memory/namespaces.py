@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.memory.corpus.general import general_background
 from foretoken.memory.history import History
 from foretoken.memory.namespace import Namespace
@@ -68,7 +68,7 @@ class Namespaces:
         self._by_namespace: OrderedDict[str, Namespace] = OrderedDict()  # the one used last comes last
         self._num_bytes: dict[str, int] = {}  # of each of these
         self._alive: WeakValueDictionary[str, Namespace] = WeakValueDictionary()  # with those that an answer uses
-        # An answer that is thrown away may end, and settle, wherever garbage is collected: here, for one.
+        # An answer that is thrown away may end, and settle, wherever garbage is collected, such as here.
         self._lock = threading.RLock()
         self._background: Background | None = None
         self._threads: list[threading.Thread] = []
@@ -169,7 +169,7 @@ class Namespaces:
                     return
                 if answer.size and 0 <= answer.min() <= answer.max() < limit:
                     ngrams.add(answer)
-        except Exception as error:  # a strict history's, for one: answers do not depend on it
+        except Exception as error:  # such as one of a strict history: answers do not depend on it
             logger.warning("The history could not be read, and drafting goes on without it: %s", error)
         self._loading.discard(name)
         self.settle(name)
@@ -249,6 +249,6 @@ def check_namespace(namespace: object) -> None:
     if namespace is None:
         return
     if not is_text(namespace):
-        raise ForetokenError(f"The namespace {namespace!r} is no text: give a name, or None to remember nothing.")
+        raise RequestError(f"The namespace {namespace!r} is no text: give a name, or None to remember nothing.")
     if not namespace:
-        raise ForetokenError("The namespace is empty: give a name, or None to remember nothing.")
+        raise RequestError("The namespace is empty: give a name, or None to remember nothing.")

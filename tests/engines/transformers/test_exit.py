@@ -54,7 +54,7 @@ def check_cache(target: TransformersTarget, text: list[int]) -> None:
     """Every layer holds just what a fresh forward over all but the last token writes."""
     fresh = TransformersTarget(target.model)
     fresh.prefill(text[:-1])
-    for layer, expected in zip(target.cache.layers, fresh.cache.layers, strict=True):
+    for layer, expected in zip(target.cache.states.layers, fresh.cache.states.layers, strict=True):
         torch.testing.assert_close(layer.keys, expected.keys, atol=NOISE, rtol=1e-4)
         torch.testing.assert_close(layer.values, expected.values, atol=NOISE, rtol=1e-4)
 
@@ -226,7 +226,7 @@ def test_the_exit_draws_from_the_committed_tokens():
     assert exit_target.ids.tolist() == [[7, 3, 9, 5]]
     assert scores.choose(0) == TransformersTarget(exit_target.model, Choice(seed=8)).prefill([7, 3, 9, 5]).choose(0)
     exit_target.rewind(3)
-    assert {layer.get_seq_length() for layer in target.cache.layers} == {3}
+    assert {layer.get_seq_length() for layer in target.cache.states.layers} == {3}
 
 
 @pytest.mark.parametrize("layer", [1, 3, 5])

@@ -8,7 +8,7 @@ import torch
 
 import foretoken
 from foretoken import ForetokenError, LanguageModel
-from foretoken.engines.transformers.target import input_device
+from foretoken.engines.transformers.inputs import input_device
 from helpers.shapes import tiny_model
 from helpers.tokenizing import character_tokenizer
 

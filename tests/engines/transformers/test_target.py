@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
 import foretoken
 from foretoken import Draft, FixedBudget, ForetokenError, decode
 from foretoken.core.noise import gumbel as plain_gumbel
+from foretoken.engines.transformers.cache import KVCache
 from foretoken.engines.transformers.choice import Choice, gumbel
-from foretoken.engines.transformers.target import TransformersScores, TransformersTarget, context_length
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tree_mask import tree_mask
 from helpers.drafting import Oracle, RandomTrees
 from helpers.shapes import CONFIGS, LLAMA, SMALL, VOCAB, tiny_model
@@ -50,8 +54,8 @@ def test_the_cache_after_keep_is_one_built_from_scratch(shape):
         context = [*context, *step.tokens]
         fresh = TransformersTarget(model)
         fresh.prefill(context[:-1])
-        assert target.cache.get_seq_length() == len(context) - 1
-        for layer, expected in zip(target.cache.layers, fresh.cache.layers, strict=True):
+        assert target.num_cached == len(context) - 1
+        for layer, expected in zip(target.cache.states.layers, fresh.cache.states.layers, strict=True):
             torch.testing.assert_close(layer.keys, expected.keys, atol=NOISE, rtol=1e-4)
             torch.testing.assert_close(layer.values, expected.values, atol=NOISE, rtol=1e-4)
 
@@ -59,7 +63,7 @@ def test_the_cache_after_keep_is_one_built_from_scratch(shape):
 def test_a_wrong_gather_is_caught():
     """The test above must be able to fail: rows left where the tree wrote them are another cache."""
 
-    class Forgetful(TransformersTarget):
+    class Forgetful(KVCache):
         def _gather(self, path):
             pass
 
@@ -74,7 +78,7 @@ def test_a_wrong_gather_is_caught():
     def answer(target):
         return [t for s in decode(target, Second(0, VOCAB), [7, 3], max_new_tokens=40) for t in s.tokens]
 
-    assert answer(TransformersTarget(model)) == plain != answer(Forgetful(model))
+    assert answer(TransformersTarget(model)) == plain != answer(TransformersTarget(model, cache=Forgetful(model)))
 
 
 @pytest.mark.parametrize("shape", ["llama", "mistral", "gemma3", "gpt2"])
@@ -249,7 +253,7 @@ def test_a_windows_mask_hides_what_is_further_back():
 def long_phi3() -> tf.PreTrainedModel:
     """Phi-3's long variant with its border at 32 tokens."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    border = {"original_max_position_embeddings": 32}
+    border: dict[str, Any] = {"original_max_position_embeddings": 32}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, **border, **factors}
     config = tf.Phi3Config(**{**LLAMA, "max_position_embeddings": 128}, **border, rope_parameters=rope)
     return tf.AutoModelForCausalLM.from_config(config).eval()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretoken.core.errors import ForetokenError, LogitsError
+from foretoken.core.errors import LogitsError, RequestError
 from foretoken.core.noise import GOLDEN, MIX_1, MIX_2, position_key
 
 # Gumbel noise from 52-bit uniforms lies in (-3.6, 36.8): a logit this far below the best one cannot win.
@@ -122,7 +122,7 @@ def _best(scores: Tensor) -> Tensor:
     best = scores.max()
     number = float(best)
     if number == -math.inf:
-        raise ForetokenError("The logits processors leave no token to draw: loosen the options of sampling.")
+        raise RequestError("The logits processors leave no token to draw: loosen the options of sampling.")
     if not math.isfinite(number):
         raise LogitsError
     return best

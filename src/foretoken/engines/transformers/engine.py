@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +11,12 @@ import transformers as tf
 
 from foretoken.core.contracts import RewindableTarget, Target
 from foretoken.core.decode import check_request
-from foretoken.core.errors import ForetokenError
-from foretoken.core.lazy import lazy
+from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import Request
+from foretoken.engines.base import NOTHING, Engine, Request
 from foretoken.engines.stop_strings import StopStrings
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.generation_config import (
     apply_sampling,
@@ -26,11 +24,13 @@ from foretoken.engines.transformers.generation_config import (
     config_stop_strings,
     without_stop_strings,
 )
+from foretoken.engines.transformers.inputs import input_device
 from foretoken.engines.transformers.loading import load_model, load_tokenizer, reason
+from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.processors import CountPenalties
 from foretoken.engines.transformers.request import Prepared, read_request, refuse_modes
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
-from foretoken.engines.transformers.target import TransformersTarget, context_length, input_device
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tokens import TransformersTokens
 
 
@@ -72,23 +72,10 @@ class TransformersEngine(TransformersTokens):
         """The name of the model's dtype, such as "float32"."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    @lazy
+    @property
     def cost_key(self) -> str:
         """The model's shape, dtype and attention, the device, the threads, and the versions of the libraries."""
-        config = self.model.config
-        shape = json.dumps(config.to_diff_dict(), sort_keys=True, default=str)
-        device = input_device(self.model)
-        place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
-        return " ".join(
-            [
-                type(self.model).__name__,
-                hashlib.sha256(shape.encode()).hexdigest()[:16],
-                self.dtype,
-                str(config.get_text_config(decoder=True)._attn_implementation),
-                f"{place} threads={torch.get_num_threads()}",
-                f"torch={torch.__version__} transformers={tf.__version__}",
-            ]
-        )
+        return cost_key(self.model)
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> TransformersTarget:
         choice = Choice()
@@ -101,7 +88,7 @@ class TransformersEngine(TransformersTokens):
         prompt: Sequence[int],
         sampling: Sampling,
         max_new_tokens: int | None = None,
-        generation_config: tf.GenerationConfig | None = None,
+        own: Mapping[str, Any] = NOTHING,
     ) -> Request:
         """The request that transformers' own preparation makes of a prompt, a sampling and a generation config.
 
@@ -109,16 +96,17 @@ class TransformersEngine(TransformersTokens):
             prompt: Token ids.
             sampling: How tokens are chosen.
             max_new_tokens: The most tokens to add.
-            generation_config: Used instead of the model's own.
+            own: ``generation_config``, used instead of the model's own.
 
         Raises:
             ForetokenError: If the config cannot be used, or the prompt leaves no room for an answer.
         """
-        config = generation_config or self.model.generation_config
+        given: tf.GenerationConfig | None = own.get("generation_config")
+        config = given or self.model.generation_config
         check_generation_config(config, self.vocab_size)
         stops = config_stop_strings(config, self.model.generation_config)
         config = without_stop_strings(config)
-        if generation_config is None:  # models are saved without it after training, and no text depends on it
+        if given is None:  # models are saved without it after training, and no text depends on it
             config.use_cache = True
         apply_sampling(config, sampling, max_new_tokens)
         check_request(len(prompt), config.max_new_tokens or 1, self.max_length)
@@ -164,7 +152,7 @@ class TransformersEngine(TransformersTokens):
         except ForetokenError:
             raise
         except Exception as error:  # transformers' own checks of the config, and what is unfit for them, of any kind
-            raise ForetokenError(f"The generation config cannot be used: {reason(error)}") from error
+            raise RequestError(f"The generation config cannot be used: {reason(error)}") from error
         return prepared
 
     def draft_target(self, model: str | tf.PreTrainedModel, target: Target) -> RewindableTarget:
@@ -190,13 +178,10 @@ class TransformersEngine(TransformersTokens):
             ForetokenError: If there are not so many layers, or they cannot be reached.
         """
         assert isinstance(target, TransformersTarget)
-        num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
-        return ExitTarget(target, max(1, num_layers // 3) if layer is None else layer)
+        return ExitTarget(target, layer)
 
 
-def load(
-    name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> TransformersEngine:
+def load(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Engine:
     """The model of a folder in the Hugging Face layout or of the hub, or "tiny"; see ``foretoken.load``.
 
     Raises:

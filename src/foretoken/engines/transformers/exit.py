@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.numbers import whole
+from foretoken.engines.transformers.cache import FirstLayers
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.processors import stateless
-from foretoken.engines.transformers.target import TransformersTarget, refuse_sliding
+from foretoken.engines.transformers.target import TransformersTarget
 
 LAYERS = ("layers", "h", "blocks")  # what decoders call them
 
@@ -29,37 +29,27 @@ class ExitTarget(TransformersTarget):
 
     Args:
         full: The target to share with.
-        num_layers: How many layers; at least 1, and fewer than the full model has.
-        choice: How tokens are chosen; as the full target does where None, without processors that may keep a state.
+        num_layers: How many layers; at least 1, and fewer than the full model has. If None, a third of them.
+        choice: How tokens are chosen. If None, as the full target does, without processors that may keep
+            a state.
 
     Raises:
         ForetokenError: If the number of layers is out of range, the model's layers cannot be reached, or the full
             target's cache has sliding layers.
     """
 
-    def __init__(self, full: TransformersTarget, num_layers: int, choice: Choice | None = None) -> None:
-        refuse_sliding(full.cache)
-        super().__init__(
-            first_layers(full.model, num_layers), choice or stateless(full.choice), max_length=full.max_length
-        )
-        self.full, self.num_layers = full, num_layers
-
-    @property
-    def num_cached(self) -> int:
-        return self.full.num_cached
+    def __init__(self, full: TransformersTarget, num_layers: int | None = None, choice: Choice | None = None) -> None:
+        if num_layers is None:
+            num_layers = max(1, full.model.config.get_text_config(decoder=True).num_hidden_layers // 3)
+        model = first_layers(full.model, num_layers)
+        cache = FirstLayers(full.cache, model, num_layers)
+        super().__init__(model, choice or stateless(full.choice), cache=cache, max_length=full.max_length)
+        self.full = full
 
     @property
     def max_draft_depth(self) -> int | None:
         """The full target's: beyond it layers have no positions, or move the rotary frequencies that all share."""
         return self.full.max_draft_depth
-
-    @torch.inference_mode()
-    def rewind(self, num_tokens: int) -> None:
-        # Anew each time: the full target may have begun another cache, and has committed tokens.
-        self._given_cache = self.cache = DynamicCache()
-        self.cache.layers = self.full.cache.layers[: self.num_layers]
-        self._ids = self.full.ids.clone()
-        super().rewind(num_tokens)
 
 
 def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
@@ -71,13 +61,13 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     total = model.config.get_text_config(decoder=True).num_hidden_layers
     num_layers = whole("The layer of an early exit", num_layers)
     if not 1 <= num_layers < total:
-        raise ForetokenError(
+        raise RequestError(
             f"An exit after {num_layers!r} layers was asked for, and the model has {total}: "
             f"choose from 1 to {total - 1}."
         )
     text = model.config.get_text_config(decoder=True)
     if getattr(text, "num_kv_shared_layers", 0) or getattr(text, "hidden_size_per_layer_input", 0):
-        raise ForetokenError(
+        raise RequestError(
             f"The layers of {type(model).__name__} share keys or have inputs of their own, so that its first layers "
             "are no model by themselves: use another drafter, such as a smaller model."
         )
@@ -86,7 +76,7 @@ def first_layers(model: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     path = next((path for path, module in model.named_modules() if module is decoder), None)
     # A forward that something put on an object, as accelerate does to spread a model over devices, is bound to it.
     if name is None or not path or "forward" in vars(model) | vars(decoder) or len(getattr(decoder, name)) != total:
-        raise ForetokenError(
+        raise RequestError(
             f"{type(model).__name__} does not let its layers be reached, so it cannot exit early: "
             "use another drafter, such as a smaller model."
         )

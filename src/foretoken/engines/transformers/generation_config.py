@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError
 from foretoken.core.sampling import Sampling
 from foretoken.engines.base import DEFAULT_NEW_TOKENS
 from foretoken.engines.stop_strings import read_stop_strings
@@ -32,11 +32,11 @@ def check_generation_config(config: GenerationConfig, vocab_size: int) -> None:
         for name in names.split():
             value = getattr(config, name, None)
             if value is not None and not holds(value):
-                raise ForetokenError(f"The generation config has {name} = {value!r}: make it {kind}.")
+                raise ModelError(f"The generation config has {name} = {value!r}: make it {kind}.")
     for name in ("bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id"):
         unknown = [token for token in _tokens(getattr(config, name, None)) if not 0 <= token < vocab_size]
         if unknown:
-            raise ForetokenError(
+            raise ModelError(
                 f"The generation config has token {unknown[0]} in {name}, and the model has {vocab_size}: leave it out."
             )
 

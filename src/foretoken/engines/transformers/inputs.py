@@ -1,4 +1,4 @@
-"""Whether a model prepares its inputs as every other does, so that our own forwards say what its generate would."""
+"""Where a model takes its inputs, and whether it prepares them as every other does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError
 
 PREPARES = "prepare_inputs_for_generation"
 # What else decides what a forward of generate is given.
@@ -30,7 +30,7 @@ def refuse_own_inputs(model: PreTrainedModel) -> None:
     if overrides(model, PREPARES) and not _prepares_alike(model):
         own.append(PREPARES)
     if own:
-        raise ForetokenError(
+        raise ModelError(
             f"{type(model).__name__} has a {own[0]} of its own, which drafted decoding would pass by, as a learned "
             "prompt needs it: leave out custom_generate, or use a model without it."
         )
@@ -73,3 +73,13 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     return one is other or (isinstance(one, bool | int | float | str) and one == other)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model takes its inputs; not where its weights are, if accelerate hands them in layer by layer."""
+    if model.device.type != "meta":
+        return model.device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])  # several in a row, or one
+    devices = [device for one in hooks if (device := getattr(one, "execution_device", None)) is not None]
+    return torch.device(devices[0]) if devices else model.device

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_peft_available
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import ModelError
 
 TINY = Path(__file__).parent.parent.parent / "models" / "tiny"
 DTYPES = {
@@ -54,16 +54,16 @@ def load_model(
         ForetokenError: If it cannot be loaded.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ForetokenError(f"There is no dtype {dtype!r} here: choose one of {', '.join(DTYPES)}.")
+        raise ModelError(f"There is no dtype {dtype!r} here: choose one of {', '.join(DTYPES)}.")
     path, place = resolve(name), find_device(device)
     # A broken folder can raise anything, from OSError to a safetensors or a JSON error: all of it is the user's input.
     with _nobody_asked(trust_remote_code):
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         except Exception as error:
-            raise ForetokenError(f"The model {name!r} could not be read: {reason(error)}") from error
+            raise ModelError(f"The model {name!r} could not be read: {reason(error)}") from error
         if not _continues_text(config):
-            raise ForetokenError(
+            raise ModelError(
                 f"The model {name!r} ({config.model_type}) is not a causal language model: "
                 "choose one that continues text."
             )
@@ -79,10 +79,10 @@ def load_model(
             model, info = loaded
             model.to(place)
         except Exception as error:
-            raise ForetokenError(f"The weights of {name!r} could not be loaded: {reason(error)}") from error
+            raise ModelError(f"The weights of {name!r} could not be loaded: {reason(error)}") from error
     _check_weights(name, info)
     if "generate" in vars(model):  # a folder's custom_generate/generate.py
-        raise ForetokenError(f"The model {name!r} brings its own generate, which is not drafted for: use it as it is.")
+        raise ModelError(f"The model {name!r} brings its own generate, which is not drafted for: use it as it is.")
     if place.type == "cpu":
         _warn_of_slow(model.dtype)
     return cast(PreTrainedModel, model)
@@ -106,10 +106,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         except BaseException as error:
             if not is_fault(error):
                 raise
-            raise ForetokenError(f"{refused} {reason(error)}") from error
+            raise ModelError(f"{refused} {reason(error)}") from error
     # Where the files are missing, transformers makes a tokenizer of special tokens, and a marked space at most.
     if len(ordinary) < 2:
-        raise ForetokenError(refused)
+        raise ModelError(refused)
     return tokenizer
 
 
@@ -120,7 +120,7 @@ def resolve(name: str) -> str:
         ForetokenError: If a path was meant and nothing is there.
     """
     if not isinstance(name, str | os.PathLike):
-        raise ForetokenError(f"The model is {name!r}: give a folder with a config.json, or a hub name.")
+        raise ModelError(f"The model is {name!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(name)
     if name == "tiny":
         return str(TINY)
@@ -128,17 +128,17 @@ def resolve(name: str) -> str:
     if os.path.isdir(path):
         is_model, is_adapted = (os.path.isfile(os.path.join(path, f"{name}config.json")) for name in ("", "adapter_"))
         if is_adapted and not (is_model and is_peft_available()):
-            raise ForetokenError(f"The folder {name!r} holds an adapter: merge it into its model with peft, save that.")
+            raise ModelError(f"The folder {name!r} holds an adapter: merge it into its model with peft, save that.")
         if not is_model:
-            raise ForetokenError(f"The folder {name!r} holds no model: it has no config.json.")
+            raise ModelError(f"The folder {name!r} holds no model: it has no config.json.")
         return path
     if os.path.exists(path) or os.path.isabs(path) or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ForetokenError(f"There is no model folder {name!r}: give a folder with a config.json, or a hub name.")
+        raise ModelError(f"There is no model folder {name!r}: give a folder with a config.json, or a hub name.")
     return name
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of this name; a GPU where None and there is one.
+    """The device of this name. If None, a GPU if there is one.
 
     Raises:
         ForetokenError: If the name means nothing here, or no numbers can be kept there.
@@ -149,7 +149,7 @@ def find_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device that is named well may not be there, or hold no numbers
     except Exception as error:
-        raise ForetokenError(
+        raise ModelError(
             f'The device {name!r} cannot be used: give "cpu", or "cuda" where there is a GPU. {reason(error)}'
         ) from error
     return device
@@ -179,18 +179,18 @@ def _check_folder(path: str, config: PreTrainedConfig) -> None:
     """
     for layers in _nums_layers(config):
         if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
-            raise ForetokenError(f"The config.json of {path!r} asks for {layers} layers, so it is damaged.")
+            raise ModelError(f"The config.json of {path!r} asks for {layers} layers, so it is damaged.")
     if not os.path.isdir(path):
         return
     if os.path.lexists(os.path.join(path, "generation_config.json")):
         try:
             GenerationConfig.from_pretrained(path)  # where it cannot be read, transformers goes on without
         except Exception as error:
-            raise ForetokenError(f"The generation_config.json of {path!r} cannot be read: {reason(error)}") from error
+            raise ModelError(f"The generation_config.json of {path!r} cannot be read: {reason(error)}") from error
     num_bytes = sum(file.stat().st_size for file in Path(path).iterdir() if file.suffix in WEIGHTS and file.is_file())
     num_weights = _num_weights(config)
     if num_bytes and num_weights > MAX_WEIGHTS_PER_BYTE * num_bytes:
-        raise ForetokenError(
+        raise ModelError(
             f"The config.json of {path!r} asks for {num_weights:,} weights, and its files hold {num_bytes:,} bytes: "
             "one of them is damaged."
         )
@@ -222,12 +222,12 @@ def _check_weights(name: str, info: dict[str, Any]) -> None:
     """
     missing, mismatched = info["missing_keys"], info["mismatched_keys"]
     if missing:
-        raise ForetokenError(
+        raise ModelError(
             f"The weights of {name!r} lack {len(missing)} tensors, {min(missing)} for one: download them again."
         )
     if mismatched:
         tensor, found, wanted = min(mismatched)
-        raise ForetokenError(
+        raise ModelError(
             f"The weights of {name!r} do not fit its config.json: {tensor} is {list(found)}, not {list(wanted)}."
         )
 
@@ -242,7 +242,7 @@ def _nobody_asked(trust_remote_code: bool) -> Iterator[None]:
         ForetokenError: If the caller's answer is neither yes nor no.
     """
     if not isinstance(trust_remote_code, bool):
-        raise ForetokenError(f"trust_remote_code is {trust_remote_code!r}: give True or False.")
+        raise ModelError(f"trust_remote_code is {trust_remote_code!r}: give True or False.")
     with _asking:
         before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0

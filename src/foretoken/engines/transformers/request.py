@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from foretoken.core.contracts import Target
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.engines.base import Request
 from foretoken.engines.transformers.choice import Choice, Processors
 from foretoken.engines.transformers.processors import Padded
@@ -68,7 +68,7 @@ def read_request(
         logits_processor: Every processor of the request, in transformers' order.
         stopping_criteria: Every criterion of the request.
         config: The prepared configuration.
-        seed: Decides the choice under sampling; drawn from torch's generator where None.
+        seed: Decides the choice under sampling. If None, it is drawn from torch's generator.
 
     Raises:
         ForetokenError: If more than one sequence is asked for, or what our loop does not record.
@@ -104,31 +104,31 @@ def refuse_unsupported(input_ids: Tensor, config: GenerationConfig) -> None:
         ForetokenError: If so.
     """
     if config.num_beams > 1:
-        raise ForetokenError(
+        raise RequestError(
             f"num_beams is {config.num_beams}, but beams are not drafted: set it to 1 or leave out custom_generate."
         )
     if input_ids.shape[0] > 1:
-        raise ForetokenError(
+        raise RequestError(
             f"The batch has {input_ids.shape[0]} sequences: call generate for one at a time, or give a list of prompts "
             "to foretoken.load(...).generate, which answers one after the other."
         )
     outputs = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
     recorded = [name for name in outputs if getattr(config, name, False)]
     if recorded and config.return_dict_in_generate:
-        raise ForetokenError(
+        raise RequestError(
             f"{recorded[0]} is not recorded in drafted decoding: leave it out, or leave out custom_generate."
         )
     if config.use_cache is False:
-        raise ForetokenError(
+        raise RequestError(
             "use_cache is False, and drafted decoding needs a cache: pass use_cache=True, or leave out custom_generate."
         )
     if config.cache_implementation not in (None, "dynamic"):
-        raise ForetokenError(
+        raise RequestError(
             f"cache_implementation is {config.cache_implementation!r}, a cache that cannot drop rejected guesses: "
             "leave it out, or leave out custom_generate."
         )
     if config.is_assistant:
-        raise ForetokenError("is_assistant is set, and drafted decoding is no assistant's: leave it out.")
+        raise RequestError("is_assistant is set, and drafted decoding is no assistant's: leave it out.")
 
 
 def refuse_modes(
@@ -141,17 +141,17 @@ def refuse_modes(
     """
     mode = config.get_generation_mode(assistant_model)
     if mode == GenerationMode.ASSISTED_GENERATION:
-        raise ForetokenError(
+        raise RequestError(
             "The arguments ask for transformers' own drafting (assistant_model, prompt_lookup_num_tokens, "
             "assistant_early_exit or use_mtp): leave them out and name a drafter, or leave out custom_generate."
         )
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ForetokenError(
+        raise RequestError(
             f"The arguments ask for {mode.replace('_', ' ')}, which is not drafted: "
             "leave them out, or leave out custom_generate."
         )
     if _is_sharded(model) if synced_gpus is None else synced_gpus:
-        raise ForetokenError(
+        raise RequestError(
             "Several processes would have to make the same number of forwards (synced_gpus), and drafted decoding "
             "makes as many as each answer needs: leave out custom_generate."
         )
@@ -177,7 +177,7 @@ def refuse_positions(position_ids: Tensor | None, request: Prepared) -> None:
         return
     positions = position_ids[..., request.num_padding :]
     if not bool((positions == torch.arange(positions.shape[-1], device=positions.device)).all()):
-        raise ForetokenError(
+        raise RequestError(
             "position_ids are not 0, 1, 2 .. for the tokens of the prompt, and drafted decoding knows no others: "
             "leave them out, or leave out custom_generate."
         )
@@ -192,7 +192,7 @@ def refuse_padding(model: PreTrainedModel, request: Prepared) -> None:
     """
     numbers_itself = "position_ids" not in inspect.signature(model.forward).parameters
     if request.num_padding and numbers_itself and model.config.model_type not in ALIBI:
-        raise ForetokenError(
+        raise RequestError(
             f"The prompt is padded, and {type(model).__name__} counts padding as text: "
             "leave the padding out, or leave out custom_generate."
         )
@@ -206,7 +206,7 @@ def _num_padding(input_ids: Tensor, attention_mask: Tensor | None, config: Gener
     """
     num_masked = getattr(config, "_mask_length", None) if attention_mask is None else attention_mask.shape[1]
     if num_masked is not None and num_masked != input_ids.shape[1]:
-        raise ForetokenError(
+        raise RequestError(
             f"The attention mask is of {num_masked} tokens and the prompt has {input_ids.shape[1]}: "
             "give the whole conversation, also what past_key_values holds already, and a mask as long."
         )
@@ -215,7 +215,7 @@ def _num_padding(input_ids: Tensor, attention_mask: Tensor | None, config: Gener
     hidden = attention_mask[0] == 0
     num_padding = int(hidden.sum())
     if not bool(hidden[:num_padding].all()):
-        raise ForetokenError(
+        raise RequestError(
             "The attention mask hides tokens within or after the prompt, and drafted decoding knows padding on the "
             'left only: set padding_side="left", or leave these tokens out.'
         )

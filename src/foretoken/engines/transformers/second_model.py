@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.contracts import Scores
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ModelError
+from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
+from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.processors import stateless
-from foretoken.engines.transformers.target import TransformersTarget, context_length, rewindable_cache
+from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.fingerprint import fingerprint
 
 
@@ -36,7 +38,7 @@ def load_draft_model(
         ForetokenError: If it cannot be loaded, cannot rewind, or has other tokens.
     """
     if not isinstance(name, str):
-        raise ForetokenError(f"The draft model is {type(name).__name__}: give the name of a model.")
+        raise ModelError(f"The draft model is {type(name).__name__}: give the name of a model.")
     draft_model = load_model(name, dtype, str(model.device), trust_remote_code)
     rewindable_cache(draft_model)
     check_same_tokens(draft_model, model, load_tokenizer(name, trust_remote_code), tokenizer)
@@ -58,16 +60,16 @@ def check_same_tokens(
             known, the sizes differ.
     """
     if not isinstance(draft_model, PreTrainedModel):
-        raise ForetokenError(f"The draft model is {draft_model!r}: give a model of transformers, or a name to load().")
+        raise ModelError(f"The draft model is {draft_model!r}: give a model of transformers, or a name to load().")
     advice = "choose a smaller model of the same family, or another drafter."
     draft_size, size = _vocab_size(draft_model), _vocab_size(model)
     if draft_tokenizer is None or tokenizer is None:
         if draft_size != size:
-            raise ForetokenError(f"The draft model has {draft_size} tokens and the model {size}: {advice}")
-    elif fingerprint(draft_tokenizer) != fingerprint(tokenizer):
-        raise ForetokenError(f"The draft model has another tokenizer than the model: {advice}")
+            raise ModelError(f"The draft model has {draft_size} tokens and the model {size}: {advice}")
+    elif draft_tokenizer is not tokenizer and fingerprint(draft_tokenizer) != fingerprint(tokenizer):
+        raise ModelError(f"The draft model has another tokenizer than the model: {advice}")
     elif draft_size < len(tokenizer):
-        raise ForetokenError(f"The draft model has {draft_size} tokens and the tokenizer {len(tokenizer)}: {advice}")
+        raise ModelError(f"The draft model has {draft_size} tokens and the tokenizer {len(tokenizer)}: {advice}")
 
 
 def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTarget:
@@ -81,10 +83,16 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
 
 
 class DraftTarget(TransformersTarget):
-    """Reads tokens that the larger model's longer padding holds, should it ever say one, as token 0."""
+    """Maps ids beyond the draft model's vocabulary (the target's may be padded further) to token 0."""
 
-    def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
-        return super()._forward(torch.where(input_ids < self._vocab_size, input_ids, 0), **extra)
+    def prefill(self, prompt: Sequence[int]) -> Scores:
+        return super().prefill([self._known(token) for token in prompt])
+
+    def score(self, last_token: int, draft: Draft) -> Scores:
+        return super().score(self._known(last_token), draft)
+
+    def _known(self, token: int) -> int:
+        return token if token < self.vocab_size else 0
 
 
 def _vocab_size(model: PreTrainedModel) -> int:

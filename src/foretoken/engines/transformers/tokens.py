@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.lazy import lazy
 from foretoken.engines.base import BatchEncoder, Messages
 from foretoken.engines.transformers.detokenize import Detokenizer, special_tokens
@@ -44,18 +44,18 @@ class TransformersTokens:
         except BaseException as error:
             if not is_fault(error):
                 raise
-            raise ForetokenError(f"A text cannot be made into tokens: {reason(error)}") from error
+            raise RequestError(f"A text cannot be made into tokens: {reason(error)}") from error
 
     def encode_chat(self, messages: Messages) -> list[int]:
         if not self.tokenizer.chat_template:
-            raise ForetokenError(
+            raise RequestError(
                 "This model's tokenizer has no chat template: give the prompt as one string instead of messages."
             )
         try:
             turns = [dict(message) for message in messages]
             text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # the template is a program that came with the model
-            raise ForetokenError(f"The chat template does not take these messages: {reason(error)}") from error
+            raise RequestError(f"The chat template does not take these messages: {reason(error)}") from error
         return self.encode(text, add_special_tokens=False)
 
     def batch_encoder(self) -> BatchEncoder:

@@ -1,4 +1,12 @@
-"""Acceptance on recorded answers of real models, without any model: what a drafter gains, exactly."""
+"""What each drafter would have had accepted in recorded answers of real models, exactly and without any model.
+
+    python -m benchmarks.traces --data traces --tokenizer tokenizer.json.gz
+
+A folder holds *.jsonl.gz of lines with "prompt" and "output". A drafter begins each file with no earlier answers and
+remembers them from answer to answer; the n-gram core runs with and without the package's corpus, on trees and on
+chains. Prints for each drafter the means over the files, of the gain (tokens per step - 1) the geometric one, then each
+file.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +14,34 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from foretoken.bench.recorded import log_files
+import typer
+
+from benchmarks.common import RESULTS, Out, finish, run
+from benchmarks.recorded import log_files
 from foretoken.drafters import TEXT_DRAFTERS
 from foretoken.memory.corpus.general import general_folder
 from foretoken.memory.fingerprint import fingerprint
 from foretoken.replay.calibration import Reliability
+from foretoken.replay.job import JobResult, with_answers
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading
 from foretoken.replay.run import run_jobs
-from foretoken.replay.score import Score, with_answers
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 BUDGET = 10
+
+
+def main(
+    data: Annotated[list[Path], typer.Option(help="A folder of recorded answers, *.jsonl.gz (repeatable).")],
+    tokenizer: Annotated[str, typer.Option(help="The tokenizer.json to read them with, plain or .gz.")],
+    limit: Annotated[int, typer.Option(min=1, help="Answers of each file.")] = 24,
+    out: Out = RESULTS / "traces.json",
+) -> None:
+    """Count what each drafter would have had accepted in recorded answers."""
+    found = measure(data, tokenizer, limit)
+    finish(out, found, found["summary"], found["rows"])
 
 
 def measure(folders: Sequence[Path], tokenizer: str, limit: int) -> dict[str, Any]:
@@ -38,17 +60,17 @@ def measure(folders: Sequence[Path], tokenizer: str, limit: int) -> dict[str, An
     for trees, background in ((False, None), (True, corpus), (False, corpus)):
         jobs += [replace(job, drafter=_name(trees, background), trees=trees, background=background) for job in core]
     jobs.sort(key=lambda job: job.path)  # the file that was read last is still in memory
-    scores = with_answers(run_jobs(jobs, processes=1))
-    return {"summary": summarise(scores), "rows": [score.row() for score in scores]}
+    results = with_answers(run_jobs(jobs, processes=1))
+    return {"summary": summarise(results), "rows": [result.row() for result in results]}
 
 
-def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def summarise(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """A line for each drafter: means over the files, of the gain (tokens per step - 1) the geometric one."""
     lines = []
-    for name in dict.fromkeys(score.job.drafter for score in scores):
-        own = [score for score in scores if score.job.drafter == name]
-        rows = [score.row() for score in own]
-        reliability = Reliability.total(score.reliability for score in own)
+    for name in dict.fromkeys(result.job.drafter for result in results):
+        own = [result for result in results if result.job.drafter == name]
+        rows = [result.row() for result in own]
+        reliability = Reliability.total(result.reliability for result in own)
         lines.append(
             {
                 "drafter": name,
@@ -66,3 +88,7 @@ def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 def _name(trees: bool, background: str | None) -> str:
     return "ngram" + (" + background" if background else "") + ("" if trees else ", chains")
+
+
+if __name__ == "__main__":
+    run(main)

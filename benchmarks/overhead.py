@@ -1,4 +1,13 @@
-"""What our loop and drafter cost per step, beside the forward."""
+"""What a step costs beside the model's forward: our loop, our choice of tokens and the drafter.
+
+A small random model of the bundled one's shape spends the forwards, which are timed apart and subtracted. The text is
+made to be half predictable, and its tokens come from a record.
+
+    python -m benchmarks.overhead
+
+Prints for two sizes of the vocabulary the milliseconds of a step within the forward and beside it, at 2,000 tokens of
+context.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +18,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.common import RESULTS, Out, finish, run
 from foretoken.core.decode import decode
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import AdaptiveNgram
@@ -19,12 +29,14 @@ CONTEXT = 2000
 NEW_TOKENS = 400
 
 
-def measure(vocab_sizes: tuple[int, ...] = (4096, 151_936)) -> list[dict[str, Any]]:
-    """Milliseconds per step outside the model's forward at 2,000 tokens of context, by vocabulary size.
+def main(out: Out = RESULTS / "overhead.json") -> None:
+    """Time what a step costs beside the forward."""
+    rows = measure()
+    finish(out, {"rows": rows}, rows)
 
-    The text is made to be half predictable; a small random model of the bundled shape spends the forwards, which are
-    timed apart and subtracted.
-    """
+
+def measure(vocab_sizes: tuple[int, ...] = (4096, 151_936)) -> list[dict[str, Any]]:
+    """Milliseconds per step outside the model's forward, by vocabulary size."""
     rows = []
     for vocab_size in vocab_sizes:
         torch.manual_seed(0)
@@ -82,3 +94,7 @@ class _TimedTarget(TransformersTarget):
         logits = super()._forward(input_ids, **extra)
         self.forward_seconds += time.perf_counter() - start
         return logits
+
+
+if __name__ == "__main__":
+    run(main)

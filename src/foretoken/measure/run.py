@@ -1,0 +1,215 @@
+"""Methods on a model of transformers: plain decoding, drafters and transformers' own loop, in turns."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
+
+from foretoken.core.budget import FixedBudget
+from foretoken.core.costs import CostCurve
+from foretoken.core.decode import check_request, decode
+from foretoken.core.errors import ForetokenError
+from foretoken.drafters import Parts
+from foretoken.engines.replay import ReplayTarget
+from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.second_model import draft_target
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.measure.differences import TextChanged, first_difference, gap
+from foretoken.measure.harness import Answer, Row, in_turns
+from foretoken.measure.loops import loops
+from foretoken.measure.methods import Method
+from foretoken.measure.prompts import Question
+from foretoken.measure.subject import Subject
+from foretoken.measure.transformers_loop import generate
+from foretoken.memory.namespace import Namespace
+
+SEED = 0
+WARM_UP = 8  # tokens
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How everything is answered.
+
+    Args:
+        temperature: 0 for greedy; above 0 samples, and changes nothing else.
+        rounds: How often each method answers each prompt.
+        max_new_tokens: Of an answer, at least 2: the first is the prefill's.
+
+    Raises:
+        ForetokenError: If one is out of its range.
+    """
+
+    temperature: float = 0.0
+    rounds: int = 3
+    max_new_tokens: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ForetokenError(f"temperature is {self.temperature}: use 0 for greedy or a number above it.")
+        if self.rounds < 1:
+            raise ForetokenError(f"rounds is {self.rounds}: each method needs at least 1.")
+        if self.max_new_tokens < 2:
+            raise ForetokenError(f"max_new_tokens is {self.max_new_tokens}: a step needs at least 2.")
+
+    @property
+    def decoding(self) -> str:
+        """In words."""
+        return f"sampled at {self.temperature:g}" if self.temperature else "greedy"
+
+    @property
+    def choice(self) -> Choice:
+        """How tokens are chosen."""
+        if not self.temperature:
+            return Choice()
+        return Choice(LogitsProcessorList([TemperatureLogitsWarper(self.temperature)]), SEED)
+
+
+def measure(
+    subject: Subject, questions: Sequence[Question], methods: Sequence[Method], conditions: Conditions
+) -> Iterator[list[Row]]:
+    """For each question a row of every method; none if the answer ends with the prefill's token.
+
+    Each round has drafters and a memory of its own, which go through the questions as they would in use and meet each
+    once. Transformers' own loop is left out if answers are sampled: it draws another text for the same seed.
+
+    Args:
+        subject: What answers.
+        questions: What is asked, at least one.
+        methods: Plain decoding and others.
+        conditions: Of all answers.
+
+    Raises:
+        ForetokenError: If a prompt leaves no room for an answer.
+        TextChanged: If a text in float32 or float64 is not plain decoding's, or an answer not the recorded one.
+    """
+    methods = [method for method in methods if method.generate is None or not conditions.temperature]
+    for question in questions:
+        check_request(len(question.prompt), _length(question, conditions), context_length(subject.model))
+    for method in methods:  # what is compiled at first use is compiled now
+        warm_up = replace(conditions, max_new_tokens=WARM_UP)
+        _player(subject, replace(method, drafted=WARM_UP), warm_up)(replace(questions[0], record=None))
+    rounds = [
+        {method.name: _player(subject, method, conditions) for method in methods} for _ in range(conditions.rounds)
+    ]
+    for question, answers in zip(questions, in_turns(rounds, questions), strict=True):
+        plain = answers["plain"]
+        if plain[0].stats.steps:
+            yield [_row(subject, question, name, own, plain, conditions) for name, own in answers.items()]
+        else:
+            yield []
+
+
+def _player(subject: Subject, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
+    """A method in one round."""
+    if method.generate is not None:
+        return _TransformersPlayer(subject.model, method.generate, conditions)
+    return _Player(subject, method, conditions)
+
+
+class _Player:
+    """A drafter in one round, and the memory of its answers from question to question."""
+
+    def __init__(self, subject: Subject, method: Method, conditions: Conditions) -> None:
+        self.conditions, self.drafted = conditions, method.drafted
+        self.costs = subject.costs if method.drafted is None else CostCurve()
+        self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
+        self.namespace = Namespace(background=subject.background)
+        smaller = subject.draft_model  # whatever a recipe calls it
+        parts = Parts(
+            self.target,
+            ngrams=lambda: self.namespace.ngrams,
+            costs=self.costs,
+            draft_target=None if smaller is None else lambda _: draft_target(smaller, self.target.choice),
+            exit_target=partial(ExitTarget, self.target),
+        )
+        self.drafter = None if method.recipe is None else method.recipe.make(parts)
+
+    def __call__(self, question: Question) -> Answer:
+        learning = self.namespace.new_budget(self.costs) if self.drafted is None else None
+        steps = decode(
+            self.target if question.record is None else ReplayTarget(question.record, self.target),
+            self.drafter,
+            question.prompt,
+            max_new_tokens=_length(question, self.conditions),
+            stop_tokens=stop_tokens(self.target.model) if question.record is None else (),
+            budget=learning or FixedBudget(self.drafted or 0),
+        )
+        answer = Answer.of(steps)
+        self.namespace.keep(answer.tokens)
+        if learning is not None:
+            self.namespace.hand_back(learning)
+        return answer
+
+
+class _TransformersPlayer:
+    """Transformers' own loop, which does not say what its drafting takes or how far its guesses were judged."""
+
+    def __init__(self, model: PreTrainedModel, options: Mapping[str, Any], conditions: Conditions) -> None:
+        self.model, self.options, self.conditions = model, options, conditions
+
+    def __call__(self, question: Question) -> Answer:
+        stop = stop_tokens(self.model) if question.record is None else []
+        length = _length(question, self.conditions)
+        tokens, stats = generate(self.model, question.prompt, length, stop, question.record, **self.options)
+        return Answer(tokens, stats, stats.steps + stats.drafted, 0)
+
+
+def _length(question: Question, conditions: Conditions) -> int:
+    return conditions.max_new_tokens if question.record is None else len(question.record)
+
+
+def stop_tokens(model: PreTrainedModel) -> list[int]:
+    """The tokens that end a model's answers."""
+    stop = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+
+
+def _row(
+    subject: Subject,
+    question: Question,
+    method: str,
+    answers: Sequence[Answer],
+    plain: Sequence[Answer],
+    conditions: Conditions,
+) -> Row:
+    """What the answers of a method come to.
+
+    Raises:
+        TextChanged: If a text is not the plain one in float32 or float64, or not the recorded one.
+    """
+    text = plain[0].tokens
+    positions = [at for answer in answers if (at := first_difference(text, answer.tokens)) is not None]
+    differs_at = min(positions, default=None)
+    known = question.record is not None
+    row = Row(
+        prompt=question.id,
+        kind=question.kind,
+        dtype=subject.dtype,
+        decoding="recorded" if known else conditions.decoding,
+        method=method,
+        looped=loops(text),
+        rounds=len(answers),
+        tokens=sum(answer.stats.tokens for answer in answers),
+        steps=sum(answer.stats.steps for answer in answers),
+        rows=sum(answer.rows for answer in answers),
+        guesses=sum(answer.stats.drafted for answer in answers),
+        accepted=sum(answer.stats.accepted for answer in answers),
+        judged=sum(answer.judged for answer in answers),
+        drafter_seconds=sum(answer.stats.draft_seconds for answer in answers),
+        prefill_seconds=statistics.median(answer.stats.prefill_seconds for answer in answers),
+        speed=statistics.median(p.token_seconds / own.token_seconds for p, own in zip(plain, answers, strict=True)),
+        differs_at=differs_at,
+        gap=None if differs_at is None else gap(subject.model, [*question.prompt, *text[:differs_at]]),
+    )
+    if row.difference is not None and (known or row.dtype in ("float64", "float32")):
+        raise TextChanged(f"Drafting changed a text. {row.difference}")
+    return row

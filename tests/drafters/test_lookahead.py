@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 
@@ -290,7 +291,7 @@ class Dropping:
         self.rides = not self.rides
         return draft if self.rides else draft.guesses()
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+    def observe(self, step: Step, seconds: float) -> None:
         pass
 
 
@@ -312,12 +313,12 @@ class Timed(AdaptiveBudget):
         super().__init__()
         self.cost, self.clock, self.steps, self.rides = cost, 0.0, 0, 0
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
-        seconds = self.cost(1 + len(draft))
+    def observe(self, step: Step, seconds: float) -> None:
+        seconds = self.cost(1 + len(step.draft))
         self.clock += seconds
         self.steps += 1
-        self.rides += draft.num_lookahead > 0
-        super().observe(draft, num_accepted, seconds, 0.0)
+        self.rides += step.draft.num_lookahead > 0
+        super().observe(replace(step, propose_seconds=0.0, observe_seconds=0.0), seconds)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 5.0], ids=["predictable", "random"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import foretoken
 from foretoken import AdaptiveBudget, FixedBudget, ForetokenError, LanguageModel
+from foretoken.core.contracts import needs_of
 from foretoken.drafters import (
     DRAFTERS,
     RECIPES,
@@ -65,6 +67,30 @@ def test_only_mixed_recycles_and_only_mixed_and_ngram_draft_from_what_is_remembe
     for name in ("anpd", "prompt-lookup", "recycle", "lookahead"):
         recipe_of(name).make(parts)
     assert not asked, "what is remembered need not even be loaded for others"
+
+
+def test_a_recipe_says_what_its_drafter_needs():
+    target = TransformersTarget(tiny_model("llama"))
+    parts = Parts(target, draft_target=lambda model: TransformersTarget(model), exit_target=lambda layer: target)
+    for name in DRAFTERS:
+        recipe = recipe_of(named(name, tiny_model("qwen2")))
+        assert recipe is not None and needs_of(recipe.make(parts)) == recipe.needs
+
+
+class Blind(ToyTarget):
+    """As a hosted model, which shows the tokens that it chose and nothing else."""
+
+    provides = frozenset()
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_what_a_target_does_not_show_is_said_before_any_prompt(name):
+    recipe = RECIPES[name]
+    if recipe.needs:
+        with pytest.raises(ForetokenError, match=f"The drafter '{name}' needs the likeliest tokens of a row"):
+            recipe().check(Parts(Blind()))
+    elif not recipe.runs_model:
+        recipe().check(Parts(Blind()))
 
 
 class NoTrees(TransformersTarget):
@@ -128,7 +154,7 @@ def test_what_a_drafter_lacks_is_said_when_the_model_is_loaded(drafter, sentence
 
 
 @pytest.mark.parametrize("drafter", ["anpd", "recycle", "none", None, RecycleDrafter()])
-def test_what_a_drafter_does_not_draft_from_is_refused(drafter: object):
+def test_what_a_drafter_does_not_draft_from_is_refused(drafter: Any):
     """It would be dropped without a word, and the caller would wonder why nothing is faster."""
     lm = model()
     with pytest.raises(ForetokenError, match="references is for the drafters mixed and ngram, not for"):

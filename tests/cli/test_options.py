@@ -14,7 +14,6 @@ import pytest
 import typer
 from rich.table import Table
 
-import foretoken
 from foretoken.cli.app import app
 from foretoken.cli.compare import comparison_table
 from foretoken.cli.console import PlainConsole, err, out, plain, print_json
@@ -38,8 +37,8 @@ TEXTS = [
 ]
 DEVICES = ["", "banana", "cuda:99", "mps"]
 
-BASE = {  # FOLDER and FILE are the test's own
-    "generate": ["--prompt", "abc", "--max-new-tokens", "2", "--background", "none"],
+BASE = {  # MODEL, FOLDER and FILE are the test's own
+    "generate": ["--model", "MODEL", "--prompt", "abc", "--max-new-tokens", "2", "--background", "none"],
     "corpus build": ["FILE", "--model", "tiny", "--output", "FOLDER/store"],
     "corpus info": [],
 }
@@ -63,28 +62,18 @@ def parameters() -> list[tuple[str, Any, bool]]:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, model_folder):
-    """Run a command, on a small model that is loaded once; (exit status, standard output, standard error)."""
-    load = foretoken.load
-    small = load(str(model_folder), background=None, history=False)
-    capsys.readouterr()  # the library's progress
+def run(monkeypatch, capsys):
+    """Run a command; (exit status, standard output, standard error)."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # whatever a name might find there
-
-    def quick_load(model: str, **options: Any) -> Any:
-        usual = (
-            model == "tiny" and options["dtype"] == "auto" and options["drafter"] == foretoken.drafters.DEFAULT_DRAFTER
-        )
-        usual &= not any(options[name] for name in ("device", "background"))
-        return small if usual and options["history"] is True else load(model, **options)
-
-    monkeypatch.setattr(foretoken, "load", quick_load)
     return lambda *words: call(monkeypatch, capsys, *words)
 
 
 @pytest.mark.parametrize(
     ("command", "parameter", "numeric"), parameters(), ids=lambda part: str(getattr(part, "name", part))
 )
-def test_every_value_of_every_option_is_a_sentence_or_a_result(run, command, parameter, numeric, tmp_path, monkeypatch):
+def test_every_value_of_every_option_is_a_sentence_or_a_result(
+    run, command, parameter, numeric, model_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)  # where a name that is a file's becomes one
     (tmp_path / "file.txt").write_text("the cat sat on the mat")
     for value in DEVICES if parameter.name == "device" else NUMBERS if numeric else TEXTS:
@@ -93,7 +82,9 @@ def test_every_value_of_every_option_is_a_sentence_or_a_result(run, command, par
         if option in words:
             del words[words.index(option) : words.index(option) + 2]
         words += [option, value] if option else ["--", value]
-        words = [word.replace("FOLDER", str(tmp_path)).replace("FILE", str(tmp_path / "file.txt")) for word in words]
+        places = {"MODEL": model_folder, "FOLDER": tmp_path, "FILE": tmp_path / "file.txt"}
+        for name, place in places.items():
+            words = [word.replace(name, str(place)) for word in words]
         status, said, told = run(*command.split(), *words)
         assert status in (0, 2), (value, told)
         assert "\x1b" not in told and not (status == 2 and (said or told.count("\n") != 1)), (value, told)

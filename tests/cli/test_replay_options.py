@@ -44,6 +44,8 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # and no model
     monkeypatch.setattr("foretoken.replay.tune.RESAMPLES", 2)
     monkeypatch.setattr("foretoken.replay.run._on_cores", lambda jobs, processes: run._here(jobs))
+    for page in ("replay_page", "tune_page"):  # five megabytes each
+        monkeypatch.setattr(f"foretoken.reports.replay.{page}", lambda *_: "<html>")
     write_log(Path("log.jsonl"), rows(2))
     write_tokenizer(Path("tokenizer.json"))
     Path("folder").mkdir()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,8 @@ def model(history: Path | None = None, background: str | Path | None = None) -> 
 
 
 def accepted(lm: LanguageModel, prompt: str = PROMPT, **options) -> int:
-    result = lm.generate(prompt, **({"max_new_tokens": 60, "budget": ALL} | options))
+    asked: dict[str, Any] = {"max_new_tokens": 60, "budget": ALL} | options
+    result = lm.generate(prompt, **asked)
     plain = lm.generate(prompt, drafter="none", max_new_tokens=60, namespace=None)
     assert result.tokens == plain.tokens
     return result.stats.accepted
@@ -299,7 +301,7 @@ def test_one_is_drafted_for_as_if_another_had_never_been_there(clock, of_b):
         for prompt in ("é, é, é, ", PROMPT):
             steps: list[Step] = []
             request = lm.stream(prompt, max_new_tokens=40, namespace=namespace, **of_b)
-            request._stats.add = steps.append  # type: ignore[method-assign]
+            request._stats.add = steps.append  # type: ignore[method-assign, assignment]
             for _ in request:
                 pass
             answers.append([(len(step.draft), step.num_accepted) for step in steps])

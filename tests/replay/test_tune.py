@@ -21,16 +21,16 @@ def here(jobs):
 
 def test_speed_is_the_time_of_plain_over_that_of_drafted(jobs_to_tune):
     costs = parse_costs("linear:0.1")
-    for setting, scores in by_setting(here(jobs_to_tune)).items():
-        outcome = judge(setting, scores, costs, seed=0)
+    for setting, results in by_setting(here(jobs_to_tune)).items():
+        outcome = judge(setting, results, costs, seed=0)
         plain = drafted = 0.0
-        for score in scores:
-            for item in score.items:
+        for result in results:
+            for item in result.items:
                 plain += item.stats.tokens - 1
                 drafted += item.stats.steps + 0.1 * item.stats.drafted
         assert outcome.speed == pytest.approx(plain / drafted)
         assert outcome.low < outcome.speed < outcome.high
-        assert len(scores) == 2 and outcome == judge(setting, scores, costs, seed=0)
+        assert len(results) == 2 and outcome == judge(setting, results, costs, seed=0)
 
 
 def test_flat_costs_make_speed_tokens_per_step(jobs_to_tune):
@@ -47,7 +47,7 @@ def test_trees_and_chains_are_told_apart_where_they_differ(jobs_to_tune):
         ran.append(list(some))
         return here(some)
 
-    advice, scores = tune(jobs_to_tune, run, parse_costs("flat"))
+    advice, results = tune(jobs_to_tune, run, parse_costs("flat"))
     assert (
         ran[0] == jobs_to_tune
         and {(job.drafter, job.trees) for job in ran[1]} == {("anpd", False)}
@@ -55,7 +55,7 @@ def test_trees_and_chains_are_told_apart_where_they_differ(jobs_to_tune):
     )
     kinds = {(outcome.setting.drafter, outcome.setting.trees) for outcome in advice.outcomes}
     assert kinds == {("none", False), ("anpd", True), ("anpd", False), ("prompt-lookup", False)}
-    assert len(scores) == len(jobs_to_tune) + 4 and len(advice.ngram) == 10
+    assert len(results) == len(jobs_to_tune) + 4 and len(advice.ngram) == 10
     assert all(outcome.setting.drafter.startswith("vllm-ngram-") for _, outcome in advice.ngram)
     assert json.loads(json.dumps(advice.as_dict()))["vllm"]["suffix"]["measured"] == "no"
 

@@ -27,7 +27,7 @@ logging.getLogger("foretoken").addHandler(Warnings())
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Make a language model that you already run answer faster, with the same text."""
     if version:

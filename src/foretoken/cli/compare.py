@@ -15,7 +15,6 @@ from foretoken.cli.options import (
     AsJson,
     DraftOptions,
     ModelOptions,
-    Option,
     PromptOptions,
     ShowDrafts,
     grouped,
@@ -32,7 +31,7 @@ def compare(
     answer: AnswerOptions,
     drafting: DraftOptions,
     where: ModelOptions,
-    rounds: Annotated[int, Option(min=1, help="Times to answer each prompt both ways, in turns.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Times to answer each prompt both ways, in turns.")] = 3,
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:

@@ -30,17 +30,13 @@ def generate(
     history: Annotated[
         Path | None, of_draft(help="File that keeps answers between runs.", show_default="the user's own")
     ] = None,
-    no_history: Annotated[
-        bool, of_draft("--no-history", help="Neither read nor keep answers.", show_default=False)
-    ] = False,
+    no_history: Annotated[bool, of_draft("--no-history", help="Neither read nor keep answers.")] = False,
     namespace: Annotated[str, of_draft(help="Draft from the answers kept under this name, and keep this one.")] = (
         "default"
     ),
     lookahead_parallel: Annotated[
         bool,
-        of_draft(
-            "--lookahead-parallel", help="Draft by lookahead, in all the processes of torchrun.", show_default=False
-        ),
+        of_draft("--lookahead-parallel", help="Draft by lookahead, in all the processes of torchrun."),
     ] = False,
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,

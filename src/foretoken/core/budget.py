@@ -62,7 +62,9 @@ class FixedBudget:
 
 
 class AdaptiveBudget:
-    """Draft only what is expected to save time. Compared with plain decoding it loses at most a bounded cost of trying.
+    """Draft only what is expected to save time.
+
+    Compared with plain decoding it loses at most a bounded exploration cost.
 
     A step over n rows takes t(n) and the time of the draft, which is spent by then. The steps correct what is known of
     t(n). The tokens that a step is expected to commit are 1 and the sum of the path probabilities of the nodes. Nodes
@@ -143,7 +145,7 @@ class AdaptiveBudget:
         if draft.window_parents:  # the window comes after the last guess that it hangs on
             last = min(values[node] for node in draft.window_parents)
             ranks = [*values[: draft.num_guesses], *(min(last, value) for value in values[draft.num_guesses :])]
-        # A guess is no more probable than its parent, and of equals the first stays first.
+        # A guess is never more probable than its parent, and the sort keeps the order of equals.
         return sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
 
     def _sizes(self, draft: Draft, order: list[int]) -> list[int]:
@@ -172,7 +174,7 @@ class AdaptiveBudget:
             if tokens[size] > hope * least[size]:
                 hope, hope_size = tokens[size] / least[size], size
         if hope > self.MARGIN * best_rate:
-            # No forward costs more than one for each row, so that where it seems to, it was something else.
+            # n rows never cost more than n one-row forwards; a larger measurement is an outlier.
             most = min(expected[hope_size] / plain, 1.0 + hope_size)
             price = most - tokens[hope_size] / (best_rate * plain)
             if price <= self._credit:
@@ -225,7 +227,7 @@ class AdaptiveBudget:
         """
         num, discount = draft.num_guesses, self.discount
         later = sum(draft.probs[num:]) / max(1, draft.num_lookahead)
-        if not 0.0 <= later < math.inf:  # not a number, for one
+        if not 0.0 <= later < math.inf:  # such as not a number
             later = 0.0
         return [path * discount for path in self._path_probs(draft)] + [later] * draft.num_lookahead
 
@@ -234,7 +236,7 @@ class AdaptiveBudget:
         probs = draft.probs or (self.UNKNOWN_PROB,) * len(draft)
         paths: list[float] = []
         for prob, parent in zip(probs[: draft.num_guesses], draft.parents, strict=False):
-            if not 0.0 <= prob <= 1.0:  # not a number, for one
+            if not 0.0 <= prob <= 1.0:  # such as not a number
                 prob = 1.0 if prob > 1.0 else 0.0
             paths.append(prob * paths[parent] if parent >= 0 else prob)
         return paths

@@ -48,7 +48,17 @@ __all__ = [
 
 # The one list of drafters: who adds one adds it here.
 RECIPES: dict[str, type[Recipe]] = {
-    recipe.name: recipe for recipe in (Mixed, Ngram, Anpd, PromptLookup, Recycle, Lookahead, DraftModel, EarlyExit)
+    recipe.name: recipe
+    for recipe in (
+        Mixed,
+        Ngram,
+        Anpd,
+        PromptLookup,
+        Recycle,
+        Lookahead,
+        DraftModel,
+        EarlyExit,
+    )
 }
 DRAFTERS = tuple(RECIPES)
 DEFAULT_DRAFTER = Mixed.name

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target
+from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target, require
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
@@ -81,6 +81,7 @@ class Recipe:
         Raises:
             ForetokenError: If it cannot draft for this target.
         """
+        require(repr(self.name), self.needs, parts.target)
 
     def make(self, parts: Parts) -> Drafter:
         """A drafter for one answer.

@@ -30,7 +30,7 @@ class SharedNgrams:
     Args:
         background: A background corpus, or None.
         max_bytes: The most that the statistics of earlier answers may take; the older half is forgotten beyond it.
-        weights: What the mixer starts from; what comes with the package where None.
+        weights: What the mixer starts from. If None, the weights that come with the package.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SharedNgrams:
             return
         grown = kernels.room_for_recycled(min(kernels.NAMED_CONTEXTS, max(used + num_contexts, used + used // 2)))
         grown.entries[:used], grown.successors[:used] = old.entries[:used], old.successors[:used]
-        kernels.enter(grown, 1)
+        kernels.enter_all(grown)
         self.recycled = grown
 
     def make_room_to_learn(self) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from foretoken.core.errors import RequestError
 from foretoken.drafters import TEXT_DRAFTERS, Recipe, recipe_of
 from foretoken.drafters.recipe import sees_only_tokens
+from foretoken.replay.job import Job
 from foretoken.replay.read import Reading
-from foretoken.replay.score import Job
 from foretoken.texts import open_unpacked
 
 

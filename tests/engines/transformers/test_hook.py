@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def wandering(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
 
 def bart() -> tf.PreTrainedModel:
     """A decoder that numbers its positions by itself, padding too."""
-    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    sizes: dict[str, Any] = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
     return wandering(tf.BartForCausalLM(tf.BartConfig(**SMALL, **sizes, max_position_embeddings=128)))
 
 

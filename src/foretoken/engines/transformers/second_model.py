@@ -83,7 +83,7 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
 
 
 class DraftTarget(TransformersTarget):
-    """Reads tokens that the larger model's longer padding holds, should it ever say one, as token 0."""
+    """Maps ids beyond the draft model's vocabulary (the target's may be padded further) to token 0."""
 
     def prefill(self, prompt: Sequence[int]) -> Scores:
         return super().prefill([self._known(token) for token in prompt])

@@ -15,6 +15,7 @@ from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
 from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
+from foretoken.core.errors import RequestError
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def methods(
 
     Every output is compared with plain decoding. In float32 a mismatch ends the run (status 1); in half precision
     mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens after the prefill. The
-    rows of a step are the last token, the drafted tokens and the lookahead rows.
+    rows of a step are the last token, the drafted tokens and the lookahead rows. Transformers' own loop (transformers,
+    transformers-lookup) answers only greedily.
     """
     from rich.progress import track
 
@@ -72,6 +74,9 @@ def methods(
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
+    for one in chosen if method and all(some.temperature for some in conditions) else []:
+        if one.generate is not None:
+            raise RequestError(f"The method {one.name!r} answers only greedily: add --temperature 0.")
     workload = bundled_prompts() if prompts is None else read_text(prompts)
     silence_transformers()
     taken = parse_prompts(workload, _encoder(model), limit)

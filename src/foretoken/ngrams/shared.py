@@ -70,7 +70,7 @@ class SharedNgrams:
             return
         grown = kernels.room_for_recycled(min(kernels.NAMED_CONTEXTS, max(used + num_contexts, used + used // 2)))
         grown.entries[:used], grown.successors[:used] = old.entries[:used], old.successors[:used]
-        kernels.enter(grown, 1)
+        kernels.enter_all(grown)
         self.recycled = grown
 
     def make_room_to_learn(self) -> None:

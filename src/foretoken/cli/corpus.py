@@ -17,9 +17,7 @@ from foretoken.core.errors import ForetokenError
 
 SHOWN = 10  # numbers of a file's bad lines
 
-app = typer.Typer(
-    help="Build a background corpus: counts of the tokens that follow each other in text.", no_args_is_help=True
-)
+app = typer.Typer(no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder of a corpus.")]
 

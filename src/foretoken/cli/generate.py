@@ -41,7 +41,10 @@ def generate(
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a prompt. The answer streams to standard output, and a summary goes to standard error."""
+    """Answer a prompt.
+
+    The answer streams to standard output, and a summary goes to standard error.
+    """
     prompts = read_prompts(asked)
     if len(prompts) > 1:
         raise ForetokenError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")

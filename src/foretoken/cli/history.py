@@ -26,7 +26,7 @@ Namespace = Annotated[
 
 MAX_NAMED = 20  # more bad lines than this are only counted
 
-app = typer.Typer(help="Show, delete, export and import the answers that are kept between runs.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()

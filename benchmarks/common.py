@@ -14,7 +14,7 @@ from foretoken.cli.console import err, out, plain
 from foretoken.cli.output import markdown_table, write_text
 from foretoken.core.errors import ForetokenError
 from foretoken.measure.differences import TextChanged
-from foretoken.provenance import of_model
+from foretoken.measure.provenance import of_model
 
 SEED = 0
 RESULTS = Path("build")

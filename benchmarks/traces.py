@@ -24,10 +24,10 @@ from foretoken.drafters import TEXT_DRAFTERS
 from foretoken.memory.corpus.general import general_folder
 from foretoken.memory.fingerprint import fingerprint
 from foretoken.replay.calibration import Reliability
+from foretoken.replay.job import JobResult, with_answers
 from foretoken.replay.plan import make_jobs
 from foretoken.replay.read import Reading
 from foretoken.replay.run import run_jobs
-from foretoken.replay.score import Score, with_answers
 from foretoken.tokenizing import batch_encoder, load_tokenizer
 
 BUDGET = 10
@@ -60,17 +60,17 @@ def measure(folders: Sequence[Path], tokenizer: str, limit: int) -> dict[str, An
     for trees, background in ((False, None), (True, corpus), (False, corpus)):
         jobs += [replace(job, drafter=_name(trees, background), trees=trees, background=background) for job in core]
     jobs.sort(key=lambda job: job.path)  # the file that was read last is still in memory
-    scores = with_answers(run_jobs(jobs, processes=1))
-    return {"summary": summarise(scores), "rows": [score.row() for score in scores]}
+    results = with_answers(run_jobs(jobs, processes=1))
+    return {"summary": summarise(results), "rows": [result.row() for result in results]}
 
 
-def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def summarise(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """A line for each drafter: means over the files, of the gain (tokens per step - 1) the geometric one."""
     lines = []
-    for name in dict.fromkeys(score.job.drafter for score in scores):
-        own = [score for score in scores if score.job.drafter == name]
-        rows = [score.row() for score in own]
-        reliability = Reliability.total(score.reliability for score in own)
+    for name in dict.fromkeys(result.job.drafter for result in results):
+        own = [result for result in results if result.job.drafter == name]
+        rows = [result.row() for result in own]
+        reliability = Reliability.total(result.reliability for result in own)
         lines.append(
             {
                 "drafter": name,

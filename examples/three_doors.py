@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 import foretoken
 from foretoken.drafters import AdaptiveNgram
@@ -50,7 +51,7 @@ def one_argument_more(lm: foretoken.LanguageModel) -> None:
     print(f"-- model.generate: the same {stats.tokens} tokens, in {stats.steps} steps\n")
 
 
-def your_own_parts(model: torch.nn.Module, tokenizer) -> None:
+def your_own_parts(model: PreTrainedModel, tokenizer) -> None:
     """Door 3: the loop itself, for your own target, drafter, budget or rule; it knows only token ids."""
     target = TransformersTarget(model, max_length=context_length(model))
     drafter = AdaptiveNgram(max_order=4)

@@ -9,8 +9,8 @@ committed token while drafting is learned here by every token, at a rate that fa
 background corpus and once without.
 
 A recorded answer has no logits. What the successors that a target named are worth is learned after that, while the
-bundled model continues prompts and answers of the same traces, and while small models (``foretoken.bench.
-small_models``), where some are given, answer nothing but their first token. What was learned from the traces stays.
+bundled model continues prompts and answers of the same traces, and while small models, if some are given, answer
+nothing but their first token (``convert_small_model.py`` makes their folders). What was learned from the traces stays.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.ngram import NgramMixer
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.loading import load_model
 from foretoken.engines.transformers.target import TransformersTarget
-from foretoken.measure.small_models import load_small
 from foretoken.memory.corpus.general import general_background
 from foretoken.memory.fingerprint import fingerprint
 from foretoken.ngrams import kernels
@@ -129,7 +129,7 @@ def questions(runs: list[list[Trace]], tokenizer: str, models: list[Path]) -> It
         if prompt:
             yield TransformersTarget(lm.model, choice_at(TEMPERATURES[i % len(TEMPERATURES)], i)), prompt
     for folder in models:
-        model, _ = load_small(folder)
+        model = load_model(str(folder), "float32", "cpu")
         for i in range(OF_SMALL_MODELS):
             yield TransformersTarget(model, choice_at(chance.uniform(0.3, 1.0), i)), [1]
 
@@ -167,7 +167,7 @@ def main() -> None:
         arrays[f"{name}_prob"] = table[:, kernels.PROB]
         arrays[f"{name}_seen"] = np.minimum(table[:, kernels.SEEN], 1e4).astype(np.float16)
         arrays[f"{name}_weight"] = sets_of(weights.own).astype(np.float16)
-    np.savez_compressed(arguments.out, **arrays)
+    np.savez_compressed(arguments.out, allow_pickle=False, **arrays)
     print(f"learned from {sum(map(len, runs))} answers: {arguments.out.stat().st_size / 1000:.0f} kB")
 
 

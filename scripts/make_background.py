@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Apache-2.0 or MIT, by the name that the answers' own records use.
 PERMISSIVE = {
@@ -90,7 +91,7 @@ def runs(pieces: list[str]) -> list[tuple[str, ...]]:
     return [tuple(pieces[i : i + LENGTH]) for i in range(len(pieces) - LENGTH + 1)]
 
 
-def lines_of(prompt: object) -> set[str]:
+def lines_of(prompt: Any) -> set[str]:
     """The long lines of a prompt, without case and punctuation."""
     text = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
     lines = {re.sub(r"\W+", " ", line).strip().lower() for line in text.splitlines()}

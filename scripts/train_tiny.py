@@ -23,6 +23,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ SKIPPED = re.compile(r"/(site-packages|test|tests|idle_test|encodings|pydoc_data
 
 def read_rows(path: Path) -> Iterator[dict[str, object]]:
     """The JSON objects of a file with one object a line, plain, .gz or .xz."""
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     with opener(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
@@ -105,8 +106,8 @@ def documents(args: argparse.Namespace) -> dict[str, list[str]]:
             for row in read_rows(args.answers)
             if wanted.search(str(row["model"])) and isinstance(row["prompt"], str)
         ]
-    for texts in kinds.values():
-        rng.shuffle(texts)
+    for shuffled in kinds.values():
+        rng.shuffle(shuffled)
     return kinds
 
 
@@ -212,7 +213,7 @@ def held_out_loss(model: LlamaForCausalLM, work: Path, device: str) -> dict[str,
 def train(args: argparse.Namespace, model: LlamaForCausalLM) -> dict[str, object]:
     """Train from the last checkpoint, or from the start; what was seen and the last losses."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).train()
+    model.to(device).train()  # type: ignore[arg-type]  # a string is a device
     optimizers = build_optimizers(model, args.rate)
     checkpoint, start = args.work / "checkpoint.pt", 0
     if checkpoint.exists():

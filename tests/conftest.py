@@ -13,6 +13,8 @@ from hypothesis import settings
 from helpers.shapes import tiny_model
 from helpers.tokenizing import character_tokenizer
 
+pytest_plugins = ["helpers.jobs"]
+
 settings.register_profile("the same every time", derandomize=True)
 settings.load_profile("the same every time")
 # Threads gain nothing on models this small, and wait long for each other where the cores are busy with something else.

@@ -9,13 +9,14 @@ import sysconfig
 import tarfile
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*words: object, **options: object) -> str:
+def run(*words: object, **options: Any) -> str:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -49,8 +49,8 @@ def run(target: Target, drafter: Drafter | None, prompt: Sequence[int], **option
 
 def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int) -> list[Drafter]:
     oracle = Oracle(seed, prompt, answer, vocab)
-    ngrams = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookupDrafter(), mixed(prompt, answer)]
-    shown = [RecycleDrafter(), LookaheadDrafter(3, 3, 3), mixed(prompt, answer, recycle=True)]
+    ngrams: list[Drafter] = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookupDrafter(), mixed(prompt, answer)]
+    shown: list[Drafter] = [RecycleDrafter(), LookaheadDrafter(3, 3, 3), mixed(prompt, answer, recycle=True)]
     return [*ngrams, *shown, RandomTrees(seed, vocab), oracle]
 
 

@@ -1,4 +1,4 @@
-"""Foretoken: the language model you already run, faster, with the same text."""
+"""Foretoken: speculative decoding with the same text, for the language model that you already run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Where a number comes from: the commit, the version, the machine; for a speed the model's libraries, too."""
+"""Where a number comes from: the commit, the version, the machine."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from importlib.metadata import version
@@ -17,7 +16,7 @@ def code_and_machine() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
     }
 
 
@@ -32,25 +31,10 @@ def _commit() -> str | None:
     return commit.strip() + ("+" if changed.strip() else "")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, as Linux gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def of_model(workload: str, seed: int) -> dict[str, Any]:
-    """What somebody needs to measure a model's speed again: the workload, the model's libraries, the device."""
-    import torch
-
-    return {
-        **code_and_machine(),
-        "workload_sha256": hashlib.sha256(workload.encode()).hexdigest(),
-        "seed": seed,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

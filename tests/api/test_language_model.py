@@ -10,13 +10,14 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from foretoken import FixedBudget, ForetokenError, LanguageModel
 from foretoken.drafters import DRAFTERS
+from helpers.drafting import named
 from helpers.shapes import LLAMA, tiny_model
 from helpers.tokenizing import character_tokenizer
 
 
 @pytest.fixture
 def lm() -> LanguageModel:
-    return LanguageModel(tiny_model("llama"), character_tokenizer(), draft_model=tiny_model("qwen2"))
+    return LanguageModel(tiny_model("llama"), character_tokenizer())
 
 
 OPTIONS = [
@@ -30,7 +31,7 @@ OPTIONS = [
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_text_is_the_same_with_and_without_drafting(lm, options, drafter):
     plain = lm.generate("hello, hello", drafter="none", **options)
-    drafted = lm.generate("hello, hello", drafter=drafter, **options)
+    drafted = lm.generate("hello, hello", drafter=named(drafter, tiny_model("qwen2")), **options)
     assert (drafted.text, drafted.tokens, drafted.finish_reason) == (plain.text, plain.tokens, plain.finish_reason)
     assert plain.stats.drafted == 0 and plain.stats.acceptance_length == 1
     assert plain.stats.tokens == len(plain.tokens) == 60 and plain.finish_reason == "length"
@@ -86,7 +87,8 @@ def test_stop_strings_and_stop_tokens_end_the_answer(lm):
     whole = lm.generate("abc", max_new_tokens=60, drafter="none")
     stop = whole.text[20:23]
     end = whole.text.index(stop) + len(stop)
-    for drafter in (*DRAFTERS, "none"):
+    for name in (*DRAFTERS, "none"):
+        drafter = named(name, tiny_model("qwen2"))
         result = lm.generate("abc", max_new_tokens=60, stop=["not in it", stop], drafter=drafter)
         assert (result.text, result.finish_reason) == (whole.text[:end], "stop")
         config = GenerationConfig(eos_token_id=[whole.tokens[20], 0], pad_token_id=0)

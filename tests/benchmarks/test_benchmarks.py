@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 from importlib import import_module
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_recorded_texts_are_long_answers(tmp_path):
 
 
 def row(**changes) -> Row:
-    values = {
+    values: dict[str, Any] = {
         "prompt": "wiki 0",
         "kind": "wiki",
         "dtype": "float32",
@@ -74,7 +75,7 @@ def test_texts_are_continued_from_their_middle():
     tokenizer = load_tokenizer("tiny")
     questions = list(never_slower.replayed_questions(tokenizer, {"news": ["one two three four"]}))
     assert [question.kind for question in questions] == ["random tokens"] * 4 + ["news"]
-    assert [*questions[-1].prompt, *questions[-1].record] == tokenizer("one two three four")["input_ids"]
+    assert [*questions[-1].prompt, *(questions[-1].record or [])] == tokenizer("one two three four")["input_ids"]
     assert len({tuple(question.prompt) for question in questions}) == 5
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from foretoken.drafters import AdaptiveNgram
+from foretoken.drafters import Anpd
+from foretoken.replay.job import Job, run_job
 from foretoken.replay.read import Reading, Trace, read_log
-from foretoken.replay.score import Job, score
 
 
 def steps_by_hand(traces: Sequence[Trace], max_order: int, budget: int) -> tuple[int, int]:
@@ -59,6 +59,6 @@ def test_acceptance_is_that_of_a_second_implementation(pytestconfig):
         pytest.skip("no recorded answers: give their folder with --data")
     reading = Reading(str(data / "tokenizers" / "qwen2_tokenizer.json.gz"), limit=6)
     for path in sorted((data / "traces").glob("*.jsonl.gz")):
-        row = score(Job(str(path), path.name, "anpd", AdaptiveNgram, 10, True, reading)).row()
+        row = run_job(Job(str(path), path.name, "anpd", Anpd(), 10, True, reading)).row()
         traces = read_log(str(path), reading).traces
         assert (row["tokens"], row["steps"]) == steps_by_hand(traces, 5, 10), path.name

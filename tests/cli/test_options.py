@@ -11,11 +11,9 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
-import typer
 from rich.table import Table
 
-import foretoken
-from foretoken.cli.app import app
+from foretoken.cli.app import COMMANDS, load
 from foretoken.cli.compare import comparison_table
 from foretoken.cli.console import PlainConsole, err, out, plain, print_json
 from foretoken.core.errors import ForetokenError
@@ -38,8 +36,8 @@ TEXTS = [
 ]
 DEVICES = ["", "banana", "cuda:99", "mps"]
 
-BASE = {  # FOLDER and FILE are the test's own
-    "generate": ["--prompt", "abc", "--max-new-tokens", "2", "--background", "none"],
+BASE = {  # MODEL, FOLDER and FILE are the test's own
+    "generate": ["--model", "MODEL", "--prompt", "abc", "--max-new-tokens", "2", "--background", "none"],
     "corpus build": ["FILE", "--model", "tiny", "--output", "FOLDER/store"],
     "corpus info": [],
 }
@@ -47,11 +45,11 @@ BASE = {  # FOLDER and FILE are the test's own
 
 def parameters() -> list[tuple[str, Any, bool]]:
     """Every parameter of these commands that takes a value, and whether it takes numbers."""
-    group: Any = typer.main.get_command(app)
     found = []
     for name in BASE:
-        command = group
-        for word in name.split():
+        first, *rest = name.split()
+        command = load(first)
+        for word in rest:
             command = command.commands[word]
         hints = {key: str(hint) for key, hint in get_type_hints(command.callback).items()}
         found += [
@@ -62,29 +60,24 @@ def parameters() -> list[tuple[str, Any, bool]]:
     return found
 
 
+def test_a_list_of_commands_says_what_they_say_themselves():
+    for name, summary in COMMANDS.items():
+        assert (load(name).help or "").partition("\n")[0] == summary
+
+
 @pytest.fixture
-def run(monkeypatch, capsys, model_folder):
-    """Run a command, on a small model that is loaded once; (exit status, standard output, standard error)."""
-    load = foretoken.load
-    small = load(str(model_folder), background=None, history=False)
-    capsys.readouterr()  # the library's progress
+def run(monkeypatch, capsys):
+    """Run a command; (exit status, standard output, standard error)."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # whatever a name might find there
-
-    def quick_load(model: str, **options: Any) -> Any:
-        usual = (
-            model == "tiny" and options["dtype"] == "auto" and options["drafter"] == foretoken.drafters.DEFAULT_DRAFTER
-        )
-        usual &= not any(options[name] for name in ("device", "background", "draft_model", "exit_layer"))
-        return small if usual and options["history"] is True else load(model, **options)
-
-    monkeypatch.setattr(foretoken, "load", quick_load)
     return lambda *words: call(monkeypatch, capsys, *words)
 
 
 @pytest.mark.parametrize(
     ("command", "parameter", "numeric"), parameters(), ids=lambda part: str(getattr(part, "name", part))
 )
-def test_every_value_of_every_option_is_a_sentence_or_a_result(run, command, parameter, numeric, tmp_path, monkeypatch):
+def test_every_value_of_every_option_is_a_sentence_or_a_result(
+    run, command, parameter, numeric, model_folder, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)  # where a name that is a file's becomes one
     (tmp_path / "file.txt").write_text("the cat sat on the mat")
     for value in DEVICES if parameter.name == "device" else NUMBERS if numeric else TEXTS:
@@ -93,7 +86,9 @@ def test_every_value_of_every_option_is_a_sentence_or_a_result(run, command, par
         if option in words:
             del words[words.index(option) : words.index(option) + 2]
         words += [option, value] if option else ["--", value]
-        words = [word.replace("FOLDER", str(tmp_path)).replace("FILE", str(tmp_path / "file.txt")) for word in words]
+        places = {"MODEL": model_folder, "FOLDER": tmp_path, "FILE": tmp_path / "file.txt"}
+        for name, place in places.items():
+            words = [word.replace(name, str(place)) for word in words]
         status, said, told = run(*command.split(), *words)
         assert status in (0, 2), (value, told)
         assert "\x1b" not in told and not (status == 2 and (said or told.count("\n") != 1)), (value, told)
@@ -104,6 +99,11 @@ def test_every_value_of_every_option_is_a_sentence_or_a_result(run, command, par
     [
         (["generate", "--prompt", "a", "--history", "h", "--no-history"], "exclude each other"),
         (["generate", "--prompt", "a", "--drafter", ""], "no drafter named ''"),
+        (["generate", "--prompt", "a", "--drafter", "anpd:depth=3"], "'anpd' has no option 'depth'"),
+        (["generate", "--prompt", "a", "--drafter", "early-exit:layer=x"], "layer is 'x': give a whole number"),
+        (["generate", "--prompt", "a", "--drafter", "draft-model"], "write 'draft-model:model=NAME'"),
+        (["generate", "--prompt", "a", "--drafter", "anpd", "--background", "x"], "background is for the drafters"),
+        (["compare", "--prompt", "a", "--draft-model", "tiny"], "No such option: --draft-model"),
         (["generate", "--prompt", "a", "--device", ""], "The device is empty"),
         (["generate", "--prompt", "a", "--stop", "a\udcff"], "no text"),
         (["generate", "--prompt", "a", "--temperature", "inf"], "--temperature is inf: give a finite number"),

@@ -54,7 +54,7 @@ def test_two_processes_write_one_answer(model_folder):
         ({"RANK": 0, "WORLD_SIZE": 2}, (), "start them with torchrun"),
         ({"RANK": 0, "WORLD_SIZE": 99, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}, (), "There is work for 30"),
         ({}, ("--drafter", "ngram"), "leave out --drafter"),
-        ({}, ("--draft-model", "tiny"), "leave out --draft-model"),
+        ({}, ("--drafter", "draft-model:model=tiny"), "leave out --drafter"),
     ],
 )
 def test_a_bad_start_ends_in_a_sentence(monkeypatch, capsys, environment, words, sentence):

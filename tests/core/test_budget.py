@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, ForetokenError, Step, decode
-from foretoken.core.budget import CostCurve
+from foretoken.core.costs import CostCurve, LearnedCosts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
 from helpers.drafting import Oracle, RandomTrees
@@ -169,12 +168,6 @@ def test_what_a_draft_has_cost_already_speaks_for_verifying_more_of_it():
     assert verified(0.0) < verified(8.0) == 4
 
 
-def test_a_row_has_a_price_once_enough_of_them_were_tried():
-    assert AdaptiveBudget().row_price() is None
-    assert AdaptiveBudget(costs={1: 1.0, 2: 1.5}).row_price() is None
-    assert AdaptiveBudget(costs={1: 2.0, 17: 4.0}).row_price() == pytest.approx(1 / 16)
-
-
 def test_promises_are_discounted_as_they_are_broken():
     budget = AdaptiveBudget(costs={1: 1.0, 33: 1.3})
     draft = Draft.chain(range(8), [0.9] * 8)
@@ -243,32 +236,29 @@ def test_the_loop_takes_it_on_any_target(make):
     assert [token for step in steps for token in step.tokens] == plain
 
 
-def test_threads_may_share_one():
-    budget, errors = AdaptiveBudget(), []
-
-    def work(seed: int) -> None:
-        try:
-            simulate(budget, linear(0.05), mixed, 1500)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert simulate(budget, linear(0.05), always(0.9)) > 3
+def test_a_copy_knows_as_much_and_learns_apart():
+    budget = AdaptiveBudget()
+    simulate(budget, linear(0.05), always(0.8), 300)
+    copy, again = budget.copy(), budget.copy()
+    assert (copy.discount, copy.costs.as_dict()) == (budget.discount, budget.costs.as_dict())
+    simulate(copy, linear(0.9), liar, 300, overhead=0.5)
+    assert (copy.discount, copy.costs.as_dict()) != (budget.discount, budget.costs.as_dict())
+    assert (again.discount, again.costs.as_dict()) == (budget.discount, budget.costs.as_dict())
 
 
-def test_costs_can_be_stored_and_given_to_another():
-    curve = CostCurve()
+def test_with_known_costs_the_first_step_drafts_already():
+    assert AdaptiveBudget().max_draft_tokens() == 0, "the test can fail"
+    assert AdaptiveBudget(costs=CostCurve({1: 1.0, 8: 1.2})).max_draft_tokens() == 64
+
+
+def test_what_was_learned_can_be_given_to_another():
+    costs = LearnedCosts(CostCurve())
+    assert costs.seconds(3) == 0 and costs.num_plain == 0
     for step in range(40):
         rows = (1, 2, 4, 8)[step % 4]
-        curve.add(rows, 1 + 0.1 * rows)
-    again = CostCurve(curve.as_dict())
-    assert [again.seconds(n) for n in (1, 3, 8, 20)] == pytest.approx([curve.seconds(n) for n in (1, 3, 8, 20)])
-    assert CostCurve().seconds(3) == 0 and CostCurve().num_plain == 0
+        costs.add(rows, 1 + 0.1 * rows)
+    again = CostCurve(costs.as_dict())
+    assert [again.seconds(n) for n in (1, 3, 8, 20)] == pytest.approx([costs.seconds(n) for n in (1, 3, 8, 20)])
 
 
 @pytest.mark.parametrize("extra", [5.0, 200.0])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,9 @@ from hypothesis import strategies as st
 
 import foretoken
 from foretoken import AdaptiveBudget, Draft, FixedBudget, ForetokenError, Step, decode
-from foretoken.core.budget import CostCurve
-from foretoken.drafters import NgramMixer, WithWindow
+from foretoken.drafters import Lookahead, NgramMixer, WithWindow
 from foretoken.drafters import lookahead as module
-from foretoken.drafters.lookahead import SHAPES, LookaheadDrafter, Pool, Shape, shape_for
+from foretoken.drafters.lookahead import LookaheadDrafter, Pool, Shape
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.tree_mask import tree_mask
@@ -99,7 +100,7 @@ def initial(drafter: LookaheadDrafter, prompt: Sequence[int]) -> list[int]:
 def reference(next_token, drafter: LookaheadDrafter, prompt: Sequence[int], num_steps: int) -> list[Moment]:
     window, ngram, guesses = drafter.shape
     first = initial(drafter, prompt)
-    settings = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
+    settings: dict[str, Any] = {"window": window, "ngram": ngram, "guesses": guesses, "text": drafter.text}
     return list(islice(lookahead(next_token, prompt, first, **settings), num_steps))
 
 
@@ -290,7 +291,7 @@ class Dropping:
         self.rides = not self.rides
         return draft if self.rides else draft.guesses()
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
+    def observe(self, step: Step, seconds: float) -> None:
         pass
 
 
@@ -312,12 +313,12 @@ class Timed(AdaptiveBudget):
         super().__init__()
         self.cost, self.clock, self.steps, self.rides = cost, 0.0, 0, 0
 
-    def observe(self, draft: Draft, num_accepted: int, seconds: float, draft_seconds: float) -> None:
-        seconds = self.cost(1 + len(draft))
+    def observe(self, step: Step, seconds: float) -> None:
+        seconds = self.cost(1 + len(step.draft))
         self.clock += seconds
         self.steps += 1
-        self.rides += draft.num_lookahead > 0
-        super().observe(draft, num_accepted, seconds, 0.0)
+        self.rides += step.draft.num_lookahead > 0
+        super().observe(replace(step, propose_seconds=0.0, observe_seconds=0.0), seconds)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 5.0], ids=["predictable", "random"])
@@ -399,43 +400,21 @@ def test_tokens_that_the_text_said_are_no_merit_of_the_window():
 @pytest.mark.parametrize(
     ("numbers", "sentence"),
     [
-        ((-1, 3, 3), "window is -1: give"),
-        ((3, 1, 3), "ngram is 1: an n-gram"),
-        ((3, 3, 0), "guesses is 0: keep"),
+        ((-1, 3, 3), "window is -1: give a whole number from 0 on"),
+        ((3, 1, 3), "ngram is 1: give a whole number from 2 on"),
+        ((3, 3, 0), "guesses is 0: give a whole number from 1 on"),
         ((600, 3, 3), "adds 1199 rows to every forward: make one of them smaller"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(numbers, sentence):
-    with pytest.raises(ForetokenError, match=sentence):
-        LookaheadDrafter(*numbers)
+    for make in (LookaheadDrafter, Lookahead):
+        with pytest.raises(ForetokenError, match=sentence):
+            make(*numbers)
 
 
-@settings(max_examples=100, deadline=None)
-@given(row=st.floats(0, 2), free=st.integers(1, 100))
-def test_the_shape_is_the_fastest_of_those_that_were_measured(row, free):
-    def seconds(rows: int) -> float:
-        return 1 + row * max(0, rows - free)
-
-    best = SHAPES[shape_for(seconds)]
-    for shape in SHAPES.values():
-        assert shape.tokens / seconds(1 + shape.rows) <= best.tokens / seconds(1 + best.rows)
-
-
-def test_what_is_left_out_is_chosen_by_cost():
-    largest = Shape(15, 5, 15)
-    assert LookaheadDrafter().shape == LookaheadDrafter(seconds=CostCurve().seconds).shape == largest
-    curve = CostCurve()
-    drafter = LookaheadDrafter(seconds=curve.seconds)
-    for rows in (1, 8, 64):
-        for _ in range(3):
-            curve.add(rows, rows / 1000)
-    assert drafter.shape == largest
-    drafter.begin([1, 2, 3])
-    assert drafter.shape.window == 0 and drafter.propose([1, 2, 3, 1], 7).tokens == ()
-    given = LookaheadDrafter(window=2, seconds=curve.seconds).shape
-    assert given == (2, drafter.shape.ngram, drafter.shape.guesses)
-    assert SHAPES[largest].tokens == max(measured.tokens for measured in SHAPES.values())
-    assert {Shape(15, 5, 15), Shape(3, 3, 3)} <= set(SHAPES)
+def test_the_papers_shape_is_the_default():
+    assert LookaheadDrafter().shape == Shape(15, 5, 15)
+    assert (Lookahead().window, Lookahead().ngram, Lookahead().guesses) == (15, 5, 15)
 
 
 def test_where_rows_are_free_a_budget_that_knows_nothing_comes_to_the_window(monkeypatch):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -220,7 +221,8 @@ def test_the_floor_is_lowered_to_what_a_row_costs():
 def assert_pairs_have_places_of_their_own(drafter: NgramMixer) -> None:
     """In the table of pairs a later one may take an earlier one's place; the second implementation's does not."""
     size = drafter._local.trie.pairs.size
-    assert len({kernels.place(a, b, size) for a in range(4) for b in range(4)}) == 16
+    place = numba.njit(kernels.place)
+    assert len({place(a, b, size) for a in range(4) for b in range(4)}) == 16
 
 
 @property_test

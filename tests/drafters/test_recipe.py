@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +60,7 @@ def test_any_text_is_a_recipe_or_one_sentence(name, options):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("magic", r"no drafter named 'magic': choose one of mixed, .*, early-exit, none\.$"),
+        ("magic", r"no drafter named 'magic': choose one of mixed, .*, early-exit,.* none\.$"),
         ("Mixed", "no drafter named 'Mixed'"),
         ("anpd:depth=3", r"'anpd' has no option 'depth': choose one of max_order\.$"),
         ("early-exit:4", r"'early-exit' has no option '4': choose one of layer, floor, trees\.$"),
@@ -104,6 +106,17 @@ def test_every_recipe_can_be_told_of_in_a_line():
             assert f"        {option.name}: " in recipe.__doc__, "its docstring says what each option does"
 
 
+def test_the_documentations_table_has_every_drafter_its_options_and_its_budget():
+    text = (Path(__file__).parents[2] / "docs" / "which-drafter.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]* \|([^|]*)\| (adaptive|7 tokens) \|$", text, re.MULTILINE)
+    told = {name: (re.findall("`([a-z_]+)`", options), budget) for name, options, budget in rows}
+    assert told == {
+        name: ([option.name for option in options_of(recipe)], "adaptive" if recipe.calibrated else "7 tokens")
+        for name, recipe in RECIPES.items()
+    }
+
+
 def test_only_what_sees_tokens_alone_drafts_for_recorded_answers():
-    assert TEXT_DRAFTERS == ("ngram", "anpd", "prompt-lookup")
+    assert {"ngram", "anpd", "prompt-lookup"} <= set(TEXT_DRAFTERS)
+    assert not {"mixed", "recycle", "lookahead", "draft-model", "early-exit"} & set(TEXT_DRAFTERS)
     assert parse_recipe("ngram:floor=0.1", RECIPES).floor == 0.1

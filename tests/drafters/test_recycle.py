@@ -11,19 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken import DecodeStats, Draft, FixedBudget, ForetokenError, decode
-from foretoken.core.contracts import Top
+from foretoken.core.contracts import Scores, Top
 from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.engines.toy import ToyTarget
 from helpers.drafting import verified
 
 
-class Named:
+class Named(Scores):
     """Scores whose row i names ``rows[i]``, as tokens from the likeliest on."""
 
     PROBS = (0.5, 0.25, 0.125, 0.0625)
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.rows = rows
+
+    def choose(self, row: int) -> int:
+        return self.rows[row][0]
 
     def top(self, rows, k) -> Top:
         return Top([self.rows[row][:k] for row in rows], [list(self.PROBS[:k]) for row in rows])

@@ -253,7 +253,7 @@ def test_model_answers_steps_and_tops_are_those_of_one_process(ranks, num):
 def at_the_border(parallel: bool) -> Any:
     """Phi-3's long variant, whose rotary positions change beyond 32 tokens: one forward on both sides mixes them."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    border = {"original_max_position_embeddings": 32}
+    border: dict[str, Any] = {"original_max_position_embeddings": 32}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, **border, **factors}
     torch.manual_seed(1)
     model = Phi3ForCausalLM(Phi3Config(**LLAMA | {"max_position_embeddings": 128}, **border, rope_parameters=rope))
@@ -396,7 +396,7 @@ def test_ranks_that_part_are_caught(ranks, job):
 
 
 def second_choices() -> Any:
-    return DraftModelDrafter(ParallelTarget(ToyTarget()))
+    return DraftModelDrafter(ParallelTarget(ToyTarget()))  # type: ignore[arg-type]  # what it refuses
 
 
 def test_the_ranks_exchange_no_second_choices_and_say_so_up_front(ranks):

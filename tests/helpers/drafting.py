@@ -9,7 +9,7 @@ from typing import Any
 
 from foretoken import Draft, Drafter, Scores, Step
 from foretoken.core.contracts import FinishReason
-from foretoken.drafters import Parts, Recipe
+from foretoken.drafters import DraftModel, Parts, Recipe
 
 
 def verified(
@@ -87,3 +87,8 @@ class Making(Recipe):
 
     def make(self, parts: Parts) -> Drafter:
         return self.kind()
+
+
+def named(name: str, draft_model: Any) -> str | Recipe:
+    """The drafter of this name; the one that needs a smaller model gets this one."""
+    return DraftModel(draft_model) if name == DraftModel.name else name

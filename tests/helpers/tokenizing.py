@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -76,7 +77,7 @@ class PythonTokenizer(PreTrainedTokenizer):
     def _convert_token_to_id(self, token: str) -> int:
         return self.pieces.index(token) if token in self.pieces else 0
 
-    def _convert_id_to_token(self, index: int) -> str | None:
+    def _convert_id_to_token(self, index: int) -> Any:  # None for an unknown one
         return self.pieces[index] if index < len(self.pieces) else None
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from transformers import GenerationConfig
@@ -17,6 +18,7 @@ from foretoken.core.contracts import Verdict
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters import AdaptiveNgram, Anpd, EarlyExit
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
 from foretoken.measure import run
 from foretoken.measure.differences import TextChanged, gap
@@ -28,7 +30,7 @@ from foretoken.measure.run import Conditions, measure
 from foretoken.measure.subject import Subject
 from foretoken.reports.methods import methods_page
 from helpers.commanding import call
-from helpers.drafting import verified
+from helpers.drafting import Making, verified
 
 LINE = {"id": "abc", "kind": "pattern", "prompt": "a b c a b c a b c a b c"}
 
@@ -51,7 +53,7 @@ def test_texts_may_be_compared_in_float64():
 
 
 def row(**changes) -> Row:
-    values = {
+    values: dict[str, Any] = {
         "prompt": "code-1",
         "kind": "code",
         "dtype": "float32",
@@ -127,16 +129,15 @@ def test_nothing_of_a_models_own_settings_reaches_transformers_loop(subject):
 def test_a_drafter_meets_each_prompt_once(subject):
     met = []
 
-    def make(given):
-        drafter = METHODS["anpd"].make(given)
-        prompts = []
+    def make():
+        drafter, prompts = AdaptiveNgram(), []
         met.append(prompts)
         begin = drafter.begin
         drafter.begin = lambda prompt: (prompts.append(tuple(prompt)), begin(prompt))
         return drafter
 
     prompts = [PROMPT, Question("2", "pattern", encode("1 2 3"))]
-    list(measure(subject, prompts, [METHODS["plain"], replace(METHODS["anpd"], make=make)], SHORT))
+    list(measure(subject, prompts, [METHODS["plain"], replace(METHODS["anpd"], recipe=Making(make))], SHORT))
     assert [len(prompts) for prompts in met] == [1, 2, 2]  # one that warms up, then one for each round
     assert all(len(set(prompts)) == len(prompts) for prompts in met)
 
@@ -187,7 +188,7 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
         def observe(self, step):
             pass
 
-    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", make=lambda given: Wrong())]
+    methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", recipe=Making(Wrong))]
     right = [row.differs_at for (_, row) in measure(subject, [PROMPT], methods, SHORT)]
     monkeypatch.setattr(run, "decode", partial(decode, verify=accept_the_first_guess))
     with pytest.raises(TextChanged, match=r"abc .float32, greedy., method wrong: another token after 1 "):
@@ -250,7 +251,7 @@ def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, mo
     assert found.keys() == {"provenance", "methods", "summary", "rows"}
     assert {"commit", "torch", "threads", "workload_sha256", "seed", "rounds"} <= found["provenance"].keys()
     assert str(tmp_path) not in json.dumps(found)
-    assert found["methods"][1] == {"name": "anpd", "drafted": 7, "settings": {}}
+    assert found["methods"][1] == {"name": "anpd", "drafted": 7, "drafter": "anpd"}
     assert [(row["prompt"], row["method"], row["identical"]) for row in found["rows"]] == [
         ("abc", "plain", True),
         ("abc", "anpd", True),
@@ -264,6 +265,7 @@ def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, mo
         (["methods", "--method", "magic"], "no method 'magic': choose from plain, anpd"),
         (["methods", "--prompts", "/nowhere/p.jsonl"], "could not be read: No such file"),
         (["methods", "--rounds", 0], "rounds is 0"),
+        (["methods", "--method", "transformers", "--temperature", 0.8], "answers only greedily"),
         (["methods", "--limit", 0], "limit is 0"),
         (["methods", "--max-new-tokens", 1], "max_new_tokens is 1"),
         (["methods", "--temperature", -1], "temperature is -1"),
@@ -305,9 +307,20 @@ def test_loops_are_told_from_repetition():
         assert not loops([*text[:50], *text[:period], *text[60:100]])
 
 
-def test_a_method_that_needs_a_draft_model_is_left_out_without_one(monkeypatch):
-    monkeypatch.setitem(METHODS, "needy", replace(METHODS["anpd"], name="needy", needs_draft_model=True))
-    assert "needy" not in [method.name for method in choose_methods([], False)]
-    assert "needy" in [method.name for method in choose_methods([], True)]
-    with pytest.raises(ForetokenError, match="--draft-model"):
-        choose_methods(["needy"], False)
+def test_a_method_that_needs_a_draft_model_is_left_out_without_one():
+    needy = {"draft-model", "draft-model-chain", "draft-model-adaptive"}
+    assert {method.name for method in choose_methods([], True)} == set(METHODS)
+    assert {method.name for method in choose_methods([], False)} == set(METHODS) - needy
+    for name in needy:
+        with pytest.raises(ForetokenError, match="--draft-model"):
+            choose_methods([name], False)
+
+
+def test_a_drafter_with_options_is_a_method_too():
+    plain, exits, short = choose_methods(["early-exit:layer=1", "anpd:max_order=3"], False)
+    assert (plain.name, exits.name, short.name) == ("plain", "early-exit:layer=1", "anpd:max_order=3")
+    assert (exits.recipe, exits.drafted) == (EarlyExit(layer=1), None), "what pays"
+    assert (short.recipe, short.drafted) == (Anpd(max_order=3), 7), "which knows nothing of its chances"
+    for text in ("magic", "anpd:depth=3", "draft-model:model=tiny"):
+        with pytest.raises(ForetokenError, match=r"There is no method|no option 'depth'"):
+            choose_methods([text], True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,8 @@ def model(history: Path | None = None, background: str | Path | None = None) -> 
 
 
 def accepted(lm: LanguageModel, prompt: str = PROMPT, **options) -> int:
-    result = lm.generate(prompt, **({"max_new_tokens": 60, "budget": ALL} | options))
+    asked: dict[str, Any] = {"max_new_tokens": 60, "budget": ALL} | options
+    result = lm.generate(prompt, **asked)
     plain = lm.generate(prompt, drafter="none", max_new_tokens=60, namespace=None)
     assert result.tokens == plain.tokens
     return result.stats.accepted
@@ -268,14 +270,16 @@ PRICES = {"cheap": lambda rows: 1 + 0.03 * rows, "dear": lambda rows: 1 + 0.4 * 
 
 
 @pytest.fixture(params=PRICES)
-def clock(request, monkeypatch) -> Clock:
+def clock(request, monkeypatch, tmp_path) -> Clock:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # what rows cost by this clock is not kept for others
+    monkeypatch.setattr("foretoken.memory.costs._KNOWN", {})
     clock, score = Clock(), TransformersTarget.score
 
     def timed(self, last_token, draft):
         clock.seconds += PRICES[request.param](1 + len(draft))
         return score(self, last_token, draft)
 
-    for module in ("core.decode", "api.drafting"):
+    for module in ("core.decode", "core.measuring"):
         monkeypatch.setattr(f"foretoken.{module}.time", clock)
     monkeypatch.setattr(TransformersTarget, "score", timed)
     return clock
@@ -297,7 +301,7 @@ def test_one_is_drafted_for_as_if_another_had_never_been_there(clock, of_b):
         for prompt in ("é, é, é, ", PROMPT):
             steps: list[Step] = []
             request = lm.stream(prompt, max_new_tokens=40, namespace=namespace, **of_b)
-            request._stats.add = steps.append  # type: ignore[method-assign]
+            request._stats.add = steps.append  # type: ignore[method-assign, assignment]
             for _ in request:
                 pass
             answers.append([(len(step.draft), step.num_accepted) for step in steps])
@@ -319,7 +323,7 @@ def test_nothing_is_learned_of_costs_without_a_namespace(clock):
     lm = model()
     first, second = (lm.generate(PROMPT, max_new_tokens=60, namespace=None).stats.steps for _ in range(2))
     assert first == second
-    assert not lm.memories._by_namespace and lm.budget.costs.as_dict() == {}
+    assert not lm.memories._by_namespace and lm.budget.costs.as_dict() == lm.costs.as_dict()
 
 
 def test_a_namespace_that_asked_little_takes_little():
@@ -424,7 +428,7 @@ answer = lambda namespace: lm.generate("abc", max_new_tokens=8, namespace=namesp
 expected = answer("a")
 held = threading.Event()
 def hold():
-    with lm.memories._lock, lm.memories.of("a").ngrams.lock, lm.memories.of("a").budget._lock:
+    with lm.memories._lock, lm.memories.of("a").ngrams.lock:
         held.set()
         time.sleep(3600)
 threading.Thread(target=hold, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from foretoken.ngrams import kernels
 from foretoken.ngrams.kernels import ORDERS, WINDOW
 from foretoken.ngrams.store import LEAST_BYTES, TokenStore
+
+walk, follow = numba.njit(kernels.walk), numba.njit(kernels.follow)
 
 small = st.integers(0, 3)
 texts = st.lists(st.lists(small, max_size=40), max_size=4)
@@ -45,7 +48,7 @@ def contexts_after(store: TokenStore, text: Sequence[int]) -> list[int]:
     contexts = np.zeros(ORDERS + 1, np.int32)
     contexts[0] = 1
     for token in text:
-        kernels.walk(store.trie, contexts, token, contexts)
+        walk(store.trie, contexts, token, contexts)
     return contexts.tolist()
 
 
@@ -120,7 +123,7 @@ def test_exactly_the_contexts_that_occur_are_found(sequences, text):
     window = np.full(WINDOW, -1, np.int32)
     window[WINDOW - len(text) :] = text
     contexts = np.empty(ORDERS + 1, np.int32)
-    kernels.follow(store.trie, window, contexts)
+    follow(store.trie, window, contexts)
     assert [context != 0 for context in contexts[1:]] == expected
     assert contexts.tolist() == contexts_after(store, text)
     for n in range(1, ORDERS + 1):

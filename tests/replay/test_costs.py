@@ -1,26 +1,25 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
 from foretoken import ForetokenError
-from foretoken.replay.costs import Costs
+from foretoken.replay.costs import parse_costs
 
 
 def test_word_forms():
-    flat, linear = Costs.read("flat"), Costs.read("linear:0.05")
-    assert [flat(n) for n in (1, 2, 100)] == [1, 1, 1] and flat.max_rows == math.inf
-    assert [linear(n) for n in (1, 2, 11)] == pytest.approx([1, 1.05, 1.5])
+    flat, linear = parse_costs("flat"), parse_costs("linear:0.05")
+    assert [flat.seconds(n) for n in (1, 2, 100)] == [1, 1, 1] and flat.most_rows > 1025
+    assert [linear.seconds(n) for n in (1, 2, 11)] == pytest.approx([1, 1.05, 1.5])
 
 
 def test_a_file_is_interpolated_and_ends_where_it_ends(tmp_path):
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({"rows": [1, 2, 4, 8], "milliseconds": [10, 12, 12, 20.0]}))
-    costs = Costs.read(str(path))
-    assert [costs(n) for n in range(1, 9)] == pytest.approx([10, 12, 12, 12, 14, 16, 18, 20])
-    assert costs.max_rows == 8
+    costs = parse_costs(str(path))
+    assert [1000 * costs.seconds(n) for n in range(1, 9)] == pytest.approx([10, 12, 12, 12, 14, 16, 18, 20])
+    assert costs.most_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,7 @@ def test_a_file_is_interpolated_and_ends_where_it_ends(tmp_path):
 def test_files_that_say_nothing_are_refused(tmp_path, content, said):
     (tmp_path / "costs.json").write_text(content)
     with pytest.raises(ForetokenError, match=said):
-        Costs.read(str(tmp_path / "costs.json"))
+        parse_costs(str(tmp_path / "costs.json"))
 
 
 @pytest.mark.parametrize(
@@ -73,10 +72,10 @@ def test_files_that_say_nothing_are_refused(tmp_path, content, said):
 )
 def test_forms_that_do_not_exist_are_refused(form):
     with pytest.raises(ForetokenError, match=r"linear:0\.05"):
-        Costs.read(form)
+        parse_costs(form)
 
 
 def test_a_file_is_read_by_its_byte_order_mark(tmp_path):
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({"rows": [1, 2], "milliseconds": [1, 2]}), encoding="utf-16")
-    assert Costs.read(str(path))(2) == 2
+    assert parse_costs(str(path)).seconds(2) == 0.002

@@ -24,18 +24,18 @@ def jobs(tmp_path):
     return make_jobs(files, None, [3, 10], True, Reading(str(write_tokenizer(tmp_path / "tokenizer.json"))))
 
 
-def counts(scores):
+def counts(results):
     return [
         (
-            score.job.label,
-            score.job.drafter,
+            result.job.label,
+            result.job.drafter,
             [
                 dataclasses.replace(item.stats, seconds=0, prefill_seconds=0, draft_seconds=0, _started=0)
-                for item in score.items
+                for item in result.items
             ],
-            [item.rows for item in score.items],
+            [item.rows for item in result.items],
         )
-        for score in scores
+        for result in results
     ]
 
 
@@ -52,7 +52,7 @@ class Deadly(Stateless):
 def test_the_scores_do_not_depend_on_where_jobs_run(jobs):
     told = []
     here = run_jobs(jobs, processes=1, done=told.append)
-    assert told == jobs == [score.job for score in here] and read_log.cache_info().currsize == 0
+    assert told == jobs == [result.job for result in here] and read_log.cache_info().currsize == 0
     told.clear()
     there = run_jobs(jobs, processes=2, done=told.append)
     assert counts(there) == counts(here) and len(told) == len(jobs) == 2 * 2 * len({job.drafter for job in jobs})
@@ -172,4 +172,4 @@ def test_jobs_take_drafters_with_options(tmp_path):
     files = [write_log(tmp_path / "a.jsonl", rows(1))]
     jobs = make_jobs(files, ["anpd", "anpd:max_order=3", "anpd:max_order=5"], [1], True, Reading(""))
     assert [job.drafter for job in jobs] == ["anpd", "anpd:max_order=3"], "5 is the default, so that it is the same"
-    assert jobs[1].new_drafter().max_order == 3
+    assert jobs[1].new_drafter(jobs[1].new_namespace()).max_order == 3

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
 from foretoken.api.answer import Result, Stream
-from foretoken.api.drafting import Situation
 from foretoken.api.options import Options, Prompt, split_options
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.contracts import Drafter, Step, Target
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
-from foretoken.drafters import DEFAULT_DRAFTER, SharedNgrams, check_name
+from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, Parts, Recipe, recipe_of
 from foretoken.engines import engine_of, load_engine
 from foretoken.engines.base import Engine, Messages, Request
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
+from foretoken.memory.costs import costs_of
 from foretoken.memory.history import History
 from foretoken.memory.namespace import Namespace
 from foretoken.memory.namespaces import Namespaces, check_namespace
@@ -34,9 +35,7 @@ class LanguageModel:
     Args:
         model: An engine, or a causal language model of transformers whose cache can rewind.
         tokenizer: The tokenizer of a model of transformers. An engine has its own.
-        drafter: The drafter used if a call names none.
-        draft_model: A smaller model of the same tokens, for the drafter "draft-model".
-        exit_layer: After how many layers the drafter "early-exit" leaves. If None, a third of them.
+        drafter: The drafter used if a call names none, as ``Options`` has it.
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: Keeps answers between runs. If None, they are forgotten with this object.
@@ -50,19 +49,17 @@ class LanguageModel:
         self,
         model: Engine | Any,
         tokenizer: Any = None,
-        drafter: str | Drafter | None = DEFAULT_DRAFTER,
+        drafter: str | Recipe | Drafter | None = DEFAULT_DRAFTER,
         *,
-        draft_model: Any = None,
-        exit_layer: int | None = None,
         background: str | Path | None = "general",
         history: History | None = None,
     ) -> None:
         self.engine: Engine = model if tokenizer is None else engine_of(model, tokenizer)
-        self.drafter, self.draft_model, self.exit_layer = drafter, draft_model, exit_layer
-        target = self.engine.target()
-        if draft_model is not None and self.engine.draft_target is not None:
-            self.engine.draft_target(draft_model, target)
-        self._situation(target, SharedNgrams).drafting(drafter)
+        self.drafter = recipe_of(drafter)
+        if background not in (None, "general"):
+            require_memory(self.drafter, "background")
+        if self.drafter is not None:
+            self.drafter.check(self._parts(self.engine.target()))
         self.memories = Namespaces(self.engine, background, history)
 
     @property
@@ -76,9 +73,14 @@ class LanguageModel:
         return self.engine.tokenizer
 
     @property
+    def costs(self) -> CostCurve:
+        """What the model's forwards cost on this machine; measured, in about a second, if nobody has before."""
+        return costs_of(self.engine.cost_key, self.engine.target)
+
+    @property
     def budget(self) -> AdaptiveBudget:
-        """What the default namespace has learned of costs and gains; every namespace has a budget of its own."""
-        return self.memories.of(DEFAULT_NAMESPACE).budget
+        """A budget as the next answer of the default namespace gets it."""
+        return self.memories.of(DEFAULT_NAMESPACE).new_budget(self.costs)
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result: ...
@@ -109,17 +111,22 @@ class LanguageModel:
         Raises:
             ForetokenError: As ``generate``, before the first chunk.
         """
-        drafter = options.pop("drafter", self.drafter)
-        references = options.pop("references", None) or ()
+        recipe = recipe_of(options.pop("drafter", self.drafter))
+        references = self._encode_all(options.pop("references", None) or ())
+        if references:
+            require_memory(recipe, "references")
         namespace = options.pop("namespace", DEFAULT_NAMESPACE)
         check_namespace(namespace)
         budget = options.pop("budget", None)
         request = self.prepare(prompt, **options)
-        documents = self._encode_all(references)
         remembered = self.memories.of(namespace)
-        situation = self._situation(request.target, lambda: remembered.ngrams, documents)
-        drafter, budget = situation.drafting(drafter, budget)
-        steps = self._kept(request.steps(drafter, budget), remembered)
+        drafter, learning = None, None
+        if recipe is not None:
+            costs = self.costs if recipe.calibrated else CostCurve()
+            learning = remembered.new_budget(costs) if recipe.calibrated and budget is None else None
+            parts = self._parts(request.target)
+            drafter = recipe.make(replace(parts, ngrams=lambda: remembered.ngrams, costs=costs, references=references))
+        steps = self._kept(request.steps(drafter, budget or learning), remembered, learning)
         return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -143,10 +150,14 @@ class LanguageModel:
             )
         return ids
 
-    def _situation(
-        self, target: Target, memory: Callable[[], SharedNgrams], references: Sequence[Sequence[int]] = ()
-    ) -> Situation:
-        return Situation(cast(Any, target), memory, references, self.draft_model, self.exit_layer)
+    def _parts(self, target: Target) -> Parts:
+        """What the engine has to make a drafter of."""
+        draft_target, exit_target = self.engine.draft_target, self.engine.exit_target
+        return Parts(
+            target,
+            draft_target=None if draft_target is None else lambda model: draft_target(model, target),
+            exit_target=None if exit_target is None else lambda layer: exit_target(layer, target),
+        )
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
         if isinstance(documents, str) or not isinstance(documents, Iterable):
@@ -156,8 +167,8 @@ class LanguageModel:
                 raise RequestError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(self, steps: Iterator[Step], namespace: Namespace) -> Iterator[Step]:
-        """The steps as they come; the answer is kept once it is whole."""
+    def _kept(self, steps: Iterator[Step], namespace: Namespace, learning: AdaptiveBudget | None) -> Iterator[Step]:
+        """The steps as they come. The answer is kept once it is whole, and what its budget has learned in any case."""
         answer: list[int] = []
         try:
             for step in steps:
@@ -166,6 +177,8 @@ class LanguageModel:
                     namespace.keep(answer)
                 yield step
         finally:
+            if learning is not None:
+                namespace.hand_back(learning)
             self.memories.settle(namespace.name)
 
     def _answer(self, prompt: Prompt, options: Options) -> Result:
@@ -196,9 +209,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str | None = None,
-    drafter: str | Drafter | None = DEFAULT_DRAFTER,
-    draft_model: str | None = None,
-    exit_layer: int | None = None,
+    drafter: str | Recipe | Drafter | None = DEFAULT_DRAFTER,
     background: str | Path | None = "general",
     history: bool | str | Path | None = True,
     trust_remote_code: bool = False,
@@ -210,9 +221,8 @@ def load(
             or "toy", a model without weights that needs no other package.
         dtype: "float64", "float32", "bfloat16", "float16", or "auto" for what the weights are stored in.
         device: Where it runs, such as "cpu" or "cuda". If None, a GPU if there is one.
-        drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
-        draft_model: A smaller model of the same tokenizer, named as ``model``, for the drafter "draft-model".
-        exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
+        drafter: What drafts if a call names nothing, as ``Options`` has it, such as "mixed", "early-exit:layer=4" or
+            "draft-model:model=NAME", a smaller model of the same tokenizer that is named as ``model`` is.
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: The file that keeps answers between runs, so that later ones are drafted from them; True for
@@ -224,24 +234,25 @@ def load(
         ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
             corpus or the draft model is not for it.
     """
-    if isinstance(drafter, str):
-        check_name(drafter)
+    drafter = recipe_of(drafter)  # so that what there is not is refused before a model is loaded
     if not isinstance(history, bool | str | PathLike | None):
         raise RequestError(f"history is {history!r}: give the path of a file, True for the user's own, or False.")
     kept = None if history is None or history is False else History(None if history is True else Path(history))
     if kept is not None:
         kept.check()
     engine = load_engine(model, dtype, device, trust_remote_code)
-    drafting = None
-    if draft_model is not None:
-        from foretoken.engines.transformers.second_model import load_draft_model
+    return LanguageModel(engine, drafter=drafter, background=background, history=kept)
 
-        drafting = load_draft_model(draft_model, engine.model, engine.tokenizer, dtype, trust_remote_code)
-    return LanguageModel(
-        engine,
-        drafter=drafter,
-        draft_model=drafting,
-        exit_layer=exit_layer,
-        background=background,
-        history=kept,
-    )
+
+def require_memory(recipe: Recipe | None, argument: str) -> None:
+    """Refuse an argument that says what to draft from, if the drafter does not draft from it.
+
+    Raises:
+        ForetokenError: If it does not.
+    """
+    if recipe is None or not recipe.remembers:
+        names = [name for name, known in RECIPES.items() if known.remembers]
+        raise RequestError(
+            f"{argument} is for the drafters {' and '.join(names)}, not for {str(recipe or 'none')!r}: "
+            "leave one of the two out."
+        )

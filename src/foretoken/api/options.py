@@ -9,6 +9,7 @@ from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
 from foretoken.core.errors import RequestError
 from foretoken.core.sampling import RANGES, Sampling
+from foretoken.drafters import Recipe
 from foretoken.engines.base import Engine, Messages
 
 Prompt = str | Messages
@@ -30,7 +31,9 @@ class Options(TypedDict, total=False):
         processors: Further changes of the logits, called as the engine's library calls its own.
         stop: Strings that end the answer, which keeps them, beside the model's own. It ends where one first stands in
             its text; a string that names a special token is found, too, though the text skips it.
-        drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+        drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
+            "early-exit:layer=4"; a recipe, such as ``EarlyExit(layer=4)``; a drafter of your own; "none" or None for
+            plain decoding.
         budget: How many tokens to draft. If None, just what pays; seven with "anpd", "prompt-lookup" and a drafter of
             your own.
         references: Documents that the answer may quote or edit; "mixed" and "ngram" draft from them.
@@ -49,7 +52,7 @@ class Options(TypedDict, total=False):
     seed: int | None
     processors: Sequence[Callable[..., Any]]
     stop: str | Sequence[str] | None
-    drafter: str | Drafter | None
+    drafter: str | Recipe | Drafter | None
     budget: Budget | None
     references: Sequence[str] | None
     namespace: str | None

@@ -9,12 +9,11 @@ from typing import Any, Unpack
 
 import foretoken
 from foretoken.api.answer import Stream
-from foretoken.api.drafting import require_trees
 from foretoken.api.language_model import LanguageModel
 from foretoken.api.options import Options, Prompt
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters.lookahead import LookaheadDrafter
+from foretoken.drafters import Lookahead, LookaheadDrafter, Parts
 from foretoken.engines.parallel import ParallelTarget, Ranks, process_group
 
 REFUSED = ("drafter", "references", "namespace")
@@ -45,10 +44,10 @@ class ParallelModel:
                     f"Lookahead parallelism drafts from the text and its window only: leave out {name}."
                 )
         given: dict[str, Any] = dict(options)
-        drafter = LookaheadDrafter()
-        budget = given.pop("budget", None) or FixedBudget(drafter.shape.guesses * (drafter.shape.ngram - 1))
+        budget = given.pop("budget", None)
         request = self.lm.prepare(prompt, **given)
-        require_trees(request.target)  # type: ignore[arg-type]
+        drafter = Lookahead().make(Parts(request.target))
+        budget = budget or FixedBudget(drafter.shape.guesses * (drafter.shape.ngram - 1))
         steps = replace(request, target=ParallelTarget(request.target)).steps(drafter, budget)
         return Stream(steps, self.lm.engine.detokenizer(request.prompt), len(request.prompt))
 

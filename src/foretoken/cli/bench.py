@@ -13,48 +13,55 @@ from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
-from foretoken.cli.options import Background, Device, HtmlFile, Model
+from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
+from foretoken.core.errors import RequestError
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
     from foretoken.measure.subject import Subject
 
-app = typer.Typer(help="Measure speed, costs and acceptance; tables are Markdown.", no_args_is_help=True)
+MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
-Rounds = Annotated[int, typer.Option(max=1000, help="How often each answer is given; medians count.")]
-OutFile = Annotated[Path, typer.Option("--out", help="Where the numbers are written.")]
+app = typer.Typer(no_args_is_help=True)
+
+Rounds = Annotated[int, typer.Option(max=1000, help="Times to give each answer; the median counts.")]
+OutFile = Annotated[Path, typer.Option("--out", help="File to write the numbers to.")]
 
 
 @app.command()
 def methods(
     model: Model = "tiny",
     draft_model: Annotated[
-        str | None, typer.Option(help="A smaller model of the same tokens, for what needs it.")
+        str | None, typer.Option(help="Smaller model with the same tokenizer, for the methods that need one.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="One of them; may be given again; else all.")
+        list[str] | None,
+        typer.Option("--method", help="Method to run (repeatable).", metavar="NAME", show_default="all"),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt"; the 36 of the package else.')
+        Path | None,
+        typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="The first prompts of each kind; else all.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="May be given again; float32.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")] = None,
+    dtype: Annotated[list[str] | None, of_model(help="Dtype to run in (repeatable).", show_default="float32")] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="0 for greedy, above 0 samples; may be given again; 0 and 0.8.")
+        list[float] | None,
+        typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
     ] = None,
     rounds: Rounds = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer, at most.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 200,
     background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
 ) -> None:
-    """Every drafter and combination against plain decoding, in turns on the same prompts.
+    """Compare every drafter and combination with plain decoding, in turns on the same prompts.
 
-    Texts are compared always; a difference in float32 ends the run with status 1, in half precision it is counted.
-    Answers that loop are counted apart. Speed is that of the tokens after the prefill; rows of a step are the last
-    token, guesses and lookahead rows.
+    Every output is compared with plain decoding. In float32 a mismatch ends the run (status 1); in half precision
+    mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens after the prefill. The
+    rows of a step are the last token, the drafted tokens and the lookahead rows. Transformers' own loop (transformers,
+    transformers-lookup) answers only greedily.
     """
     from rich.progress import track
 
@@ -67,6 +74,9 @@ def methods(
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
+    for one in chosen if method and all(some.temperature for some in conditions) else []:
+        if one.generate is not None:
+            raise RequestError(f"The method {one.name!r} answers only greedily: add --temperature 0.")
     workload = bundled_prompts() if prompts is None else read_text(prompts)
     silence_transformers()
     taken = parse_prompts(workload, _encoder(model), limit)
@@ -98,6 +108,40 @@ def methods(
         from foretoken.reports.methods import methods_page
 
         write_text(html_file, methods_page(summary, Path(model).name))
+    err.print(f"written to {plain(str(out_file))}", style="dim")
+
+
+@app.command()
+def costs(
+    model: Model = "tiny",
+    dtype: Dtype = "auto",
+    device: Device = None,
+    out_file: OutFile = Path("build/costs.json"),
+) -> None:
+    """Measure what a forward over n rows costs on this machine; the file is what "tune --costs" reads.
+
+    The costs that answers of this model begin with are replaced by these.
+    """
+    from foretoken.core.measuring import measure_costs
+    from foretoken.engines import load_engine
+    from foretoken.memory.costs import keep_costs, write_costs
+
+    check_outputs(out_file, None, read_from(model))
+    silence_transformers()
+    engine = load_engine(model, dtype, device, trust_remote_code=False)
+    with err.status("measuring"):
+        curve = measure_costs(engine.target(), MAX_COST_SECONDS)
+    keep_costs(engine.cost_key, curve)
+    write_costs(out_file, curve, folders=True)
+    plain_seconds = curve.seconds(1)
+    out.print(
+        markdown_table(
+            [
+                {"rows": rows, "milliseconds": 1000 * value, "of one row": value / plain_seconds}
+                for rows, value in curve.as_dict().items()
+            ]
+        )
+    )
     err.print(f"written to {plain(str(out_file))}", style="dim")
 
 
@@ -135,7 +179,7 @@ def _ended_by_another_text() -> Iterator[None]:
 
 
 def _provenance(workload: str, seed: int) -> dict[str, Any]:
-    from foretoken.provenance import of_model
+    from foretoken.measure.provenance import of_model
 
     return {"provenance": of_model(workload, seed)}
 

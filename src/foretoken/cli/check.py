@@ -10,7 +10,7 @@ from rich.table import Table
 
 from foretoken.cli.console import err, out, print_json
 from foretoken.cli.input import load_model
-from foretoken.cli.options import AsJson, Device, DraftOptions, ModelOptions, Option, of_model
+from foretoken.cli.options import AsJson, Device, DraftOptions, ModelOptions, of_model
 
 if TYPE_CHECKING:
     from foretoken.measure.check import Report
@@ -22,16 +22,16 @@ def check(
     model: Annotated[str, typer.Argument(help='Model folder, name on the hub, or "tiny".')] = "tiny",
     prompt: Annotated[
         list[str] | None,
-        Option(help="Text to continue (repeatable).", metavar="TEXT", show_default="three contexts of a built-in text"),
+        typer.Option(help="Text to continue (repeatable).", metavar="TEXT", show_default="a built-in text"),
     ] = None,
     dtype: Annotated[
         list[str] | None, of_model(help="Dtype to check (repeatable).", show_default=", ".join(DTYPES))
     ] = None,
-    max_new_tokens: Annotated[int, Option(help="Tokens to generate for each answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each answer.")] = 64,
     as_json: AsJson = False,
     device: Device = None,
 ) -> None:
-    """Compare drafted with plain decoding in each dtype.
+    """Check in each dtype whether drafting changes a token.
 
     The exit status is 1 if a token differs in float32, or if logits are not numbers.
     """

@@ -15,7 +15,6 @@ from foretoken.cli.options import (
     AsJson,
     DraftOptions,
     ModelOptions,
-    Option,
     PromptOptions,
     ShowDrafts,
     grouped,
@@ -32,11 +31,14 @@ def compare(
     answer: AnswerOptions,
     drafting: DraftOptions,
     where: ModelOptions,
-    rounds: Annotated[int, Option(min=1, help="Times to answer each prompt both ways, in turns.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Times to answer each prompt both ways, in turns.")] = 3,
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer prompts with and without drafting, in turns. The exit status is 1 if a token differs."""
+    """Compare drafted with plain decoding on your prompts.
+
+    Each prompt is answered both ways in turns. The exit status is 1 if a token differs.
+    """
     from foretoken.measure.compare import compare as compare_prompt
 
     prompts = read_prompts(asked)

@@ -12,39 +12,37 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from foretoken.cli.console import err, out, print_json
+from foretoken.cli.options import AsJson
 from foretoken.core.errors import ForetokenError
 
 SHOWN = 10  # numbers of a file's bad lines
 
-app = typer.Typer(help="Build a background corpus, the counts of what follows what in much text.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
-Files = Annotated[
-    list[Path],
-    typer.Argument(help="Text, each file a document, or .jsonl with output or text in each row; plain, .gz or .xz."),
-]
-Model = Annotated[str, typer.Option(help='Whose tokens: a model folder, a tokenizer.json, a hub name, or "tiny".')]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The folder to build.")]
-MinCount = Annotated[
-    int, typer.Option(min=1, max=(1 << 32) - 1, help="Drop what was seen less often; give 2 for a big corpus.")
-]
-Memory = Annotated[
-    float, typer.Option(min=0.001, max=1 << 20, help="GiB that counting may take; more is faster for a big corpus.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace a store, drop another unfinished build.")]
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that was built.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Folder = Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder of a corpus.")]
 
 
 @app.command()
 def build(
-    files: Files,
-    model: Model,
-    store: Output,
-    min_count: MinCount = 1,
-    memory: Memory = 1.0,
-    force: Force = False,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Text files, each one document, or .jsonl files with output or text in each row; plain, .gz or .xz."
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help='Whose tokens to count: model folder, tokenizer.json, name on the hub, or "tiny".')
+    ],
+    store: Annotated[Path, typer.Option("--output", "-o", metavar="CORPUS", help="Folder to write the corpus to.")],
+    min_count: Annotated[
+        int, typer.Option(min=1, max=(1 << 32) - 1, help="Drop what occurs less often. Use 2 for a large corpus.")
+    ] = 1,
+    memory: Annotated[
+        float, typer.Option(min=0.001, max=1 << 20, help="GiB to use for counting. More is faster for a large corpus.")
+    ] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a corpus, or drop another unfinished build.")] = False,
 ) -> None:
-    """Build a store from text; the same command again goes on with a build that was stopped."""
+    """Build a corpus from text. The same command continues a build that was interrupted."""
     from foretoken.memory.corpus import File, build_from
     from foretoken.memory.fingerprint import fingerprint
     from foretoken.ngrams.background import MAX_VOCABULARY, Background
@@ -79,8 +77,8 @@ def build(
 
 
 @app.command()
-def info(store: Store, as_json: AsJson = False) -> None:
-    """Say what a store holds."""
+def info(store: Folder, as_json: AsJson = False) -> None:
+    """Say what a corpus holds."""
     from foretoken.ngrams.background import Background
 
     background = Background.open(store)

@@ -30,22 +30,21 @@ def generate(
     history: Annotated[
         Path | None, of_draft(help="File that keeps answers between runs.", show_default="the user's own")
     ] = None,
-    no_history: Annotated[
-        bool, of_draft("--no-history", help="Neither read nor keep answers.", show_default=False)
-    ] = False,
+    no_history: Annotated[bool, of_draft("--no-history", help="Neither read nor keep answers.")] = False,
     namespace: Annotated[str, of_draft(help="Draft from the answers kept under this name, and keep this one.")] = (
         "default"
     ),
     lookahead_parallel: Annotated[
         bool,
-        of_draft(
-            "--lookahead-parallel", help="Draft by lookahead, in all the processes of torchrun.", show_default=False
-        ),
+        of_draft("--lookahead-parallel", help="Draft by lookahead, in all the processes of torchrun."),
     ] = False,
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a prompt. The answer streams to standard output, and a summary goes to standard error."""
+    """Answer a prompt.
+
+    The answer streams to standard output, and a summary goes to standard error.
+    """
     prompts = read_prompts(asked)
     if len(prompts) > 1:
         raise ForetokenError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")
@@ -84,8 +83,6 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
             f"--lookahead-parallel drafts by lookahead, not by {drafting.drafter!r}: leave out --drafter."
         )
     given = {
-        "--draft-model": drafting.draft_model is not None,
-        "--exit-layer": drafting.exit_layer is not None,
         "--reference": bool(drafting.reference),
         "--background": drafting.background not in ("general", "none"),
         "--history": history is not None,

@@ -11,28 +11,31 @@ import typer
 from rich.table import Table
 
 from foretoken.cli.console import err, out, plain, print_json
+from foretoken.cli.options import AsJson
 from foretoken.core.errors import ForetokenError
 
 if TYPE_CHECKING:
     from foretoken.memory.history import History, NamespaceStats
 
-HistoryFile = Annotated[Path | None, typer.Option("--history", help="The history's file, if it is not the usual one.")]
+HistoryFile = Annotated[
+    Path | None, typer.Option("--history", help="File of the history.", show_default="the user's own")
+]
 Namespace = Annotated[
-    str | None, typer.Option(help="Only the answers of this namespace.", callback=lambda name: checked(name))
+    str | None, typer.Option(help="Use only the answers of this namespace.", callback=lambda name: checked(name))
 ]
 
 MAX_NAMED = 20  # more bad lines than this are only counted
 
-app = typer.Typer(help="Show, delete, save and load the answers that drafters remember.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
 def stats(
     history: HistoryFile = None,
     namespace: Namespace = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show how much is remembered, a row for each namespace and tokenizer."""
+    """Show how many answers are kept, in a row for each namespace and tokenizer."""
     with open_history(history) as answers:
         rows = [row for row in answers.stats() if namespace in (None, row.namespace)]
     if as_json:
@@ -47,7 +50,7 @@ def stats(
 def clear(
     history: HistoryFile = None,
     namespace: Namespace = None,
-    everything: Annotated[bool, typer.Option("--all", help="The answers of every namespace.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete the answers of every namespace.")] = False,
 ) -> None:
     """Delete answers for good."""
     if everything == (namespace is not None):
@@ -58,22 +61,22 @@ def clear(
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="JSON lines, compressed if the name ends in .gz.")],
+    file: Annotated[Path, typer.Argument(help="File to write JSON lines to; compressed if its name ends in .gz.")],
     history: HistoryFile = None,
     namespace: Namespace = None,
 ) -> None:
-    """Save answers to a file, oldest first."""
+    """Save answers to a file, the oldest first."""
     with open_history(history) as answers:
         err.print(f"{counted(answers.export(file, namespace))} exported.", style="dim")
 
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="What export saved.")],
+    file: Annotated[Path, typer.Argument(help="File that export wrote.")],
     history: HistoryFile = None,
     namespace: Namespace = None,
 ) -> None:
-    """Add the answers of a file; lines that hold none are named and passed over."""
+    """Add the answers of a file. Lines that hold no answer are reported and skipped."""
     with open_history(history) as answers:
         result = answers.import_(file, namespace)
     err.print(f"{counted(result.answers)} imported.", style="dim")

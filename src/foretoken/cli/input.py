@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import foretoken
 from foretoken.cli.console import err
-from foretoken.cli.options import AnswerOptions, DraftOptions, ModelOptions, PromptOptions
+from foretoken.cli.options import AnswerOptions, DraftOptions, ModelOptions, PromptOptions, ReplayOptions
 from foretoken.core.budget import FixedBudget
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real
-from foretoken.drafters import DEFAULT_DRAFTER
+from foretoken.drafters import DEFAULT_DRAFTER, TEXT_DRAFTERS, recipe_of
 from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def read_prompts(asked: PromptOptions) -> list[tuple[str, str]]:
     if asked.stdin == "-":
         prompts.append(("standard input", read_stdin()))
     elif asked.stdin is not None:
-        raise ForetokenError(
+        raise RequestError(
             f"{asked.stdin!r} is not an option: give a prompt with --prompt, a file with --file, or - alone."
         )
     if not prompts:
-        raise ForetokenError("There is no prompt: give one with --prompt, a file with --file, or - for standard input.")
+        raise RequestError("There is no prompt: give one with --prompt, a file with --file, or - for standard input.")
     return prompts
 
 
@@ -74,12 +74,12 @@ def read_stdin() -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
-        raise ForetokenError(f"Standard input could not be read: it is not {name} text.") from error
+        raise RequestError(f"Standard input could not be read: it is not {name} text.") from error
     except OSError as error:
         reason = "it is closed" if error.errno == errno.EBADF else error.strerror
-        raise ForetokenError(f"Standard input could not be read: {reason}.") from error
+        raise RequestError(f"Standard input could not be read: {reason}.") from error
     if "\0" in text:
-        raise ForetokenError(f"Standard input could not be read: it has {NUL}.")
+        raise RequestError(f"Standard input could not be read: it has {NUL}.")
     return text
 
 
@@ -101,29 +101,12 @@ def read_options(answer: AnswerOptions, drafting: DraftOptions) -> Options:
             real(f"--{name.replace('_', '-')}", value)
     for text in answer.stop or []:
         if not is_text(text):
-            raise ForetokenError("A stop string holds bytes that are no text: give it as UTF-8.")
+            raise RequestError("A stop string holds bytes that are no text: give it as UTF-8.")
     if drafting.budget is not None:
         options["budget"] = FixedBudget(drafting.budget)
     if drafting.reference:
         options["references"] = [read_text(path) for path in drafting.reference]
     return options  # type: ignore[return-value]
-
-
-def choose_drafter(drafting: DraftOptions) -> str:
-    """The drafter that was named, or that what else was given is for.
-
-    Raises:
-        ForetokenError: If another one was named than what else was given is for.
-    """
-    drafter = drafting.drafter
-    for name, option, given in (
-        ("draft-model", "--draft-model", drafting.draft_model),
-        ("early-exit", "--exit-layer", drafting.exit_layer),
-    ):
-        if given is not None and drafter not in (None, name):
-            raise ForetokenError(f"{option} is for the drafter {name}, not for {drafter!r}: leave one of them out.")
-        drafter = name if given is not None else drafter
-    return DEFAULT_DRAFTER if drafter is None else drafter
 
 
 def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path = False) -> LanguageModel:
@@ -132,15 +115,12 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
     Raises:
         ForetokenError: As ``foretoken.load``, and if the device is an empty string.
     """
-    drafter = choose_drafter(drafting)
     with loading(where):
         return foretoken.load(
             where.model,
             dtype=where.dtype,
             device=where.device,
-            drafter=drafter,
-            draft_model=drafting.draft_model,
-            exit_layer=drafting.exit_layer,
+            drafter=DEFAULT_DRAFTER if drafting.drafter is None else drafting.drafter,
             background=None if drafting.background == "none" else drafting.background,
             history=history,
         )
@@ -154,7 +134,7 @@ def loading(where: ModelOptions) -> Iterator[None]:
         ForetokenError: If the device is an empty string.
     """
     if where.device == "":
-        raise ForetokenError('The device is empty: name one, such as "cpu", or leave out --device.')
+        raise RequestError('The device is empty: name one, such as "cpu", or leave out --device.')
     silence_transformers()
     with err.status(f"loading {where.model}"):
         yield
@@ -166,6 +146,20 @@ def silence_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def corpus_of(replaying: ReplayOptions, tokenizer: str) -> str | None:
+    """The folder of the corpus that a replay's drafters draft from; None if none of them does.
+
+    Raises:
+        ForetokenError: As ``background_folder``, and if a folder was named that none of them drafts from.
+    """
+    recipes = [recipe_of(drafter) for drafter in replaying.drafter or TEXT_DRAFTERS]
+    if not any(recipe is not None and recipe.remembers for recipe in recipes):
+        if replaying.background not in ("general", "none"):
+            raise RequestError("None of the drafters drafts from a corpus: leave out --background.")
+        return None
+    return background_folder(replaying.background, tokenizer)
 
 
 def background_folder(name: str, tokenizer: str) -> str | None:
@@ -184,7 +178,7 @@ def background_folder(name: str, tokenizer: str) -> str | None:
     loaded = load_tokenizer(tokenizer)
     if name != "general":
         if not os.path.isdir(name):
-            raise ForetokenError(f'There is no folder {name!r} of a corpus: give one, or "general", or "none".')
+            raise RequestError(f'There is no folder {name!r} of a corpus: give one, or "general", or "none".')
         Background.open(name, fingerprint(loaded))
         return name
     with err.status("cutting the background corpus with this tokenizer, once"):

@@ -14,8 +14,8 @@ from foretoken.cli.options import LogOptions, ReplayOptions
 from foretoken.core.errors import ForetokenError
 
 if TYPE_CHECKING:
+    from foretoken.replay.job import Job, JobResult
     from foretoken.replay.read import Reading
-    from foretoken.replay.score import Job, Score
 
 SHOWN = 5  # skipped lines that are named for each file
 
@@ -42,7 +42,7 @@ def readable_logs(files: Sequence[Path], ray: str | None, copies: ExitStack) -> 
     return logs
 
 
-def run(jobs: Sequence[Job], replaying: ReplayOptions) -> list[Score]:
+def run(jobs: Sequence[Job], replaying: ReplayOptions) -> list[JobResult]:
     """Run the jobs under a progress bar."""
     from foretoken.replay.run import run_jobs
 
@@ -56,22 +56,22 @@ def run(jobs: Sequence[Job], replaying: ReplayOptions) -> list[Score]:
         return run_jobs(jobs, replaying.jobs, replaying.ray, done)
 
 
-def skipped(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def skipped(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """The lines that were passed over, the first of each file where they are many, once."""
-    files = {score.job.path: score for score in scores}.values()
-    return [{"file": score.job.label, "line": line, "reason": why} for score in files for line, why in score.skipped]
+    files = {result.job.path: result for result in results}.values()
+    return [{"file": result.job.label, "line": line, "reason": why} for result in files for line, why in result.skipped]
 
 
-def report_skipped(scores: Sequence[Score]) -> None:
+def report_skipped(results: Sequence[JobResult]) -> None:
     """Name the lines that could not be used, on standard error."""
-    for score in {score.job.path: score for score in scores}.values():
-        label = plain(score.job.label)
-        if score.skipped:
-            named = "; ".join(f"line {line}: {reason}" for line, reason in score.skipped[:SHOWN])
-            more = score.unusable - SHOWN
+    for result in {result.job.path: result for result in results}.values():
+        label = plain(result.job.label)
+        if result.skipped:
+            named = "; ".join(f"line {line}: {reason}" for line, reason in result.skipped[:SHOWN])
+            more = result.unusable - SHOWN
             rest = f"; and {more} more" if more > 0 else ""
-            err.print(f"{label}: skipped {score.unusable}: {named}{rest}", style="yellow")
-        if not score.items:
+            err.print(f"{label}: skipped {result.unusable}: {named}{rest}", style="yellow")
+        if not result.items:
             err.print(f"{label}: no answer to replay", style="yellow")
 
 

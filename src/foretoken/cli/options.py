@@ -1,6 +1,6 @@
-"""The options that several commands take: each is described here once, and a command names the groups it takes.
+"""The options that several commands take: each is described here once, and a command names those it takes.
 
-A group is a dataclass whose fields are options. ``grouped`` makes the fields options of the command:
+Options that go together are a group, a dataclass whose fields are the options. ``grouped`` lets a command take groups:
 
     @grouped
     def generate(asked: PromptOptions, answer: AnswerOptions, as_json: AsJson = False) -> None: ...
@@ -17,31 +17,35 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from foretoken.drafters import DEFAULT_DRAFTER, DRAFTERS, TEXT_DRAFTERS
+from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, TEXT_DRAFTERS
+from foretoken.drafters.recipe import options_of, summary
 
-Option = partial(typer.Option, show_default=True)
-of_prompt = partial(Option, rich_help_panel="Prompt")
-of_answer = partial(Option, rich_help_panel="Answer")
-of_draft = partial(Option, rich_help_panel="Drafting")
-of_model = partial(Option, rich_help_panel="Model")
-of_logs = partial(Option, rich_help_panel="Recorded answers")
-of_output = partial(Option, rich_help_panel="Output")
+of_prompt = partial(typer.Option, rich_help_panel="Prompt")
+of_answer = partial(typer.Option, rich_help_panel="Answer")
+of_draft = partial(typer.Option, rich_help_panel="Drafting")
+of_model = partial(typer.Option, rich_help_panel="Model")
+of_logs = partial(typer.Option, rich_help_panel="Recorded answers")
+of_output = partial(typer.Option, rich_help_panel="Output")
 
+# A line of Markdown for each drafter, with the options that it takes.
+ABOUT_DRAFTERS = "Drafter. Its options may follow its name, as in early-exit:layer=4." + "".join(
+    f"\n- {name} ({', '.join(one.name for one in options_of(recipe))}): {summary(recipe)}"
+    for name, recipe in RECIPES.items()
+)
 MODELS_OWN = "the model's own"
 
 Model = Annotated[str, of_model(help='Model folder, name on the hub, or "tiny", the model in the package.')]
+Dtype = Annotated[str, of_model(help='"float32", "bfloat16", "float16", or "auto" for the dtype of the weights.')]
 Device = Annotated[
     str | None, of_model(help='Device to run on, such as "cpu" or "cuda".', show_default="a GPU if there is one")
 ]
 Background = Annotated[
     str, of_draft(help='Corpus to draft from: "general", the folder of a corpus, or "none".', metavar="NAME")
 ]
-ShowDrafts = Annotated[
-    bool, of_output("--show-drafts", help="Show accepted draft tokens in colour.", show_default=False)
-]
-AsJson = Annotated[bool, of_output("--json", help="Print JSON instead of text.", show_default=False)]
-JsonFile = Annotated[Path | None, of_output("--json", help="Write the numbers to this file.", show_default=False)]
-HtmlFile = Annotated[Path | None, of_output("--html", help="Write a page with plots to this file.", show_default=False)]
+ShowDrafts = Annotated[bool, of_output("--show-drafts", help="Show accepted draft tokens in colour.")]
+AsJson = Annotated[bool, of_output("--json", help="Print JSON instead of text.")]
+JsonFile = Annotated[Path | None, of_output("--json", help="Write the numbers to this file.")]
+HtmlFile = Annotated[Path | None, of_output("--html", help="Write a page with plots to this file.")]
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,13 @@ class PromptOptions:
 
     stdin: Annotated[
         str | None,
-        typer.Argument(metavar="[-]", help="Give - to read the prompt from standard input.", show_default=False),
+        typer.Argument(metavar="[-]", help="Give - to read the prompt from standard input."),
     ] = None
-    prompt: Annotated[
-        list[str] | None, of_prompt(help="Text to continue (repeatable).", metavar="TEXT", show_default=False)
-    ] = None
-    file: Annotated[
-        list[Path] | None, of_prompt(help="File to continue (repeatable).", metavar="FILE", show_default=False)
-    ] = None
-    chat: Annotated[
-        bool, of_prompt("--chat", help="Ask the prompt as a chat message instead of continuing it.", show_default=False)
-    ] = False
+    prompt: Annotated[list[str] | None, of_prompt(help="Text to continue (repeatable).", metavar="TEXT")] = None
+    file: Annotated[list[Path] | None, of_prompt(help="File to continue (repeatable).", metavar="FILE")] = None
+    chat: Annotated[bool, of_prompt("--chat", help="Ask the prompt as a chat message instead of continuing it.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class AnswerOptions:
     ] = None
     stop: Annotated[
         list[str] | None,
-        of_answer(help="String that ends the answer (repeatable).", metavar="TEXT", show_default=False),
+        of_answer(help="String that ends the answer (repeatable).", metavar="TEXT"),
     ] = None
     seed: Annotated[
         int | None, of_answer(help="Seed for sampling; the same seed gives the same text.", show_default="random")
@@ -100,15 +100,11 @@ class DraftOptions:
 
     drafter: Annotated[
         str | None,
-        of_draft(help=f"Drafter: {', '.join([*DRAFTERS, 'none'])}.", metavar="NAME", show_default=DEFAULT_DRAFTER),
-    ] = None
-    draft_model: Annotated[
-        str | None,
-        of_draft(help="Smaller model with the same tokenizer, for the drafter draft-model.", show_default=False),
-    ] = None
-    exit_layer: Annotated[
-        int | None,
-        of_draft(help="Layers to run before the drafter early-exit leaves.", show_default="a third of them"),
+        of_draft(
+            help=f"{ABOUT_DRAFTERS}\n- none: Plain decoding.",
+            metavar="NAME:OPTION=VALUE,...",
+            show_default=DEFAULT_DRAFTER,
+        ),
     ] = None
     budget: Annotated[
         int | None,
@@ -116,7 +112,7 @@ class DraftOptions:
     ] = None
     reference: Annotated[
         list[Path] | None,
-        of_draft(help="File that the answer may quote or edit (repeatable).", metavar="FILE", show_default=False),
+        of_draft(help="File that the answer may quote or edit (repeatable).", metavar="FILE"),
     ] = None
     background: Background = "general"
 
@@ -126,9 +122,7 @@ class ModelOptions:
     """Which model runs, and where."""
 
     model: Model = "tiny"
-    dtype: Annotated[
-        str, of_model(help='"float32", "bfloat16", "float16", or "auto" for the dtype of the weights.')
-    ] = "auto"
+    dtype: Dtype = "auto"
     device: Device = None
 
 
@@ -138,11 +132,11 @@ class LogOptions:
 
     files: Annotated[
         list[Path],
-        typer.Argument(help="JSON lines with prompt and output; plain, .gz or .xz.", show_default=False),
+        typer.Argument(help="JSON lines with prompt and output; plain, .gz or .xz."),
     ]
     tokenizer: Annotated[
         str,
-        of_logs(help='tokenizer.json (plain or .gz), model folder, name on the hub, or "tiny".', show_default=False),
+        of_logs(help='tokenizer.json (plain or .gz), model folder, name on the hub, or "tiny".'),
     ]
     limit: Annotated[
         int | None,
@@ -152,7 +146,7 @@ class LogOptions:
     max_prompt: Annotated[int, of_logs(min=1, help="Tokens to read from the end of each prompt.")] = 6000
     followups: Annotated[
         bool,
-        of_logs("--followups", help="Replay later turns too, each after all text before it.", show_default=False),
+        of_logs("--followups", help="Replay later turns too, each after all text before it."),
     ] = False
 
 
@@ -162,13 +156,15 @@ class ReplayOptions:
 
     drafter: Annotated[
         list[str] | None,
-        of_draft(help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}.", metavar="NAME", show_default="all"),
+        of_draft(
+            help=f"Drafter (repeatable): {', '.join(TEXT_DRAFTERS)}, or none. Its options may follow the name.",
+            metavar="NAME:OPTION=VALUE,...",
+            show_default="all",
+        ),
     ] = None
     background: Background = "general"
-    jobs: Annotated[int | None, Option(min=1, help="Processes to use.", show_default="one per core")] = None
-    ray: Annotated[
-        str | None, Option(help="Address of a Ray cluster to run on.", metavar="ADDRESS", show_default=False)
-    ] = None
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes to use.", show_default="one per core")] = None
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to run on.", metavar="ADDRESS")] = None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -91,9 +91,9 @@ def check_outputs(json_file: Path | None, html_file: Path | None, inputs: Sequen
         ForetokenError: If a file cannot be written, is another output or one of ``inputs``, or a page cannot be made.
     """
     if html_file is not None:
-        from foretoken.reports.page import require_plotly
+        from foretoken.reports.page import require_report
 
-        require_plotly()
+        require_report()
     outputs = [path for path in (json_file, html_file) if path is not None]
     check_apart(outputs, inputs)
     for path in outputs:

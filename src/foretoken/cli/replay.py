@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 
 from foretoken.cli.console import out, plain
-from foretoken.cli.input import background_folder, read_from
+from foretoken.cli.input import corpus_of, read_from
 from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
 from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, ReplayOptions, grouped, of_draft
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
 
 if TYPE_CHECKING:
-    from foretoken.replay.score import Score
+    from foretoken.replay.job import JobResult
 
 
 @grouped
@@ -27,7 +27,7 @@ def replay(
         of_draft(min=0, max=1024, help="Tokens to draft in each step (repeatable).", show_default="10"),
     ] = None,
     chains: Annotated[
-        bool, of_draft("--chains", help="Draft chains only, for a model that verifies no trees.", show_default=False)
+        bool, of_draft("--chains", help="Draft chains only, for a model that verifies no trees.")
     ] = False,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
@@ -38,34 +38,34 @@ def replay(
     drafter starts each file empty and remembers its answers one after the other. Tokens per step are counted after the
     prefill and include the model's own token. Draft and update times are means in microseconds.
     """
+    from foretoken.replay.job import with_answers
     from foretoken.replay.plan import make_jobs
-    from foretoken.replay.score import with_answers
     from foretoken.reports import replay as report
 
     check_outputs(json_file, html_file, [*logs.files, *read_from(logs.tokenizer), *read_from(replaying.background)])
     with ExitStack() as copies:
         files = readable_logs(logs.files, replaying.ray, copies)
-        corpus = background_folder(replaying.background, logs.tokenizer)
+        corpus = corpus_of(replaying, logs.tokenizer)
         jobs = make_jobs(files, replaying.drafter, budget or [10], not chains, reading_of(logs), corpus)
-        scores = run(jobs, replaying)
-    report_skipped(scores)
-    scores = with_answers(scores)
-    out.print(figures_table(scores))
-    calibration = report.calibration(scores)
+        results = run(jobs, replaying)
+    report_skipped(results)
+    results = with_answers(results)
+    out.print(figures_table(results))
+    calibration = report.calibration(results)
     if calibration:
-        out.print(calibration_table(scores))
+        out.print(calibration_table(results))
     if json_file is not None:
         provenance = {"verifies": "chains" if chains else "trees"} | provenance_of(logs, replaying)
-        rows = [score.row() for score in scores]
-        found = {"rows": rows, "calibration": calibration, "tasks": report.tasks(scores), "skipped": skipped(scores)}
+        rows = [result.row() for result in results]
+        found = {"rows": rows, "calibration": calibration, "tasks": report.tasks(results), "skipped": skipped(results)}
         write_numbers(json_file, provenance, found)
     if html_file is not None:
-        write_text(html_file, report.replay_page(scores))
+        write_text(html_file, report.replay_page(results))
 
 
-def figures_table(scores: Sequence[Score]) -> Table:
-    """A row for each score, and one for each drafter and budget on all files."""
-    from foretoken.replay.score import figures
+def figures_table(results: Sequence[JobResult]) -> Table:
+    """A row for each result, and one for each drafter and budget on all files."""
+    from foretoken.replay.job import figures
 
     table = numbers_table(
         ["file", "drafter"],
@@ -73,7 +73,7 @@ def figures_table(scores: Sequence[Score]) -> Table:
         "on recorded answers",
     )
 
-    def add(file: str, group: Sequence[Score]) -> None:
+    def add(file: str, group: Sequence[JobResult]) -> None:
         numbers = figures(group)
         table.add_row(
             file,
@@ -87,25 +87,25 @@ def figures_table(scores: Sequence[Score]) -> Table:
             f"{numbers['update_us_per_token']:.1f}",
         )
 
-    for score in scores:
-        add(plain(score.job.title), [score])
-    groups = by_drafter(scores)
-    if len(scores) > len(groups):
+    for result in results:
+        add(plain(result.job.title), [result])
+    groups = by_drafter(results)
+    if len(results) > len(groups):
         table.add_section()
         for group in groups:
             add("all", group)
     return table
 
 
-def by_drafter(scores: Sequence[Score]) -> list[list[Score]]:
-    """The scores of each drafter and budget over all files."""
-    groups: dict[tuple[str, int], list[Score]] = {}
-    for score in scores:
-        groups.setdefault((score.job.drafter, score.job.budget), []).append(score)
+def by_drafter(results: Sequence[JobResult]) -> list[list[JobResult]]:
+    """The results of each drafter and budget over all files."""
+    groups: dict[tuple[str, int], list[JobResult]] = {}
+    for result in results:
+        groups.setdefault((result.job.drafter, result.job.budget), []).append(result)
     return list(groups.values())
 
 
-def calibration_table(scores: Sequence[Score]) -> Table:
+def calibration_table(results: Sequence[JobResult]) -> Table:
     """How the probabilities kept, over all files, for the drafters that give them."""
     from foretoken.replay.calibration import Reliability
 
@@ -114,8 +114,8 @@ def calibration_table(scores: Sequence[Score]) -> Table:
         ["budget", "guesses", "expected\nerror", "0 to 1/3", "1/3 to 2/3", "2/3 to 1"],
         "calibration: chance given → share that was right",
     )
-    for group in by_drafter(scores):
-        whole = Reliability.total(score.reliability for score in group)
+    for group in by_drafter(results):
+        whole = Reliability.total(result.reliability for result in group)
         if not sum(whole.nodes):
             continue
         cells = []

@@ -7,16 +7,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from foretoken.cli.console import out
-from foretoken.cli.input import background_folder, read_from
+from foretoken.cli.input import corpus_of, read_from
 from foretoken.cli.logs import provenance_of, readable_logs, reading_of, report_skipped, run, skipped
-from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, Option, ReplayOptions, grouped, of_draft
+from foretoken.cli.options import HtmlFile, JsonFile, LogOptions, ReplayOptions, grouped, of_draft
 from foretoken.cli.output import check_outputs, numbers_table, write_numbers, write_text
 
 if TYPE_CHECKING:
-    from foretoken.replay.score import Job, Score
+    from foretoken.replay.job import Job, JobResult
     from foretoken.replay.tune import Advice
 
 SHOWN = 8  # settings in the table; the JSON has all
@@ -28,17 +29,16 @@ def tune(
     replaying: ReplayOptions,
     costs: Annotated[
         str,
-        Option(
-            help='Time of a forward over n rows: "flat" (the same for every n, as on a GPU at batch 1); "linear:0.05" '
-            '(each further row adds 5 % of one row); or a JSON file {"rows": [1, 2, 4, 8, 16], "milliseconds": [...]}.',
-            show_default=False,
+        typer.Option(
+            help='Time of a forward over n rows: "flat" (the same for every n, as on a GPU at batch 1), "linear:0.05" '
+            '(each further row adds 5 % of one row), or a JSON file {"rows": [1, 2, 4, 8, 16], "milliseconds": [...]}.'
         ),
     ],
     budget: Annotated[
         list[int] | None,
         of_draft(min=1, max=1024, help="Tokens to draft in each step (repeatable).", show_default="2, 4, 7, 10 and 15"),
     ] = None,
-    seed: Annotated[int, Option(min=0, help="Seed of the resampling behind the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling behind the intervals.")] = 0,
     json_file: JsonFile = None,
     html_file: HtmlFile = None,
 ) -> None:
@@ -52,7 +52,7 @@ def tune(
     For vLLM's ngram method an emulation is replayed. Settings for its suffix method are the closest counterparts and
     were not measured.
     """
-    from foretoken.replay.costs import Costs
+    from foretoken.replay.costs import parse_costs
     from foretoken.replay.plan import make_jobs
     from foretoken.replay.tune import affordable, vllm_jobs
     from foretoken.replay.tune import tune as tune_jobs
@@ -60,25 +60,25 @@ def tune(
 
     inputs = [*logs.files, Path(costs), *read_from(logs.tokenizer), *read_from(replaying.background)]
     check_outputs(json_file, html_file, inputs)
-    prices = Costs.read(costs)
+    prices = parse_costs(costs)
     budgets = affordable(budget, prices)
     missing: list[dict[str, Any]] = []
 
-    def run_and_report(some: Sequence[Job]) -> list[Score]:
-        scores = run(some, replaying)
+    def run_and_report(some: Sequence[Job]) -> list[JobResult]:
+        results = run(some, replaying)
         if some is plan:
-            missing.extend(skipped(scores))
-            report_skipped(scores)
-        return scores
+            missing.extend(skipped(results))
+            report_skipped(results)
+        return results
 
     with ExitStack() as copies:
         files = readable_logs(logs.files, replaying.ray, copies)
-        corpus = background_folder(replaying.background, logs.tokenizer)
+        corpus = corpus_of(replaying, logs.tokenizer)
         plan = make_jobs(files, replaying.drafter, budgets, True, reading_of(logs), corpus)
         firsts = {job.path: job for job in plan}.values()
         plan += [job for first in firsts for job in vllm_jobs(first, budgets)]
         plan.sort(key=lambda job: job.path)  # a process keeps the file that it read last
-        advice, scores = tune_jobs(plan, run_and_report, prices, seed)
+        advice, results = tune_jobs(plan, run_and_report, prices, seed)
     out.print(advice_table(advice))
     for sentence in report.sentences(advice):
         out.print(sentence)
@@ -86,7 +86,7 @@ def tune(
         provenance = {"costs": costs, "seed": seed} | provenance_of(logs, replaying)
         write_numbers(json_file, provenance, advice.as_dict() | {"skipped": missing})
     if html_file is not None:
-        write_text(html_file, report.tune_page(advice, scores, costs))
+        write_text(html_file, report.tune_page(advice, results, costs))
 
 
 def advice_table(advice: Advice) -> Table:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
 from foretoken.core.contracts import Step
-from foretoken.core.costs import CostCurve, Median
+from foretoken.core.costs import CostCurve, LearnedCosts, Median
 from foretoken.core.draft import Draft
 from foretoken.core.numbers import whole
 
@@ -62,11 +62,13 @@ class FixedBudget:
 
 
 class AdaptiveBudget:
-    """Draft just what pays, so that drafting is not slower than plain decoding but for the little that trying costs.
+    """Draft only what is expected to save time.
 
-    A step over n rows takes t(n), learned from the steps, and the time of the draft, which is spent by then; the tokens
-    that it is expected to commit are 1 and the sum of the path probabilities of the nodes. Nodes join in order of path
-    probability as far as the expected tokens per second rise, which may be not at all.
+    Compared with plain decoding it loses at most a bounded exploration cost.
+
+    A step over n rows takes t(n) and the time of the draft, which is spent by then. The steps correct what is known of
+    t(n). The tokens that a step is expected to commit are 1 and the sum of the path probabilities of the nodes. Nodes
+    join in order of path probability as far as the expected tokens per second rise, which may be not at all.
 
     - Where drafts keep less than they promise, promises are discounted.
     - A size that was hardly tried may be cheaper than it seems. It is tried at a risk that a small share of the time
@@ -75,12 +77,11 @@ class AdaptiveBudget:
     - Where the drafter's answers are not worth its own time, it is asked less often.
     - Now and then a step is plain, so that t(1) stays known.
 
-    It learns from texts, so those who must not learn of each other need one each. Several threads may share one; what a
-    forward costs is then what it costs among the others.
+    It learns from a text, so it belongs to one answer. Whoever answers again for the same people may begin with a copy.
 
     Args:
         max_tokens: The most guesses of a draft.
-        costs: What is known of t(n) already, rows to seconds.
+        costs: What is known of t(n): a curve, or rows to seconds. If None, nothing.
 
     Raises:
         ForetokenError: If ``max_tokens`` is no whole number from 0 on.
@@ -96,10 +97,9 @@ class AdaptiveBudget:
     CREDIT = 8.0  # plain steps that may at once be risked on trying a size
     CREDIT_RATE = 0.01  # share of the time that may be so in the long run
 
-    def __init__(self, max_tokens: int = 64, costs: Mapping[int, float] | None = None) -> None:
+    def __init__(self, max_tokens: int = 64, costs: CostCurve | Mapping[int, float] | None = None) -> None:
         self.max_tokens = whole("max_tokens", max_tokens, 0)
-        self.costs = CostCurve(costs)
-        self._lock = threading.Lock()
+        self.costs = LearnedCosts(costs if isinstance(costs, CostCurve) else CostCurve(costs or {}))
         self._promised = self._kept = 0.0  # tokens, of late
         self._credit = self.CREDIT
         self._charged = 0.0  # for this step
@@ -114,46 +114,29 @@ class AdaptiveBudget:
         """What drafts keep of what they promise."""
         return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
 
-    def seconds(self, num_rows: int) -> float:
-        """What a forward over so many rows is expected to take; 0 where nothing was tried."""
-        with self._lock:
-            return self.costs.seconds(num_rows)
-
-    def row_price(self) -> float | None:
-        """What a further row costs, as a share of a forward over one; None where too few were tried to say."""
-        with self._lock:
-            return self.costs.row_price()
-
-    def learn_cost(self, num_rows: int, seconds: float) -> None:
-        """A forward over so many rows took so long."""
-        with self._lock:
-            self.costs.add(num_rows, seconds)
-
-    def after_fork(self) -> None:
-        """Be of use to a forked child, whose parent's other threads may have held the lock."""
-        self._lock = threading.Lock()
+    def copy(self) -> AdaptiveBudget:
+        """Another budget that knows as much."""
+        return deepcopy(self)
 
     def max_draft_tokens(self) -> int:
-        with self._lock:
-            self._since_plain += 1
-            self._asked = False  # also where a step was begun that nobody came back to tell of
-            self._credit, self._charged = self._credit + self._charged, 0.0
-            if self.costs.num_plain < self.PLAIN_SAMPLES or self._since_plain > self.PLAIN_EVERY:
-                return 0
-            if self._paused < self._pause:
-                self._paused += 1
-                return 0
-            self._paused = 0
-            return self.max_tokens
+        self._since_plain += 1
+        self._asked = False  # also where a step was begun that nobody came back to tell of
+        self._credit, self._charged = self._credit + self._charged, 0.0
+        if self.costs.num_plain < self.PLAIN_SAMPLES or self._since_plain > self.PLAIN_EVERY:
+            return 0
+        if self._paused < self._pause:
+            self._paused += 1
+            return 0
+        self._paused = 0
+        return self.max_tokens
 
     def choose(self, draft: Draft) -> Draft:
-        with self._lock:
-            self._asked = True
-            if not draft or not self.costs.num_plain:
-                return Draft()
-            values = self._values(draft)
-            order = self._order(draft, values)
-            size = self._best_size([values[node] for node in order], self._sizes(draft, order))
+        self._asked = True
+        if not draft or not self.costs.num_plain:
+            return Draft()
+        values = self._values(draft)
+        order = self._order(draft, values)
+        size = self._best_size([values[node] for node in order], self._sizes(draft, order))
         return draft if size == len(draft) else draft.select(sorted(order[:size]))
 
     def _order(self, draft: Draft, values: list[float]) -> list[int]:
@@ -162,7 +145,7 @@ class AdaptiveBudget:
         if draft.window_parents:  # the window comes after the last guess that it hangs on
             last = min(values[node] for node in draft.window_parents)
             ranks = [*values[: draft.num_guesses], *(min(last, value) for value in values[draft.num_guesses :])]
-        # A guess is no more probable than its parent, and of equals the first stays first.
+        # A guess is never more probable than its parent, and the sort keeps the order of equals.
         return sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
 
     def _sizes(self, draft: Draft, order: list[int]) -> list[int]:
@@ -191,7 +174,7 @@ class AdaptiveBudget:
             if tokens[size] > hope * least[size]:
                 hope, hope_size = tokens[size] / least[size], size
         if hope > self.MARGIN * best_rate:
-            # No forward costs more than one for each row, so that where it seems to, it was something else.
+            # n rows never cost more than n one-row forwards; a larger measurement is an outlier.
             most = min(expected[hope_size] / plain, 1.0 + hope_size)
             price = most - tokens[hope_size] / (best_rate * plain)
             if price <= self._credit:
@@ -202,28 +185,27 @@ class AdaptiveBudget:
 
     def observe(self, step: Step, seconds: float) -> None:
         draft, num_accepted, draft_seconds = step.draft, step.num_accepted, step.draft_seconds
-        with self._lock:
-            asked, self._asked = self._asked, False
-            rows, forward = 1 + len(draft), seconds - draft_seconds
-            before = self.costs.median(rows)
-            says_the_price = self.costs.add(rows, forward)
-            charged, self._charged = self._charged, 0.0
-            if not says_the_price:
-                self._credit += charged  # nothing was learned for it: try again
-            if says_the_price and before and abs(forward - before) > before / 3:
-                self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
-            if not draft:
-                self._since_plain = 0
-            plain = self.costs.median(1)
-            if not plain:
-                return
-            self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE * min(4.0, seconds / plain))
-            if asked:
-                self._drafting.add(draft_seconds if draft_seconds > 0 else 0.0)  # whatever the clock says
-            if asked or draft:
-                self._learn_promises(draft, num_accepted)
-                cost = self.costs.median(rows) or plain  # as much at least, where it is not known yet
-                self._learn_gain(1 + num_accepted - (cost + self._drafting.value) / plain)
+        asked, self._asked = self._asked, False
+        rows, forward = 1 + len(draft), seconds - draft_seconds
+        before = self.costs.median(rows)
+        says_the_price = self.costs.add(rows, forward)
+        charged, self._charged = self._charged, 0.0
+        if not says_the_price:
+            self._credit += charged  # nothing was learned for it: try again
+        if says_the_price and before and abs(forward - before) > before / 3:
+            self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
+        if not draft:
+            self._since_plain = 0
+        plain = self.costs.median(1)
+        if not plain:
+            return
+        self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE * min(4.0, seconds / plain))
+        if asked:
+            self._drafting.add(draft_seconds if draft_seconds > 0 else 0.0)  # whatever the clock says
+        if asked or draft:
+            self._learn_promises(draft, num_accepted)
+            cost = self.costs.median(rows) or plain  # as much at least, where it is not known yet
+            self._learn_gain(1 + num_accepted - (cost + self._drafting.value) / plain)
 
     def _learn_promises(self, draft: Draft, num_accepted: int) -> None:
         """Learn from a step in which the drafter was asked."""
@@ -245,7 +227,7 @@ class AdaptiveBudget:
         """
         num, discount = draft.num_guesses, self.discount
         later = sum(draft.probs[num:]) / max(1, draft.num_lookahead)
-        if not 0.0 <= later < math.inf:  # not a number, for one
+        if not 0.0 <= later < math.inf:  # such as not a number
             later = 0.0
         return [path * discount for path in self._path_probs(draft)] + [later] * draft.num_lookahead
 
@@ -254,7 +236,7 @@ class AdaptiveBudget:
         probs = draft.probs or (self.UNKNOWN_PROB,) * len(draft)
         paths: list[float] = []
         for prob, parent in zip(probs[: draft.num_guesses], draft.parents, strict=False):
-            if not 0.0 <= prob <= 1.0:  # not a number, for one
+            if not 0.0 <= prob <= 1.0:  # such as not a number
                 prob = 1.0 if prob > 1.0 else 0.0
             paths.append(prob * paths[parent] if parent >= 0 else prob)
         return paths

@@ -196,11 +196,11 @@ def needs_of(drafter: Drafter) -> frozenset[Need]:
     return needs
 
 
-def require(drafter: Drafter, needs: frozenset[Need], target: Target) -> None:
+def require(name: str, needs: frozenset[Need], target: Target) -> None:
     """Refuse a drafter that needs more than a target provides.
 
     Args:
-        drafter: Named in the message.
+        name: What the message calls the drafter.
         needs: What it asks the target's scores for.
         target: Whose scores they are.
 
@@ -210,7 +210,7 @@ def require(drafter: Drafter, needs: frozenset[Need], target: Target) -> None:
     missing = needs - getattr(target, "provides", frozenset())
     if missing:
         raise RequestError(
-            f"The drafter {type(drafter).__name__} needs {' and '.join(_NEEDS[need] for need in sorted(missing))}, "
+            f"The drafter {name} needs {' and '.join(_NEEDS[need] for need in sorted(missing))}, "
             f"which the target {type(target).__name__} does not provide: use a drafter that needs only tokens, such as "
             '"ngram", or another target.'
         )

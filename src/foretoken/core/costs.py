@@ -1,10 +1,14 @@
-"""What a step over several rows costs, learned from the steps themselves."""
+"""What a step over several rows costs: known of a model on a machine, and learned from the steps themselves."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
+from types import MappingProxyType
 
 MIN_SECONDS = 1e-9  # of a step, where the clock stands still
+MOST_ROWS = 1 << 20  # far beyond every draft
+PRICED_ROWS = 8  # that must be known before a price is named: the second may cost as much as ten more
 
 
 class Median:
@@ -26,34 +30,83 @@ class Median:
 
 
 class CostCurve:
-    """Seconds of a step over n rows, learned from the steps themselves.
+    """Seconds of a step over n rows: a few known points, and straight lines between them.
 
-    Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines drawn between their medians. Beyond the most rows
-    that were tried the last line goes on; from single rows alone, each further row is taken to cost as much. What was
-    not tried for long, or before the time of a single row changed, is forgotten.
+    Beyond the last point the last line goes on. From a single point alone each further row costs as much as the first.
+
+    Args:
+        seconds: Rows to seconds, or to any other unit of time. Without any, nothing is known.
+
+    >>> curve = CostCurve({1: 0.010, 9: 0.014})
+    >>> curve.seconds(5), round(curve.seconds(17), 4), curve.most_rows
+    (0.012, 0.018, 9)
+    """
+
+    def __init__(self, seconds: Mapping[int, float] = MappingProxyType({})) -> None:
+        self._rows = sorted(seconds)
+        self._times = [seconds[rows] for rows in self._rows]
+
+    @classmethod
+    def linear(cls, share: float) -> CostCurve:
+        """Each further row costs this share of the first, which takes 1.
+
+        >>> CostCurve.linear(0.05).seconds(11)
+        1.5
+        """
+        return cls({1: 1.0, MOST_ROWS: 1.0 + share * (MOST_ROWS - 1)})
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows whose cost is known; 0 for none."""
+        return self._rows[-1] if self._rows else 0
+
+    def seconds(self, num_rows: int) -> float:
+        """The expected time of a step; 0 if nothing is known."""
+        if not self._rows:
+            return 0.0
+        right = min(bisect_left(self._rows, num_rows), len(self._rows) - 1)
+        high, at_high = self._rows[right], self._times[right]
+        low, at_low = (self._rows[right - 1], self._times[right - 1]) if right else (0, 0.0)
+        slope = (at_high - at_low) / (high - low)
+        if num_rows > high:
+            slope = max(0.0, slope)
+        return at_high + (num_rows - high) * slope
+
+    def row_price(self) -> float | None:
+        """What a further row costs, as a share of a step over one; None if too few are known to say."""
+        if self.most_rows < PRICED_ROWS:
+            return None
+        return (self.seconds(self.most_rows) / self.seconds(1) - 1) / (self.most_rows - 1)
+
+    def as_dict(self) -> dict[int, float]:
+        """Rows to seconds."""
+        return dict(zip(self._rows, self._times, strict=True))
+
+
+class LearnedCosts:
+    """Seconds of a step over n rows, learned from the steps of an answer.
+
+    Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines are drawn between their medians as in ``CostCurve``.
+    What was not tried for long, or before the time of a single row changed, is forgotten.
 
     The first step over each number of rows is left out where it took longer than expected: a library may have prepared
     something for just so many rows, which takes as long as many forwards and never comes again.
 
     Args:
-        seconds: What is known already, rows to seconds.
-
-    >>> curve = CostCurve({1: 0.010, 9: 0.014})
-    >>> round(curve.seconds(5), 4), round(curve.seconds(17), 4)
-    (0.012, 0.018)
+        known: What is known before the first step.
     """
 
     ENOUGH = 3  # samples, below which a slow one may mislead
     MAX_AGE = 400  # steps
-    PRICED_ROWS = 8  # that must have been tried before a price is named: the second may cost as much as ten more
     AS_EXPECTED = 1.05  # times the expected time, since times are noisy
 
-    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
+    def __init__(self, known: CostCurve) -> None:
         self._groups: dict[int, tuple[Median, Median]] = {}  # rows and seconds
         self._last: dict[int, int] = {}  # step in which a group was tried
         self._step = 0
-        self._met = set(seconds or ())  # numbers of rows that there was a step over
-        for rows, value in (seconds or {}).items():
+        points = known.as_dict()
+        self._met = set(points)  # numbers of rows that there was a step over
+        for rows, value in points.items():
             for _ in range(self.ENOUGH):
                 self.add(rows, value)
 
@@ -93,12 +146,6 @@ class CostCurve:
         """The expected time of a step; 0 where nothing was tried."""
         return self.bounds(num_rows)[0][-1]
 
-    def row_price(self) -> float | None:
-        """What a further row costs, as a share of a forward over one; None if too few were tried to say."""
-        if self.most_rows < self.PRICED_ROWS:
-            return None
-        return (self.seconds(self.most_rows) / self.seconds(1) - 1) / (self.most_rows - 1)
-
     def median(self, num_rows: int) -> float:
         """The median of the steps that are taken together with those of so many rows; 0 for none."""
         group = self._groups.get((num_rows - 1).bit_length())
@@ -117,7 +164,7 @@ class CostCurve:
         for group in sorted(self._groups):
             rows, at_rows = int(self._groups[group][0].value), self._groups[group][1].value
             slope = (at_rows - time) / (rows - before)
-            line = [*(time + slope * i for i in range(1, rows - before)), at_rows]
+            line = [*(time + slope * i for i in range(1, min(rows, num_rows + 1) - before)), at_rows]
             enough = len(self._groups[group][1]) >= self.ENOUGH
             floor = at_rows if enough or not floor else min(floor, at_rows)
             expected += line
@@ -131,5 +178,5 @@ class CostCurve:
         return expected[:num_rows], least[:num_rows]
 
     def as_dict(self) -> dict[int, float]:
-        """Rows to seconds, to be stored and given to another curve."""
+        """Rows to seconds, as learned so far."""
         return {int(rows.value): times.value for rows, times in self._groups.values()}

@@ -55,7 +55,7 @@ def decode(
     max_new_tokens = whole("max_new_tokens", max_new_tokens)
     check_request(len(prompt), max_new_tokens, target.max_length)
     if drafter is not None:
-        require(drafter, needs_of(drafter), target)
+        require(type(drafter).__name__, needs_of(drafter), target)
     context = [whole("A token of the prompt", token) for token in prompt]
     length = min(len(context) + max_new_tokens, target.max_length or len(context) + max_new_tokens)
     answer = _Answer(target, drafter, context, length, frozenset(stop_tokens), stop, budget or FixedBudget(), verify)

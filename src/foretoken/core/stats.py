@@ -15,7 +15,6 @@ class DecodeStats:
     """Counts and times of one decode.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, where somebody said how many.
         tokens: Tokens of the answer.
         steps: Forwards of the target after the prefill, whose scores give the first token.
         drafted: Guesses that the target checked.
@@ -26,7 +25,6 @@ class DecodeStats:
         seconds: Wall time in all.
     """
 
-    prompt_tokens: int = 0
     tokens: int = 0
     steps: int = 0
     drafted: int = 0
@@ -50,7 +48,6 @@ class DecodeStats:
         """The counts and times of several decodes together."""
         whole = cls()
         for part in parts:
-            whole.prompt_tokens += part.prompt_tokens
             whole.tokens += part.tokens
             whole.steps += part.steps
             whole.drafted += part.drafted

@@ -29,6 +29,7 @@ __all__ = [
     "DraftModelDrafter",
     "EarlyExit",
     "EarlyExitDrafter",
+    "Given",
     "Lookahead",
     "LookaheadDrafter",
     "Mixed",
@@ -47,7 +48,17 @@ __all__ = [
 
 # The one list of drafters: who adds one adds it here.
 RECIPES: dict[str, type[Recipe]] = {
-    recipe.name: recipe for recipe in (Mixed, Ngram, Anpd, PromptLookup, Recycle, Lookahead, DraftModel, EarlyExit)
+    recipe.name: recipe
+    for recipe in (
+        Mixed,
+        Ngram,
+        Anpd,
+        PromptLookup,
+        Recycle,
+        Lookahead,
+        DraftModel,
+        EarlyExit,
+    )
 }
 DRAFTERS = tuple(RECIPES)
 DEFAULT_DRAFTER = Mixed.name
@@ -80,16 +91,20 @@ def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
 
 @dataclass(frozen=True)
 class Given(Recipe):
-    """A drafter of the caller's own, which answer after answer is used as it is."""
+    """A drafter of the caller's own, used as it is for answer after answer.
+
+    Its probabilities are counted on if it says so in an attribute ``calibrated``, as ``NgramMixer`` does.
+
+    Args:
+        drafter: The drafter.
+    """
 
     name = "given"
     drafter: Any
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calibrated", getattr(self.drafter, "calibrated", False))
+
     def make(self, parts: Parts) -> Drafter:
         made: Drafter = self.drafter
         return made
-
-
-def check_name(name: str) -> None:  # TODO
-    if name != "none":
-        parse_recipe(name.replace("draft-model", "anpd"), RECIPES)

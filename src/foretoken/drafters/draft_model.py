@@ -118,7 +118,7 @@ class DraftModelDrafter:
     FORGET = 0.1  # of the tokens and seconds of late, each step
 
     def __init__(self, target: RewindableTarget, *, floor: float | None = None, trees: bool = True) -> None:
-        require(self, frozenset({"runner_up"}), target)
+        require(type(self).__name__, frozenset({"runner_up"}), target)
         self.target, self.floor, self.trees = target, floor, trees
         self.calibration = Calibration()
         self.second = Share(0.5)  # how often a runner-up is right where the guess that won is not
@@ -167,7 +167,7 @@ class DraftModelDrafter:
             tuple(node.parent for node in nodes),
             tuple(node.prob for node in nodes),
         )
-        # A node comes after its parent: it is no more probable, and of equals the first stays first.
+        # A node comes after its parent: it is never more probable, and the sort keeps the order of equals.
         order = sorted(range(len(nodes)), key=lambda node: nodes[node].path, reverse=True)
         return draft.select(order[:max_tokens])
 

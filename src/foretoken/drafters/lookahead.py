@@ -9,83 +9,56 @@ and n-grams is that of a tree, so that they are one ``Draft``.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
+from foretoken.core.numbers import whole
 from foretoken.drafters.recipe import Parts, Recipe, option
 
 SEED = 0  # of the window's first guesses
 MAX_ROWS = 1024  # of a window
 MAX_KEYS = 4096  # tokens that a pool knows n-grams of
 PRIOR = 4  # guesses of a kind that count as tried before any was
-PRIOR_GAIN = 0.025  # tokens that a column is taken to bring in a step; so measured where SHAPES was
+PRIOR_GAIN = 0.025  # tokens that a column is taken to bring in a step; so measured on the bundled model
 PRIOR_STEPS = 8  # steps that count as ridden before any was
 FORGET = 0.005  # of what the window brought, each step, so that one that was given up is tried again
 
 
 class Shape(NamedTuple):
-    """How much rides along.
+    """How much rides along: the paper's W, N and G, and its settings for a 7B model on an A100.
 
     Args:
-        window: Columns of the window, the paper's W; 0 for no window.
+        window: Columns of the window, W; 0 for no window.
         ngram: Tokens of an n-gram with the one that it is found by, N; the window has N - 1 levels.
         guesses: The most n-grams kept for a token, and so verified in a step, G.
     """
 
-    window: int
-    ngram: int
-    guesses: int
+    window: int = 15
+    ngram: int = 5
+    guesses: int = 15
 
     @property
     def num_rows(self) -> int:
         """Rows of the window, once it is full; its first cell is the last token's own row."""
         return self.window * (self.ngram - 1) - 1
 
+    def check(self) -> None:
+        """Refuse what cannot ride.
 
-class Measured(NamedTuple):
-    """What a shape was measured to do.
-
-    Args:
-        tokens: Committed in a step on average, the paper's S.
-        rows: Of a step on average, besides the last token's.
-    """
-
-    tokens: float
-    rows: float
-
-
-# Over 48 answers of the bundled model, greedy in float32, to prompts of stories, chat and code, of at most 96 tokens;
-# answers that fell into a loop left out. The pool had the text's n-grams too, and every candidate was verified.
-SHAPES = {
-    Shape(0, 5, 5): Measured(2.32, 6),
-    Shape(0, 5, 15): Measured(2.34, 8),
-    Shape(3, 3, 3): Measured(1.99, 8),
-    Shape(3, 5, 5): Measured(2.43, 19),
-    Shape(5, 5, 5): Measured(2.50, 27),
-    Shape(7, 5, 7): Measured(2.58, 36),
-    Shape(10, 5, 10): Measured(2.70, 49),
-    Shape(15, 5, 15): Measured(2.79, 71),
-}
-
-
-def shape_for(seconds: Callable[[int], float]) -> Shape:
-    """The shape of ``SHAPES`` with the most tokens a second, where a step over n rows takes ``seconds(n)``.
-
-    It has no window where none pays. Where ``seconds`` knows nothing and says 0, rows are taken to be free.
-
-    >>> shape_for(lambda rows: 1.0), shape_for(lambda rows: 1.0 + 0.1 * rows).window
-    (Shape(window=15, ngram=5, guesses=15), 0)
-    """
-
-    def rate(shape: Shape) -> float:
-        measured = SHAPES[shape]
-        return measured.tokens / (seconds(1 + round(measured.rows)) or 1.0)
-
-    return max(SHAPES, key=rate)
+        Raises:
+            ForetokenError: If a number is too small, or the window has more than ``MAX_ROWS`` rows.
+        """
+        for (name, number), least in zip(self._asdict().items(), (0, 2, 1), strict=True):
+            whole(name, number, least)
+        if self.num_rows >= MAX_ROWS:
+            raise RequestError(
+                f"A window of {self.window} columns for n-grams of {self.ngram} tokens adds {self.num_rows} rows to "
+                f"every forward: make one of them smaller, so that there are fewer than {MAX_ROWS}."
+            )
 
 
 class Pool:
@@ -150,11 +123,12 @@ class Guess(NamedTuple):
 class LookaheadDrafter:
     """Guess what followed the last token before, in the window or in the text.
 
+    Whether the window rides in a step is the budget's choice.
+
     Args:
-        window: The paper's W, N and G, see ``Shape``; 15, 5 and 15 are its settings for a 7B model on an A100.
-        ngram: What is left out of the three is chosen by ``shape_for`` when a sequence begins.
-        guesses: As ``ngram``.
-        seconds: What a step over n rows takes, such as ``CostCurve.seconds``; rows are taken to be free where None.
+        window: See ``Shape``.
+        ngram: See ``Shape``.
+        guesses: See ``Shape``.
         text: Whether the n-grams of the prompt and of the answer are guesses too.
 
     Raises:
@@ -169,28 +143,25 @@ class LookaheadDrafter:
 
     def __init__(
         self,
-        window: int | None = None,
-        ngram: int | None = None,
-        guesses: int | None = None,
-        seconds: Callable[[int], float] | None = None,
+        window: int = Shape().window,
+        ngram: int = Shape().ngram,
+        guesses: int = Shape().guesses,
         *,
         text: bool = True,
     ) -> None:
-        self.window, self.ngram, self.guesses, self.text = window, ngram, guesses, text
-        self.seconds = seconds or (lambda rows: 1.0)
+        self.shape, self.text = Shape(window, ngram, guesses), text
+        self.shape.check()
         self._tried: dict[tuple[bool, int, bool], tuple[int, int]] = {}  # Guess.kind -> how many, how many right
-        self._rode = self._brought = (
-            0.0  # of late: steps that had the window in them, accepted tokens that it alone knew
-        )
+        # Of late: steps that had the window in them, accepted tokens that it alone knew.
+        self._rode = self._brought = 0.0
         self.begin(())
 
     @property
     def needs(self) -> frozenset[Need]:
         """The likeliest token of the window's rows."""
-        return frozenset() if self.window == 0 else frozenset({"top"})
+        return frozenset() if self.shape.window == 0 else frozenset({"top"})
 
     def begin(self, prompt: Sequence[int]) -> None:
-        self.shape = self._shape()
         self.pool = Pool(self.shape.guesses)
         self._tail: list[int] = []
         self._guesses: list[Guess] = []
@@ -217,28 +188,6 @@ class LookaheadDrafter:
             self._rode += 1
             self._advance(step)
         self._extend(step.tokens)
-
-    def _shape(self) -> Shape:
-        best = shape_for(self.seconds)
-        shape = Shape(
-            best.window if self.window is None else self.window,
-            best.ngram if self.ngram is None else self.ngram,
-            best.guesses if self.guesses is None else self.guesses,
-        )
-        if not all(isinstance(number, int) for number in shape):
-            raise RequestError(f"The window, n-gram and guesses are {tuple(shape)}: give whole numbers.")
-        if shape.window < 0:
-            raise RequestError(f"window is {shape.window}: give its columns, or 0 for no window.")
-        if shape.ngram < 2:
-            raise RequestError(f"ngram is {shape.ngram}: an n-gram that guesses a token has at least 2.")
-        if shape.guesses < 1:
-            raise RequestError(f"guesses is {shape.guesses}: keep at least 1 n-gram for a token.")
-        if shape.num_rows >= MAX_ROWS:
-            raise RequestError(
-                f"A window of {shape.window} columns for n-grams of {shape.ngram} tokens adds {shape.num_rows} rows to "
-                f"every forward: make one of them smaller, so that there are fewer than {MAX_ROWS}."
-            )
-        return shape
 
     def _extend(self, tokens: Sequence[int]) -> None:
         """Take the n-grams of the text, of which these are the next tokens."""
@@ -273,7 +222,7 @@ class LookaheadDrafter:
     def _prob(self, guess: Guess) -> float:
         """How often a guess of this kind was right, given that its parent was."""
         tried, right = self._tried.get(guess.kind, (0, 0))
-        # About what was measured where SHAPES was; what only the window said is right half as often.
+        # About what was measured where PRIOR_GAIN was; what only the window said is right half as often.
         prior = (0.6 if guess.depth == 1 else 0.85) / (1 + guess.rank) ** 2 * (1.0 if guess.in_text else 0.5)
         return (PRIOR * prior + right) / (PRIOR + tried)
 
@@ -321,7 +270,7 @@ class LookaheadDrafter:
 
         The window goes on by one position a step, however many tokens were accepted: its guesses need not stand where
         they will be needed. To drop as many columns as tokens were accepted, and to begin as many anew, gave 2.71
-        instead of 2.79 tokens a step where SHAPES was measured (15, 5, 15); without the text's n-grams, over ten of
+        instead of 2.79 tokens a step over 48 answers of the bundled model; without the text's n-grams, over ten of
         those answers, 2.38 instead of 2.56.
         """
         assert step.scores is not None, "see needs"
@@ -344,21 +293,26 @@ class Lookahead(Recipe):
     """Lookahead decoding: a window of guesses rides in every forward and brings n-grams to guess with.
 
     Args:
-        window: Columns of the window, the paper's W; 0 for no window. If None, what rows cost decides.
-        ngram: Tokens of an n-gram, the paper's N. If None, likewise.
-        guesses: The most n-grams kept for a token, the paper's G. If None, likewise.
+        window: Columns of the window, the paper's W; 0 for no window. It rides where it pays.
+        ngram: Tokens of an n-gram, the paper's N.
+        guesses: The most n-grams kept for a token, the paper's G.
         text: Whether the n-grams of the prompt and of the answer are guesses too.
     """
 
     name = "lookahead"
     calibrated = True
     needs = frozenset({"top"})
-    window: int | None = option(None, least=0)
-    ngram: int | None = option(None, least=2)
-    guesses: int | None = option(None, least=1)
+    window: int = option(Shape().window, least=0)
+    ngram: int = option(Shape().ngram, least=2)
+    guesses: int = option(Shape().guesses, least=1)
     text: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Shape(self.window, self.ngram, self.guesses).check()
+
     def check(self, parts: Parts) -> None:
+        super().check(parts)
         if not parts.target.supports_trees:
             raise RequestError(
                 "This model takes no draft trees here, and the drafter 'lookahead' needs them: load it with the "
@@ -367,4 +321,4 @@ class Lookahead(Recipe):
 
     def make(self, parts: Parts) -> LookaheadDrafter:
         self.check(parts)
-        return LookaheadDrafter(self.window, self.ngram, self.guesses, parts.costs.seconds, text=self.text)
+        return LookaheadDrafter(self.window, self.ngram, self.guesses, text=self.text)

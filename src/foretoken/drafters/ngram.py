@@ -6,7 +6,7 @@ compression", 2005), applied to drafting. Five kinds of votes for the next token
 - each context of 1 to 8 tokens of this sequence, prompt and answer, for its successors;
 - the same of earlier answers, shared by all sequences of a namespace;
 - contexts of 1 to 5 tokens of a background corpus;
-- an earlier place where the text read the same but for the last 1 to 3 tokens: there the text goes on after an edit;
+- an earlier place where the text read the same except for its last 1 to 3 tokens, as after an edit;
 - where it recycles, the tokens that the target's logits named the last time that it scored a row after the same context
   of 1 to 4 tokens, rejected and lookahead rows too: token recycling (arXiv 2408.08696) as evidence among the rest.
 
@@ -59,6 +59,8 @@ class NgramMixer:
     >>> drafter.propose([1, 2, 3, 4, 1, 2, 3], 1).tokens
     (4,)
     """
+
+    calibrated = True  # so that a budget can count on the probabilities of one that a caller gives
 
     def __init__(
         self,

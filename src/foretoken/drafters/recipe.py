@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target
+from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target, require
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
@@ -72,8 +72,8 @@ class Recipe:
         if not texts:
             return self.name
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(texts)
-        return f"{self.name}:{line.getvalue()}"
+        csv.writer(line).writerow(texts)  # with its line's end, so that one within a text is quoted
+        return f"{self.name}:{line.getvalue().removesuffix(csv.excel.lineterminator)}"
 
     def check(self, parts: Parts) -> None:
         """Refuse, before any prompt, what the drafter cannot be made of; nothing of it is made.
@@ -81,6 +81,7 @@ class Recipe:
         Raises:
             ForetokenError: If it cannot draft for this target.
         """
+        require(repr(self.name), self.needs, parts.target)
 
     def make(self, parts: Parts) -> Drafter:
         """A drafter for one answer.

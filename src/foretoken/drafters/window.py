@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from foretoken.core.contracts import Drafter, Need, Step, needs_of
 from foretoken.core.draft import Draft
-from foretoken.drafters.lookahead import LookaheadDrafter
+from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
+from foretoken.drafters.ngram import Mixed
+from foretoken.drafters.recipe import Parts, Recipe, option
 
 
 class WithWindow:
@@ -44,3 +47,33 @@ class WithWindow:
     def observe(self, step: Step) -> None:
         self.guesser.observe(step)
         self.window.observe(step)
+
+
+@dataclass(frozen=True)
+class MixedWindow(Recipe):
+    """The drafter "mixed" with a window of lookahead, whose rows it learns from.
+
+    It is measured beside the others and has no name of its own at the doors.
+
+    Args:
+        window: Columns of the window.
+        ngram: Tokens of an n-gram; the window has one level fewer.
+        floor: As ``Mixed`` has it.
+    """
+
+    name = "mixed-window"
+    calibrated = True
+    remembers = True
+    needs = frozenset({"top"})
+    window: int = option(15, least=0)
+    ngram: int = option(5, least=2)
+    floor: float | None = option(None, least=0.0)
+
+    def check(self, parts: Parts) -> None:
+        super().check(parts)
+        Lookahead().check(parts)  # which needs trees
+
+    def make(self, parts: Parts) -> WithWindow:
+        self.check(parts)
+        window = LookaheadDrafter(self.window, self.ngram, 1, text=False)
+        return WithWindow(Mixed(floor=self.floor).make(parts), window)

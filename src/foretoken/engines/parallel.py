@@ -41,7 +41,7 @@ class ParallelTarget:
 
     Args:
         target: This rank's copy of the model.
-        group: The ranks that share the work; all of them where None.
+        group: The ranks that share the work. If None, all of them.
 
     Raises:
         ForetokenError: If there is no process group; from the methods, if the ranks part or one of them ends.
@@ -143,7 +143,7 @@ class Ranks:
     """The processes that share the work, and the three collectives that they need, all of tensors.
 
     Args:
-        group: A process group of torch.distributed; the default one where None.
+        group: A process group of torch.distributed. If None, the default one.
 
     Raises:
         ForetokenError: If there is no process group; from the methods, if a rank is gone.

@@ -34,7 +34,7 @@ class ToyTarget:
 
     provides: frozenset[Need] = frozenset({"top", "runner_up"})
     supports_trees = True
-    max_draft_depth = None
+    max_draft_depth: int | None = None
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from foretoken.api.answer import Result
 from foretoken.api.language_model import LanguageModel
 from foretoken.api.options import Options, Prompt
 from foretoken.core.contracts import Drafter
+from foretoken.drafters import Recipe
 from foretoken.measure.harness import in_turns
 
 
@@ -50,7 +51,7 @@ class Comparison:
 
 
 def compare(
-    lm: LanguageModel, prompt: Prompt, drafter: str | Drafter | None, rounds: int, options: Options
+    lm: LanguageModel, prompt: Prompt, drafter: str | Recipe | Drafter | None, rounds: int, options: Options
 ) -> Comparison:
     """Answer a prompt ``rounds`` times plainly and drafted, in turns.
 
@@ -63,8 +64,9 @@ def compare(
     """
     # Nothing is remembered: the second round must not draft from the first one's answer.
     options = Options(seed=0) | options | Options(namespace=None)
+    plainly = options | Options(drafter="none", references=None)  # which plain decoding does not take
     methods = {
-        "plain": lambda asked: lm.generate(asked, **(options | Options(drafter="none"))),
+        "plain": lambda asked: lm.generate(asked, **plainly),
         "drafted": lambda asked: lm.generate(asked, **(options | Options(drafter=drafter))),
     }
     (answers,) = in_turns([methods] * rounds, [prompt])

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from foretoken.core.budget import AdaptiveBudget, Budget, FixedBudget
-from foretoken.core.contracts import Drafter
-from foretoken.core.errors import ForetokenError
-from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, WithWindow
-from foretoken.drafters.draft_model import DraftModelDrafter
-from foretoken.drafters.early_exit import EarlyExitDrafter
-from foretoken.drafters.lookahead import LookaheadDrafter
-from foretoken.drafters.recycle import RecycleDrafter
-from foretoken.engines.transformers.exit import ExitTarget
-from foretoken.engines.transformers.second_model import draft_target
-from foretoken.engines.transformers.target import TransformersTarget
-from foretoken.measure.subject import Subject
-from foretoken.memory.namespace import Namespace
-
-
-class Given(NamedTuple):
-    """What a drafter may be made of: the subject, the target that will answer, its budget, and what is remembered."""
-
-    subject: Subject
-    target: TransformersTarget
-    budget: Budget
-    namespace: Namespace
+from foretoken.core.budget import FixedBudget
+from foretoken.core.errors import RequestError
+from foretoken.drafters import (
+    RECIPES,
+    Anpd,
+    DraftModel,
+    EarlyExit,
+    Lookahead,
+    Mixed,
+    Ngram,
+    PromptLookup,
+    Recipe,
+    Recycle,
+)
+from foretoken.drafters.recipe import parse_recipe
+from foretoken.drafters.window import MixedWindow
 
 
 @dataclass(frozen=True)
@@ -36,111 +30,87 @@ class Method:
 
     Args:
         name: What ``--method`` calls it.
-        make: Makes a drafter that has seen nothing yet, of what is given and ``settings``.
-        drafted: The most guesses of a step; None for just what pays.
-        settings: What the drafter is told besides.
-        needs_draft_model: Whether it can do nothing without one.
+        recipe: Makes the drafter. If None, decoding is plain.
+        drafted: The most guesses of a step. If None, just what pays.
         generate: Options of transformers' own ``generate``, which then answers, and only greedily. If None, our loop
             answers.
     """
 
     name: str
-    make: Callable[..., Drafter | None]
+    recipe: Recipe | None
     drafted: int | None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    needs_draft_model: bool = False
     generate: Mapping[str, Any] | None = None
 
-    def budget(self) -> Budget:
-        """A budget that knows nothing yet."""
-        return AdaptiveBudget() if self.drafted is None else FixedBudget(self.drafted)
+    @property
+    def needs_draft_model(self) -> bool:
+        """Whether it can do nothing without one."""
+        return self.recipe is not None and self.recipe.name == DraftModel.name
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"name": self.name, "drafted": self.drafted, "settings": dict(self.settings)}
-
-
-def _ngram(given: Given, **settings: Any) -> NgramMixer:
-    if isinstance(given.budget, AdaptiveBudget):
-        settings["price"] = given.budget.row_price
-    return NgramMixer(given.namespace.ngrams, trees=given.target.supports_trees, **settings)
-
-
-def _with_window(given: Given, window: int, ngram: int, **settings: Any) -> WithWindow:
-    return WithWindow(_ngram(given, recycle=True, **settings), LookaheadDrafter(window, ngram, 1, text=False))
-
-
-def _lookahead(given: Given, **settings: Any) -> LookaheadDrafter:
-    costs = given.budget.seconds if isinstance(given.budget, AdaptiveBudget) else None
-    return LookaheadDrafter(seconds=costs, **settings)
-
-
-def _draft_model(given: Given, **settings: Any) -> DraftModelDrafter:
-    model = given.subject.draft_model
-    assert model is not None, "choose_methods sees to it"
-    return DraftModelDrafter(
-        draft_target(model, given.target.choice), **{"trees": given.target.supports_trees} | settings
-    )
-
-
-def _early_exit(given: Given, share: float, **settings: Any) -> EarlyExitDrafter:
-    num_layers = given.subject.model.config.get_text_config(decoder=True).num_hidden_layers
-    exit_target = ExitTarget(given.target, max(1, int(share * num_layers)))
-    return EarlyExitDrafter(exit_target, trees=given.target.supports_trees, **settings)
-
-
-def _plain(given: Given) -> None:
-    return None
+        return {"name": self.name, "drafted": self.drafted, "drafter": str(self.recipe or "none")}
 
 
 WIDE, WIDE_FLOOR = 60, 0.003  # where rows cost next to nothing; so many candidates lookahead's 15, 5, 15 has
+SUBJECTS = "the subject's"  # draft model, whatever that is
 
-PLAIN = Method("plain", _plain, 0)
+PLAIN = Method("plain", None, 0)
 
 # With a fixed budget that suits it and, where its probabilities can be counted on, with just what pays.
 METHODS = {
     method.name: method
     for method in (
         PLAIN,
-        Method("anpd", lambda given: AdaptiveNgram(), 7),
-        Method("prompt-lookup", lambda given: PromptLookupDrafter(), 7),
-        Method("ngram", _ngram, 10),
-        Method("ngram-wide", _ngram, WIDE, {"floor": WIDE_FLOOR}),
-        Method("ngram-adaptive", _ngram, None),
-        Method("recycle", lambda given, **settings: RecycleDrafter(**settings), WIDE, {"floor": WIDE_FLOOR}),
-        Method("recycle-adaptive", lambda given: RecycleDrafter(), None),
-        Method("mixed", _ngram, 10, {"recycle": True}),
-        Method("mixed-wide", _ngram, WIDE, {"recycle": True, "floor": WIDE_FLOOR}),
-        Method("mixed-wide-window", _with_window, WIDE, {"window": 15, "ngram": 5, "floor": WIDE_FLOOR}),
-        Method("mixed-adaptive", _ngram, None, {"recycle": True}),
-        Method("lookahead", _lookahead, WIDE, {"window": 15, "ngram": 5, "guesses": 15}),
-        Method("lookahead-window", _lookahead, WIDE, {"window": 15, "ngram": 5, "guesses": 15, "text": False}),
-        Method("lookahead-adaptive", _lookahead, None),
-        Method("draft-model", _draft_model, 4, {"floor": 0.0}, needs_draft_model=True),
-        Method("draft-model-chain", _draft_model, 7, {"floor": 0.0, "trees": False}, needs_draft_model=True),
-        Method("draft-model-adaptive", _draft_model, None, needs_draft_model=True),
-        Method("early-exit", _early_exit, 4, {"share": 1 / 3, "floor": 0.0}),
-        Method("early-exit-adaptive", _early_exit, None, {"share": 1 / 3}),
-        Method("transformers", _plain, 0, generate={}),
-        Method("transformers-lookup", _plain, 10, generate={"prompt_lookup_num_tokens": 10}),
+        Method("anpd", Anpd(), 7),
+        Method("prompt-lookup", PromptLookup(), 7),
+        Method("ngram", Ngram(), 10),
+        Method("ngram-wide", Ngram(floor=WIDE_FLOOR), WIDE),
+        Method("ngram-adaptive", Ngram(), None),
+        Method("recycle", Recycle(floor=WIDE_FLOOR), WIDE),
+        Method("recycle-adaptive", Recycle(), None),
+        Method("mixed", Mixed(), 10),
+        Method("mixed-wide", Mixed(floor=WIDE_FLOOR), WIDE),
+        Method("mixed-wide-window", MixedWindow(floor=WIDE_FLOOR), WIDE),
+        Method("mixed-adaptive", Mixed(), None),
+        Method("lookahead", Lookahead(), WIDE),
+        Method("lookahead-window", Lookahead(text=False), WIDE),
+        Method("lookahead-adaptive", Lookahead(), None),
+        Method("draft-model", DraftModel(SUBJECTS, floor=0.0), 4),
+        Method("draft-model-chain", DraftModel(SUBJECTS, floor=0.0, trees=False), 7),
+        Method("draft-model-adaptive", DraftModel(SUBJECTS), None),
+        Method("early-exit", EarlyExit(floor=0.0), 4),
+        Method("early-exit-adaptive", EarlyExit(), None),
+        Method("transformers", None, 0, generate={}),
+        Method("transformers-lookup", None, 10, generate={"prompt_lookup_num_tokens": 10}),
     )
 }
 
 
 def choose_methods(names: Sequence[str], draft_model: bool) -> list[Method]:
-    """Plain decoding and the methods of these names; all that can run where none is named.
+    """Plain decoding and the methods of these names.
 
     Args:
-        names: Of ``METHODS``.
+        names: Of ``METHODS``, or drafters with options, such as "early-exit:layer=4". If empty, all of ``METHODS`` that
+            can run.
         draft_model: Whether there is one.
 
     Raises:
         ForetokenError: If there is no such method, or it needs a draft model.
     """
-    for name in names:
-        if name not in METHODS:
-            raise ForetokenError(f"There is no method {name!r}: choose from {', '.join(METHODS)}.")
-        if METHODS[name].needs_draft_model and not draft_model:
-            raise ForetokenError(f"The method {name!r} needs a draft model: name one with --draft-model.")
-    chosen = [METHODS[name] for name in dict.fromkeys(names)] if names else list(METHODS.values())
-    return [PLAIN, *(m for m in chosen if m is not PLAIN and (draft_model or not m.needs_draft_model))]
+    if not names:
+        return [method for method in METHODS.values() if draft_model or not method.needs_draft_model]
+    chosen = [METHODS.get(name) or _method(name) for name in dict.fromkeys(names)]
+    for method in chosen:
+        if method.needs_draft_model and not draft_model:
+            raise RequestError(f"The method {method.name!r} needs a draft model: name one with --draft-model.")
+    return [PLAIN, *(method for method in chosen if method is not PLAIN)]
+
+
+def _method(text: str) -> Method:
+    """A drafter that is no method yet, with the budget that it has at the doors."""
+    name, colon, _ = text.partition(":")
+    if name not in RECIPES or (name == DraftModel.name and colon):
+        drafters = "a drafter with options; a draft model is named with --draft-model"
+        raise RequestError(f"There is no method {text!r}: choose from {', '.join(METHODS)}, or {drafters}.")
+    recipe = parse_recipe(text, RECIPES)
+    return Method(text, recipe, None if recipe.calibrated else FixedBudget().num_tokens)

@@ -6,21 +6,26 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
 
-from foretoken.core.budget import Budget, FixedBudget
+from foretoken.core.budget import FixedBudget
+from foretoken.core.costs import CostCurve
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
+from foretoken.drafters import Parts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.positions import context_length
+from foretoken.engines.transformers.second_model import draft_target
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.harness import Answer, Row, in_turns
 from foretoken.measure.loops import loops
-from foretoken.measure.methods import Given, Method
+from foretoken.measure.methods import Method
 from foretoken.measure.prompts import Question
 from foretoken.measure.subject import Subject
 from foretoken.measure.transformers_loop import generate
@@ -73,9 +78,8 @@ def measure(
 ) -> Iterator[list[Row]]:
     """For each question a row of every method; none if the answer ends with the prefill's token.
 
-    Each round has drafters of its own, which go through the questions as they would in use and meet each once; budgets
-    learn what forwards cost from all of it. Transformers' own loop is left out if answers are sampled: it draws another
-    text for the same seed.
+    Each round has drafters and a memory of its own, which go through the questions as they would in use and meet each
+    once. Transformers' own loop is left out if answers are sampled: it draws another text for the same seed.
 
     Args:
         subject: What answers.
@@ -92,14 +96,9 @@ def measure(
         check_request(len(question.prompt), _length(question, conditions), context_length(subject.model))
     for method in methods:  # what is compiled at first use is compiled now
         warm_up = replace(conditions, max_new_tokens=WARM_UP)
-        _player(subject, method, FixedBudget(WARM_UP), warm_up)(replace(questions[0], record=None))
-    budgets = [method.budget() for method in methods]
+        _player(subject, replace(method, drafted=WARM_UP), warm_up)(replace(questions[0], record=None))
     rounds = [
-        {
-            method.name: _player(subject, method, budget, conditions)
-            for method, budget in zip(methods, budgets, strict=True)
-        }
-        for _ in range(conditions.rounds)
+        {method.name: _player(subject, method, conditions) for method in methods} for _ in range(conditions.rounds)
     ]
     for question, answers in zip(questions, in_turns(rounds, questions), strict=True):
         plain = answers["plain"]
@@ -109,33 +108,45 @@ def measure(
             yield []
 
 
-def _player(subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> Callable[[Question], Answer]:
+def _player(subject: Subject, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
     """A method in one round."""
     if method.generate is not None:
         return _TransformersPlayer(subject.model, method.generate, conditions)
-    return _Player(subject, method, budget, conditions)
+    return _Player(subject, method, conditions)
 
 
 class _Player:
     """A drafter in one round, and the memory of its answers from question to question."""
 
-    def __init__(self, subject: Subject, method: Method, budget: Budget, conditions: Conditions) -> None:
-        self.budget, self.conditions = budget, conditions
+    def __init__(self, subject: Subject, method: Method, conditions: Conditions) -> None:
+        self.conditions, self.drafted = conditions, method.drafted
+        self.costs = subject.costs if method.drafted is None else CostCurve()
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
         self.namespace = Namespace(background=subject.background)
-        self.drafter = method.make(Given(subject, self.target, budget, self.namespace), **method.settings)
+        smaller = subject.draft_model  # whatever a recipe calls it
+        parts = Parts(
+            self.target,
+            ngrams=lambda: self.namespace.ngrams,
+            costs=self.costs,
+            draft_target=None if smaller is None else lambda _: draft_target(smaller, self.target.choice),
+            exit_target=partial(ExitTarget, self.target),
+        )
+        self.drafter = None if method.recipe is None else method.recipe.make(parts)
 
     def __call__(self, question: Question) -> Answer:
+        learning = self.namespace.new_budget(self.costs) if self.drafted is None else None
         steps = decode(
             self.target if question.record is None else ReplayTarget(question.record, self.target),
             self.drafter,
             question.prompt,
             max_new_tokens=_length(question, self.conditions),
             stop_tokens=stop_tokens(self.target.model) if question.record is None else (),
-            budget=self.budget,
+            budget=learning or FixedBudget(self.drafted or 0),
         )
         answer = Answer.of(steps)
         self.namespace.keep(answer.tokens)
+        if learning is not None:
+            self.namespace.hand_back(learning)
         return answer
 
 

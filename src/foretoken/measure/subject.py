@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.transformers.cost_key import cost_key
+from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.memory.costs import costs_of
 from foretoken.ngrams.background import Background
 
 
@@ -33,6 +37,11 @@ class Subject:
                 f"The draft model has {_vocabulary(self.draft_model)} tokens and the model {_vocabulary(self.model)}: "
                 "name one with the same tokenizer."
             )
+
+    @property
+    def costs(self) -> CostCurve:
+        """What the model's forwards cost on this machine."""
+        return costs_of(cost_key(self.model), lambda: TransformersTarget(self.model))
 
     @property
     def dtype(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from foretoken.core.budget import AdaptiveBudget
+from foretoken.core.costs import CostCurve
 from foretoken.ngrams.background import Background
 from foretoken.ngrams.kernels import Ints
 from foretoken.ngrams.shared import OBJECTS_BYTES, SharedNgrams
@@ -39,6 +40,7 @@ class Namespace:
         self.name = name
         self._background, self._load, self._write = background, load, write
         self._waiting: deque[Ints] = deque(maxlen=MAX_WAITING)
+        self._budget: AdaptiveBudget | None = None
 
     @property
     def ngrams(self) -> SharedNgrams:
@@ -60,10 +62,14 @@ class Namespace:
     def _made(self) -> SharedNgrams | None:
         return self.__dict__.get("ngrams made")
 
-    @property
-    def budget(self) -> AdaptiveBudget:
-        """What was learned of costs and gains."""
-        return self.ngrams.budget
+    def new_budget(self, costs: CostCurve) -> AdaptiveBudget:
+        """A budget for one answer: a copy of the one that was handed back last, or one that knows the costs alone."""
+        last = self._budget
+        return AdaptiveBudget(costs=costs) if last is None else last.copy()
+
+    def hand_back(self, budget: AdaptiveBudget) -> None:
+        """The answer of this budget has ended: the next one begins with what it has learned."""
+        self._budget = budget
 
     @property
     def nbytes(self) -> int:

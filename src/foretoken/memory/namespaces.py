@@ -68,7 +68,7 @@ class Namespaces:
         self._by_namespace: OrderedDict[str, Namespace] = OrderedDict()  # the one used last comes last
         self._num_bytes: dict[str, int] = {}  # of each of these
         self._alive: WeakValueDictionary[str, Namespace] = WeakValueDictionary()  # with those that an answer uses
-        # An answer that is thrown away may end, and settle, wherever garbage is collected: here, for one.
+        # An answer that is thrown away may end, and settle, wherever garbage is collected, such as here.
         self._lock = threading.RLock()
         self._background: Background | None = None
         self._threads: list[threading.Thread] = []
@@ -169,7 +169,7 @@ class Namespaces:
                     return
                 if answer.size and 0 <= answer.min() <= answer.max() < limit:
                     ngrams.add(answer)
-        except Exception as error:  # a strict history's, for one: answers do not depend on it
+        except Exception as error:  # such as one of a strict history: answers do not depend on it
             logger.warning("The history could not be read, and drafting goes on without it: %s", error)
         self._loading.discard(name)
         self.settle(name)

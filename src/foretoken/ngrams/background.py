@@ -99,7 +99,7 @@ class Background:
 
         Args:
             folder: Where it lies.
-            fingerprint: Of the tokenizer that will be used with it; unchecked where None.
+            fingerprint: Of the tokenizer that will be used with it. If None, it is not checked.
 
         Raises:
             ForetokenError: If there is no store, if it is incomplete, if this version cannot read it, or if it was

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
+from numba.extending import register_jitable
 
 from foretoken.core.errors import ForetokenError
 from foretoken.files import writing
@@ -26,21 +30,75 @@ from foretoken.paths import cache_folder
 F = TypeVar("F", bound=Callable[..., Any])
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+PACKAGE = __name__.partition(".")[0]
+
+_helper_options: dict[Any, dict[str, Any]] = {}
 
 
-def compiled(function: F, sources: Iterable[str], **options: Any) -> F:
-    """Compile ``function`` on first use, for each types of arguments; keep the result on disk where that is possible.
+def compiled(function: F, **options: Any) -> F:
+    """Compile a function on its first call, once for each types of arguments, and keep the result on disk if possible.
 
     Args:
         function: What to compile.
-        sources: The files that all of its code and constants come from. What was kept is compiled anew once one of them
-            has changed.
         options: Of ``numba.njit``.
     """
-    dispatcher = numba.njit(**options)(function)
-    with suppress(OSError):  # the sources are not on the disk, as in a zip file
-        dispatcher._cache = Kept(function, sources)
+    dispatcher = numba.njit(**{"no_cfunc_wrapper": True, **options})(function)
+    dispatcher._cache = Kept(function, options)
     return cast(F, dispatcher)
+
+
+def helper(function: F, **options: Any) -> F:
+    """Let compiled functions call this one, which stays a plain function for everybody else.
+
+    A way in from Python would take longer to compile than a small function does, and is kept for each on disk.
+    """
+    _helper_options[function] = options
+    return register_jitable(**options)(function)
+
+
+def part(function: F, **options: Any) -> F:
+    """Let compiled functions take in the lines of this one; for a function that is called from one place.
+
+    Code of its own is made where it is called from Python.
+    """
+    return cast(F, numba.njit(inline="always", **options)(function))
+
+
+def definition(function: Any, options: dict[str, Any]) -> str:
+    """All that the compiled code of a function depends on, as a text: its bytecode, and the values that it reads.
+
+    Functions and constants count wherever they are defined, so that no change of any file is missed. Of other packages
+    only names are read.
+    """
+    return repr((options, _described(function, set())))
+
+
+def _described(value: Any, seen: set[Any]) -> Any:
+    """A description of a value with the same ``repr`` in every process."""
+    if isinstance(value, Dispatcher):
+        value = value.py_func
+    if isinstance(value, FunctionType) and value.__module__.partition(".")[0] == PACKAGE:
+        if value in seen:
+            return value.__qualname__
+        seen.add(value)
+        code = _described_code(value.__code__, value.__globals__, seen)
+        return value.__qualname__, _helper_options.get(value), value.__defaults__, code
+    if isinstance(value, np.ndarray):
+        return repr(value.dtype), value.shape, value.tobytes()
+    if hasattr(value, "__name__"):  # a class, a module, a function of another package
+        return getattr(value, "__module__", None), value.__name__, getattr(value, "_fields", ())
+    return repr(value)
+
+
+def _described_code(code: CodeType, names: dict[str, Any], seen: set[Any]) -> Any:
+    nested = [const for const in code.co_consts if isinstance(const, CodeType)]
+    consts = [repr(const) for const in code.co_consts if not isinstance(const, CodeType)]
+    read = {name: names[name] for name in code.co_names if name in names}
+    for module in [value for value in read.values() if isinstance(value, ModuleType)]:
+        within = {f"{module.__name__}.{name}": getattr(module, name, None) for name in code.co_names}
+        read |= {name: value for name, value in within.items() if value is not None}
+    described = [(name, _described(value, seen)) for name, value in read.items()]
+    return code.co_code, code.co_names, consts, described, [_described_code(part, names, seen) for part in nested]
 
 
 def folders() -> list[Path]:
@@ -54,21 +112,17 @@ def folders() -> list[Path]:
 class Kept(NullCache):
     """What numba asks for the compiled code of one function: a file for each types of arguments.
 
-    A file is the SHA-256 of its key and its code, and then the code. So code of another source or another version is
-    not used, nor is a damaged file. Whatever goes wrong here costs the time of compiling and nothing else.
+    A file is the SHA-256 of its key and its code, and then the code. So code of another definition or another version
+    is not used, nor is a damaged file. Whatever goes wrong here costs the time of compiling and nothing else.
 
     Args:
         function: The function.
-        sources: See ``compiled``.
-
-    Raises:
-        OSError: If a source cannot be read.
+        options: What it is compiled with.
     """
 
-    def __init__(self, function: Callable[..., Any], sources: Iterable[str]) -> None:
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._function, self._options = function, options
         self._name = f"{function.__module__}.{function.__qualname__}"
-        # Now, not at the first use: by then a file may no longer be what was imported.
-        self._sources = [hashlib.sha256(Path(source).read_bytes()).hexdigest() for source in sources]
 
     @property
     def cache_path(self) -> str:
@@ -100,5 +154,5 @@ class Kept(NullCache):
     def _name_and_key(self, sig: Any, codegen: Any) -> tuple[str, bytes]:
         """The file, one for each machine, Python and package folder, and what its code depends on."""
         machine = (repr(sig), codegen.magic_tuple(), sys.implementation.cache_tag, __file__)
-        key = repr((machine, numba.__version__, self._sources)).encode()
+        key = repr((machine, numba.__version__, definition(self._function, self._options))).encode()
         return f"{self._name}-{hashlib.sha256(repr(machine).encode()).hexdigest()[:16]}.nbc", key

@@ -1,7 +1,7 @@
 """The compiled inner loops of the n-gram core: counting, looking up, mixing votes, growing a tree of guesses.
 
-All of them are in this one file, with every constant that they read: what was compiled is compiled anew once this file
-has changed. What the arrays mean is said at the named tuples; the ideas are told in ``mixed.py``.
+Python calls the ``compiled`` ones; the helpers are compiled as their parts. What the arrays mean is said at the named
+tuples; the ideas are told in ``drafters/ngram.py``.
 """
 
 from __future__ import annotations
@@ -204,13 +204,24 @@ def room_for_growth(max_tokens: int) -> Growth:
 NOTHING_RECYCLED = room_for_recycled(0)  # where a drafter does not recycle
 
 
-def compiled(function: F) -> F:
-    """Compile on first use.
+# Without numba's runtime, which counts the references to every array that is handed on and would take half of the time,
+# nothing can be allocated: room to work in comes with the arguments.
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "_nrt": False}
 
-    Without numba's runtime, which counts the references to every array that is handed on and would take half of the
-    time, nothing can be allocated: room to work in comes with the arguments.
-    """
-    return compiling.compiled(function, sources=[__file__], nogil=True, fastmath=True, error_model="numpy", _nrt=False)
+
+def compiled(function: F) -> F:
+    """Compile on the first call from Python."""
+    return compiling.compiled(function, **OPTIONS)
+
+
+def helper(function: F) -> F:
+    """Compile as a part of the functions that call it; from Python it can be called as it stands, slowly."""
+    return compiling.helper(function, **OPTIONS)
+
+
+def part(function: F) -> F:
+    """Compile as lines of the functions that call it: for what is called from one place, and saves that a call."""
+    return compiling.part(function, **OPTIONS)
 
 
 # NumPy scalars, so that one definition wraps at 64 bits both over arrays and compiled.
@@ -231,7 +242,7 @@ def extend_hashes(hashes: Any, tokens: Any) -> Any:
     return z ^ (z >> HALF)
 
 
-extend_hash = compiled(extend_hashes)
+extend_hash = helper(extend_hashes)
 
 
 def few(number: int) -> int:
@@ -246,13 +257,13 @@ def few(number: int) -> int:
 
 # ``few`` of a number that a background corpus keeps as 1 + 4 log2(number).
 FEW_OF_LOG = np.array([0, *(few(round(2 ** ((log - 1) / 4))) for log in range(1, 64))])
-few = compiled(few)
+few = helper(few)
 
 # --- Counting ---------------------------------------------------------------------------------------------------------
 
 
-@compiled
-def place(first: int, second: int, size: int) -> np.int64:
+@helper
+def place(first: int | np.int32, second: int, size: int) -> np.int64:
     """Where two numbers belong in a table of ``size``, a power of two."""
     h = np.uint64(first) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(second) * np.uint64(0xD6E8FEB86659FD93)
     h ^= h >> np.uint64(29)
@@ -261,7 +272,7 @@ def place(first: int, second: int, size: int) -> np.int64:
     return np.int64(h & np.uint64(size - 1))
 
 
-@compiled
+@helper
 def find(nodes: NDArray[Any], table: Ints, parent: int, token: int) -> int:
     """The child of a node, 0 for none."""
     i = place(parent, token, table.size)
@@ -273,19 +284,25 @@ def find(nodes: NDArray[Any], table: Ints, parent: int, token: int) -> int:
     return 0
 
 
+@helper
+def let_find(table: Ints, parent: int | np.int32, token: int, node: int) -> None:
+    """Let ``find`` find a node."""
+    i = place(parent, token, table.size)
+    while table[i] != 0:
+        i = (i + 1) & (table.size - 1)
+    table[i] = node
+
+
 @compiled
 def rehash(trie: Trie) -> None:
     """Fill an empty table with all nodes, and the empty table of pairs with all pairs."""
     for node in range(2, trie.sizes[1]):
-        i = place(trie.nodes[node].parent, trie.nodes[node].token, trie.table.size)
-        while trie.table[i] != 0:
-            i = (i + 1) & (trie.table.size - 1)
-        trie.table[i] = node
+        let_find(trie.table, trie.nodes[node].parent, trie.nodes[node].token, node)
     for end in range(trie.sizes[0]):
         note_pair(trie, end)
 
 
-@compiled
+@helper
 def note_pair(trie: Trie, end: int) -> None:
     """Remember where two tokens stood, late enough that a pair never finds itself."""
     i = end - SKIPS - 1
@@ -293,8 +310,8 @@ def note_pair(trie: Trie, end: int) -> None:
         trie.pairs[place(trie.tokens[i - 1], trie.tokens[i], trie.pairs.size)] = i
 
 
-@compiled
-def add_node(trie: Trie, parent: int, token: int, end: int) -> None:
+@helper
+def add_node(trie: Trie, parent: np.int32, token: int, end: int) -> None:
     """A sequence that occurred for the first time, before its parent's other children."""
     nodes, table = trie.nodes, trie.table
     node = trie.sizes[1]
@@ -306,13 +323,10 @@ def add_node(trie: Trie, parent: int, token: int, end: int) -> None:
         nodes[after].prev = node
     nodes[parent].first = node
     nodes[parent].total += 1
-    i = place(parent, token, table.size)
-    while table[i] != 0:
-        i = (i + 1) & (table.size - 1)
-    table[i] = node
+    let_find(table, parent, token, node)
 
 
-@compiled
+@part
 def count_again(trie: Trie, parent: int, node: int) -> None:
     """Count a known sequence once more and move it before its parent's other children."""
     nodes = trie.nodes
@@ -329,7 +343,7 @@ def count_again(trie: Trie, parent: int, node: int) -> None:
         nodes[parent].first = node
 
 
-@compiled
+@helper
 def append(trie: Trie, token: int) -> None:
     """Count one more token after the contexts that end here."""
     tokens, nodes, table, active = trie.tokens, trie.nodes, trie.table, trie.active
@@ -342,14 +356,14 @@ def append(trie: Trie, token: int) -> None:
         context = active[order]
         node = find(nodes, table, context, token) if context else 0
         if context and node == 0:
-            add_node(trie, context, token, end)
+            add_node(trie, np.int32(context), token, end)
         if node:
             count_again(trie, context, node)
             if order < ORDERS and nodes[node].count == 2:
                 # Seen once until now, so without children: what followed then becomes the first.
                 followed = nodes[node].end + 1
                 if tokens[followed] != SEPARATOR:
-                    add_node(trie, node, tokens[followed], followed)
+                    add_node(trie, np.int32(node), tokens[followed], followed)
             nodes[node].end = end
         if order < ORDERS:
             active[order + 1] = node
@@ -359,7 +373,7 @@ def append(trie: Trie, token: int) -> None:
 def extend(trie: Trie, new: Ints) -> int:
     """Append tokens until the room for nodes or tokens may not hold another; how many were appended.
 
-    What is no token, below 0, separates sequences.
+    Negative values are separators between sequences.
     """
     for i in range(new.size):
         if trie.sizes[1] + 2 * ORDERS + 2 > trie.nodes.size or trie.sizes[0] + 2 > trie.tokens.size:
@@ -378,7 +392,7 @@ def extend(trie: Trie, new: Ints) -> int:
 # --- Looking up -------------------------------------------------------------------------------------------------------
 
 
-@compiled
+@helper
 def walk(trie: Trie, before: Ints, token: int, after: Ints) -> None:
     """The contexts ``after`` that the contexts ``before`` and one more token make, without counting.
 
@@ -398,7 +412,7 @@ def walk(trie: Trie, before: Ints, token: int, after: Ints) -> None:
     after[0] = 1
 
 
-@compiled
+@helper
 def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
     """The contexts of a store that end with the last tokens of another text."""
     contexts[0] = 1
@@ -407,14 +421,14 @@ def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
         walk(trie, contexts, window[i], contexts)
 
 
-@compiled
+@helper
 def key_of(kind: int, order: int, count: int, other: int, latest: int) -> int:
     """Where votes of this strength are kept: ``count`` of a token and of its competitors, both in 8 steps."""
     return (kind * ORDERS + order - 1) * STRENGTHS + (count * 8 + other) * 2 + latest
 
 
-@compiled
-def vote(votes: Votes, num: int, token: int | np.int64, key: int) -> int:
+@helper
+def vote(votes: Votes, num: int, token: int | np.int32, key: int) -> int:
     """Add a vote for a token; how many candidates there are now."""
     candidates = votes.candidates
     i = 0
@@ -429,14 +443,15 @@ def vote(votes: Votes, num: int, token: int | np.int64, key: int) -> int:
         num += 1
     slot = key // STRENGTHS
     kind, order = slot // ORDERS, slot % ORDERS + 1
-    votes.known[i, kind] = max(votes.known[i, kind], order)
+    if votes.known[i, kind] < order:
+        votes.known[i, kind] = order
     n = candidates[i].num_votes
     if n < SLOTS:  # more come only from a background corpus that is damaged
         votes.keys[i, n], candidates[i].num_votes = key, n + 1
     return num
 
 
-@compiled
+@helper
 def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) -> int:
     """Every context votes for what followed it."""
     nodes, tokens = trie.nodes, trie.tokens
@@ -463,7 +478,7 @@ def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) ->
     return num
 
 
-@compiled
+@part
 def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
     """The same from a background corpus."""
     votes.longest[BACKGROUND] = 0
@@ -480,13 +495,15 @@ def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
         check = np.uint32(h & np.uint64(0xFFFFFFFF))
         known = False
         num_rows = np.uint64(frozen.rows.shape[0])
-        first = min(np.uint64(frozen.buckets[bucket]), num_rows)  # whatever a damaged index says
-        end = min(np.uint64(frozen.buckets[bucket + 1]), num_rows, first + np.uint64(MAX_BUCKET))
-        for i in range(np.int64(first), np.int64(end)):
-            if frozen.rows[i, 0] == check:
-                packed = np.int64(frozen.rows[i, 1])
+        first, end = np.uint64(frozen.buckets[bucket]), np.uint64(frozen.buckets[bucket + 1])
+        for i in range(MAX_BUCKET):
+            row = first + np.uint64(i)
+            if row >= end or row >= num_rows:  # whatever a damaged index says
+                break
+            if frozen.rows[row, 0] == check:
+                packed = np.int64(frozen.rows[row, 1])
                 key = key_of(BACKGROUND, order, FEW_OF_LOG[(packed >> 20) & 63], FEW_OF_LOG[packed >> 26], 0)
-                num = vote(votes, num, packed & 0xFFFFF, key)
+                num = vote(votes, num, np.int32(packed & 0xFFFFF), key)
                 known = True
             elif known:
                 break
@@ -496,7 +513,7 @@ def frozen_votes(frozen: Frozen, window: Ints, votes: Votes, num: int) -> int:
     return num
 
 
-@compiled
+@part
 def skip_votes(trie: Trie, window: Ints, votes: Votes, num: int) -> int:
     """Where the text differs in a few tokens from an earlier place, that place votes for what came after them."""
     tokens = trie.tokens
@@ -521,7 +538,7 @@ def skip_votes(trie: Trie, window: Ints, votes: Votes, num: int) -> int:
     return num
 
 
-@compiled
+@part
 def step_of_prob(prob: float) -> int:
     """A probability in 8 steps."""
     step = 0
@@ -530,13 +547,13 @@ def step_of_prob(prob: float) -> int:
     return step
 
 
-@compiled
+@helper
 def place_of(h: np.uint64) -> np.uint32:
     """The place of the context of a hash."""
     return np.uint32(h >> np.uint64(40) & np.uint64(NAMED_CONTEXTS - 1))
 
 
-@compiled
+@helper
 def entry_of(recycled: Recycled, place: np.uint32) -> int:
     """Where it is said what was named after the context that has a place; 0 where none has it."""
     i = np.int64(place) & (recycled.table.size - 1)
@@ -547,29 +564,35 @@ def entry_of(recycled: Recycled, place: np.uint32) -> int:
     return 0
 
 
-@compiled
-def enter(recycled: Recycled, first: int) -> None:
-    """Let the entries from ``first`` on be found."""
-    for entry in range(first, np.int64(recycled.entries[0, 0])):
-        i = np.int64(recycled.entries[entry, 0]) & (recycled.table.size - 1)
-        while recycled.table[i] != 0:
-            i = (i + 1) & (recycled.table.size - 1)
-        recycled.table[i] = entry
+@part
+def enter(recycled: Recycled, entry: int | np.int64) -> None:
+    """Let an entry be found."""
+    i = np.int64(recycled.entries[entry, 0]) & (recycled.table.size - 1)
+    while recycled.table[i] != 0:
+        i = (i + 1) & (recycled.table.size - 1)
+    recycled.table[i] = entry
 
 
 @compiled
-def take_entry(recycled: Recycled, place: np.uint32) -> int:
+def enter_all(recycled: Recycled) -> None:
+    """Fill an empty table."""
+    for entry in range(1, np.int64(recycled.entries[0, 0])):
+        enter(recycled, entry)
+
+
+@part
+def take_entry(recycled: Recycled, place: np.uint32) -> int | np.int64:
     """The entry of a place, a new one where it has none; there must be room for it."""
-    entry = entry_of(recycled, place)
+    entry: int | np.int64 = entry_of(recycled, place)
     if entry == 0:
-        entry = int(recycled.entries[0, 0])
+        entry = np.int64(recycled.entries[0, 0])
         recycled.entries[0, 0] = entry + 1
         recycled.entries[entry, 0] = place
         enter(recycled, entry)
     return entry
 
 
-@compiled
+@part
 def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> int:
     """What the target named after the last tokens, whenever it scored them last."""
     votes.longest[RECYCLED] = 0
@@ -597,7 +620,7 @@ def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> 
     return num
 
 
-@compiled
+@helper
 def name(recycled: Recycled, window: Ints, tokens: Ints, probs: Floats, kept: int) -> None:
     """Keep what the target named after contexts that end with a window; ``tokens`` and ``probs`` are [NAMED]."""
     h = np.uint64(0)
@@ -617,7 +640,7 @@ def name(recycled: Recycled, window: Ints, tokens: Ints, probs: Floats, kept: in
 # --- Mixing -----------------------------------------------------------------------------------------------------------
 
 
-@compiled
+@helper
 def collect(
     local: Trie,
     local_contexts: Ints,
@@ -641,24 +664,31 @@ def collect(
     return num
 
 
-@compiled
+@helper
 def set_of(longest: Ints) -> int:
     """Which weights to use: they depend on the longest contexts of the stores."""
     shared, background = longest[SHARED], longest[BACKGROUND]
     shared_step = shared if shared < 4 else 4 if shared < 7 else 5
     background_step = background if background < 2 else 2 if background < 4 else 3
-    recycled_step = 3 if longest[RECYCLED] == UNNAMED else min(2, longest[RECYCLED])
+    recycled = longest[RECYCLED]
+    recycled_step = 3 if recycled == UNNAMED else recycled if recycled < 2 else 2
     return int(((longest[LOCAL] * 6 + shared_step) * 4 + background_step) * 4 + recycled_step)
 
 
-@compiled
+@helper
 def copy(source: NDArray[Any], target: NDArray[Any]) -> None:
     """An assignment of one array to another would be allowed to allocate."""
     for i in range(source.size):
         target[i] = source[i]
 
 
-@compiled
+@helper
+def between(number: Any, least: np.float32, most: np.float32) -> Any:
+    """The nearest number from ``least`` to ``most``; numba takes long to compile ``min`` and ``max``."""
+    return least if number < least else most if number > most else number
+
+
+@helper
 def own_row(weights: Weights, row: int) -> np.int64:
     """The place in ``own`` of a row that is to be written to; there must be room for it."""
     place = np.int64(weights.place[row])
@@ -670,7 +700,7 @@ def own_row(weights: Weights, row: int) -> np.int64:
     return place
 
 
-@compiled
+@part
 def logit_of(weights: Weights, key: int) -> float:
     """What a strength of vote says of a token."""
     row, column = SETS + key // BLOCK, 3 * (key % BLOCK) + LOGIT
@@ -678,7 +708,7 @@ def logit_of(weights: Weights, key: int) -> float:
     return weights.own[place, column] if place >= 0 else weights.start[row, column]  # type: ignore[no-any-return]
 
 
-@compiled
+@part
 def has_room(weights: Weights, votes: Votes, num: int) -> bool:
     """Whether there is room for all rows that learning from these votes might write to."""
     rows = 2 + num
@@ -687,7 +717,7 @@ def has_room(weights: Weights, votes: Votes, num: int) -> bool:
     return bool(weights.own.shape[0] == ROWS or weights.place[ROWS] + rows <= weights.own.shape[0])
 
 
-@compiled
+@helper
 def mix(votes: Votes, num: int, weights: Weights) -> None:
     """The probability of each candidate, from its votes alone."""
     start, learned, place = weights
@@ -702,11 +732,11 @@ def mix(votes: Votes, num: int, weights: Weights) -> None:
             key = votes.keys[i, n]
             slot = key // STRENGTHS
             z += (here[slot] + own[slot] + common[slot]) * (logit_of(weights, key) + OFFSET)
-        z = min(MAX_LOGIT, max(-MAX_LOGIT, z))
+        z = between(z, -MAX_LOGIT, MAX_LOGIT)
         votes.candidates[i].prob = 1 / (1 + math.exp(-z))
 
 
-@compiled
+@helper
 def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> None:
     """Move the weights and the tables towards the token that came."""
     here = weights.own[own_row(weights, set_of(votes.longest))]
@@ -724,15 +754,15 @@ def learn(votes: Votes, num: int, weights: Weights, token: int, rate: float) -> 
             own[slot] += change
             common[slot] += change * SHARED_RATE
             entry[SEEN] += 1
-            step = max(1 / (entry[SEEN] + np.float32(1.5)), MIN_TABLE_RATE)
-            prob = min(MAX_PROB, max(MIN_PROB, entry[PROB] + step * (right - entry[PROB])))
+            step = between(1 / (entry[SEEN] + np.float32(1.5)), MIN_TABLE_RATE, np.float32(1))
+            prob = between(entry[PROB] + step * (right - entry[PROB]), MIN_PROB, MAX_PROB)
             entry[PROB], entry[LOGIT] = prob, math.log(prob / (1 - prob))
         here[SLOTS - 1] += error
         own[SLOTS - 1] += error
         common[SLOTS - 1] += error * SHARED_RATE
 
 
-@compiled
+@helper
 def slide(before: Ints, token: int, after: Ints) -> None:
     """The window one token later."""
     for i in range(WINDOW - 1):
@@ -740,20 +770,40 @@ def slide(before: Ints, token: int, after: Ints) -> None:
     after[WINDOW - 1] = token
 
 
-@compiled
-def commit(
-    local: Trie,
-    shared: Trie,
-    frozen: Frozen,
-    recycled: Recycled,
-    weights: Weights,
-    votes: Votes,
-    contexts: Ints,
-    window: Ints,
-    new: Ints,
-    rate: float,
+# --- Drafting ---------------------------------------------------------------------------------------------------------
+
+
+@part
+def open_children(
+    votes: Votes, num: int, node: int, path: float, width: int, floor: float, guesses: NDArray[Any], size: int
 ) -> int:
-    """Learn from committed tokens and append them to the local store; how many it and the weights had room for.
+    """Queue the best candidates after ``node`` whose paths are worth ``floor``; how many wait in the queue now."""
+    candidates = votes.candidates
+    total = np.float32(0)
+    for i in range(num):
+        total += candidates[i].prob
+    total = total if total > 1 else np.float32(1)
+    for _ in range(width if width < num else num):
+        best = 0
+        for i in range(1, num):
+            if candidates[i].prob > candidates[best].prob:
+                best = i
+        prob = candidates[best].prob / total
+        if path * prob < floor:
+            break
+        guess = guesses[size]
+        guess.path, guess.prob, guess.token, guess.parent = path * prob, prob, candidates[best].token, node
+        size += 1
+        candidates[best].prob = -1
+    return size
+
+
+# --- Entry points -----------------------------------------------------------------------------------------------------
+# numba hands over arrays three times faster than tuples of arrays: these take them one by one.
+
+
+class Sources(NamedTuple):
+    """What votes come from, what weighs them, and room to work in.
 
     Args:
         local: The statistics of this sequence.
@@ -761,12 +811,45 @@ def commit(
         frozen: The background corpus.
         recycled: What the target named.
         weights: What the mixer has learned.
-        votes: Room to work in.
-        contexts: int32 [ORDERS + 1], room to work in.
+        votes: Room for the votes of one context.
+        growth: Room for a draft.
+    """
+
+    local: Trie
+    shared: Trie
+    frozen: Frozen
+    recycled: Recycled
+    weights: Weights
+    votes: Votes
+    growth: Growth
+
+
+@helper
+def sources_of(arrays: tuple[Any, ...]) -> Sources:
+    """The arrays of each field, in this order."""
+    return Sources(
+        Trie(*arrays[:6]),
+        Trie(*arrays[6:12]),
+        Frozen(*arrays[12:14]),
+        Recycled(*arrays[14:17]),
+        Weights(*arrays[17:20]),
+        Votes(*arrays[20:24]),
+        Growth(*arrays[24:29]),
+    )
+
+
+@compiled
+def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
+    """Learn from committed tokens and append them to the local store; how many it and the weights had room for.
+
+    Args:
         window: int32 [WINDOW], the last committed tokens, -1 before the first; kept up to date.
         new: The tokens.
         rate: How fast the weights learn.
+        arrays: Those of ``Sources``.
     """
+    local, shared, frozen, recycled, weights, votes, growth = sources_of(arrays)
+    contexts = growth.contexts[0, SHARED]
     follow(shared, window, contexts)
     for i in range(new.size):
         num = collect(local, local.active, shared, contexts, frozen, recycled, window, votes)
@@ -779,62 +862,18 @@ def commit(
     return new.size
 
 
-# --- Drafting ---------------------------------------------------------------------------------------------------------
-
-
 @compiled
-def open_children(
-    votes: Votes, num: int, node: int, path: float, width: int, floor: float, guesses: NDArray[Any], size: int
-) -> int:
-    """Queue the best candidates after ``node`` whose paths are worth ``floor``; how many wait in the queue now."""
-    candidates = votes.candidates
-    total = np.float32(0)
-    for i in range(num):
-        total += candidates[i].prob
-    for _ in range(min(width, WIDTH, num)):
-        best = 0
-        for i in range(1, num):
-            if candidates[i].prob > candidates[best].prob:
-                best = i
-        prob = candidates[best].prob / max(np.float32(1), total)
-        if path * prob < floor:
-            break
-        guess = guesses[size]
-        guess.path, guess.prob, guess.token, guess.parent = path * prob, prob, candidates[best].token, node
-        size += 1
-        candidates[best].prob = -1
-    return size
-
-
-@compiled
-def grow(
-    local: Trie,
-    shared: Trie,
-    frozen: Frozen,
-    recycled: Recycled,
-    weights: Weights,
-    votes: Votes,
-    growth: Growth,
-    window: Ints,
-    max_tokens: int,
-    width: int,
-    floor: float,
-) -> int:
+def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any) -> int:
     """The most probable continuations, best path first, left in ``growth``; how many there are.
 
     Args:
-        local: The statistics of this sequence.
-        shared: Those of earlier answers.
-        frozen: The background corpus.
-        recycled: What the target named.
-        weights: What the mixer has learned.
-        votes: Room to work in.
-        growth: Room for at least ``max_tokens`` nodes.
         window: int32 [WINDOW], the last committed tokens, -1 before the first.
-        max_tokens: Most nodes.
+        max_tokens: Most nodes; ``growth`` has room for them.
         width: Most children of a node.
         floor: Least probability of a path.
+        arrays: Those of ``Sources``.
     """
+    local, shared, frozen, recycled, weights, votes, growth = sources_of(arrays)
     contexts, windows, guesses, nodes, probs = growth
     copy(local.active, contexts[0, LOCAL])
     copy(window, windows[0])
@@ -859,51 +898,6 @@ def grow(
         walk(shared, contexts[parent + 1, SHARED], token, contexts[row, SHARED])
         slide(windows[parent + 1], token, windows[row])
     return max_tokens
-
-
-# --- Entry points -----------------------------------------------------------------------------------------------------
-# numba hands over arrays three times faster than tuples of arrays: these take them one by one.
-
-
-class Sources(NamedTuple):
-    """What votes come from, what weighs them, and room to work in."""
-
-    local: Trie
-    shared: Trie
-    frozen: Frozen
-    recycled: Recycled
-    weights: Weights
-    votes: Votes
-    growth: Growth
-
-
-@compiled
-def sources_of(arrays: tuple[Any, ...]) -> Sources:
-    """The arrays of each field, in this order."""
-    return Sources(
-        Trie(*arrays[:6]),
-        Trie(*arrays[6:12]),
-        Frozen(*arrays[12:14]),
-        Recycled(*arrays[14:17]),
-        Weights(*arrays[17:20]),
-        Votes(*arrays[20:24]),
-        Growth(*arrays[24:29]),
-    )
-
-
-@compiled
-def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any) -> int:
-    """``grow`` from arrays."""
-    s = sources_of(arrays)
-    return grow(s.local, s.shared, s.frozen, s.recycled, s.weights, s.votes, s.growth, window, max_tokens, width, floor)
-
-
-@compiled
-def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
-    """``commit`` from arrays."""
-    s = sources_of(arrays)
-    contexts = s.growth.contexts[0, SHARED]
-    return commit(s.local, s.shared, s.frozen, s.recycled, s.weights, s.votes, contexts, window, new, rate)
 
 
 @compiled

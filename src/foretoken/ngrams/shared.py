@@ -13,7 +13,6 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from foretoken.core.budget import AdaptiveBudget
 from foretoken.ngrams import kernels
 from foretoken.ngrams.background import Background
 from foretoken.ngrams.kernels import Floats, Frozen, Ints, Weights
@@ -31,7 +30,7 @@ class SharedNgrams:
     Args:
         background: A background corpus, or None.
         max_bytes: The most that the statistics of earlier answers may take; the older half is forgotten beyond it.
-        weights: What the mixer starts from; what comes with the package where None.
+        weights: What the mixer starts from. If None, the weights that come with the package.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class SharedNgrams:
         weights: Weights | None = None,
     ) -> None:
         self.lock = threading.Lock()
-        self.budget = AdaptiveBudget()
         self._max_bytes, self._given_weights = max_bytes, weights
         self._begin(background)
         _ALL.add(self)
@@ -72,7 +70,7 @@ class SharedNgrams:
             return
         grown = kernels.room_for_recycled(min(kernels.NAMED_CONTEXTS, max(used + num_contexts, used + used // 2)))
         grown.entries[:used], grown.successors[:used] = old.entries[:used], old.successors[:used]
-        kernels.enter(grown, 1)
+        kernels.enter_all(grown)
         self.recycled = grown
 
     def make_room_to_learn(self) -> None:
@@ -95,7 +93,6 @@ class SharedNgrams:
         if self.lock.locked():
             self._begin(self.background)
         self.lock = threading.Lock()
-        self.budget.after_fork()
 
 
 _ALL: WeakSet[SharedNgrams] = WeakSet()

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters import TEXT_DRAFTERS, Recipe, recipe_of
 from foretoken.drafters.recipe import sees_only_tokens
+from foretoken.replay.job import Job
 from foretoken.replay.read import Reading
-from foretoken.replay.score import Job
 from foretoken.texts import open_unpacked
 
 
@@ -42,7 +42,7 @@ def make_jobs(
     recipes = list(dict.fromkeys(map(recipe_of, drafters or TEXT_DRAFTERS)))
     for recipe in recipes:
         if recipe is not None and not sees_only_tokens(recipe):
-            raise ForetokenError(
+            raise RequestError(
                 f"The drafter {recipe.name!r} needs a model that runs, and answers are only recorded here: "
                 f"choose one of {', '.join([*TEXT_DRAFTERS, 'none'])}."
             )

@@ -13,10 +13,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from foretoken.core.errors import ForetokenError
+from foretoken.replay.job import Job, JobResult, run_job
 from foretoken.replay.read import read_log
-from foretoken.replay.score import Job, Score, score
 
-Results = Generator[tuple[int, Score | str], None, None]  # of jobs by their index, in the order of their ends
+Ended = Generator[tuple[int, JobResult | str], None, None]  # of jobs by their index, in the order of their ends
 
 
 def run_jobs(
@@ -24,12 +24,12 @@ def run_jobs(
     processes: int | None = None,
     ray_address: str | None = None,
     done: Callable[[Job], None] = lambda job: None,
-) -> list[Score]:
-    """The scores of all jobs, in their order, wherever they run.
+) -> list[JobResult]:
+    """The results of all jobs, in their order, wherever they run.
 
     Args:
         jobs: What to run; those of one file together, since a process keeps the file it read last.
-        processes: How many at a time; all cores where None. One runs here, without another process.
+        processes: How many run at a time. If None, as many as there are cores. If 1, it runs in this process.
         ray_address: Run on this cluster instead, whose machines must see the files under the same paths.
         done: Told of every job that has ended.
 
@@ -40,25 +40,25 @@ def run_jobs(
         return []
     processes = min(processes or num_cores(), len(jobs))
     if ray_address is not None:
-        results = _on_ray(jobs, ray_address)
+        ended = _on_ray(jobs, ray_address)
     elif processes <= 1:
-        results = _here(jobs)
+        ended = _here(jobs)
     else:
-        results = _on_cores(jobs, processes)
-    scores: dict[int, Score] = {}
-    with contextlib.closing(results):
-        for i, result in results:
+        ended = _on_cores(jobs, processes)
+    results: dict[int, JobResult] = {}
+    with contextlib.closing(ended):
+        for i, result in ended:
             if isinstance(result, str):
                 raise ForetokenError(result)
-            scores[i] = result
+            results[i] = result
             done(jobs[i])
-    return [scores[i] for i in range(len(jobs))]
+    return [results[i] for i in range(len(jobs))]
 
 
-def attempt(job: Job) -> Score | str:
-    """The score, or the sentence that says why there is none: Ray makes pages of an exception."""
+def attempt(job: Job) -> JobResult | str:
+    """The result, or the sentence that says why there is none: Ray makes pages of an exception."""
     try:
-        return score(job)
+        return run_job(job)
     except ForetokenError as error:
         return str(error)
 
@@ -68,17 +68,17 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _here(jobs: Sequence[Job]) -> Results:
+def _here(jobs: Sequence[Job]) -> Ended:
     try:
         yield from enumerate(map(attempt, jobs))
     finally:
         read_log.cache_clear()
 
 
-def _on_cores(jobs: Sequence[Job], processes: int) -> Results:
+def _on_cores(jobs: Sequence[Job], processes: int) -> Ended:
     """Each job in one of several processes, started afresh: threads of a tokenizer do not survive a fork."""
     before = set(multiprocessing.active_children())
-    futures: dict[Future[Score | str], int] = {}
+    futures: dict[Future[JobResult | str], int] = {}
     executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_single_threaded)
     try:
         with _interrupts_ignored():  # what a process ignores, those that it starts ignore from their first moment
@@ -114,7 +114,7 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _on_ray(jobs: Sequence[Job], address: str) -> Results:
+def _on_ray(jobs: Sequence[Job], address: str) -> Ended:
     """Each job as a task of a Ray cluster."""
     try:
         import ray

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import PromptLookup
-from foretoken.replay.costs import Costs
-from foretoken.replay.score import Job, Score, figures, with_answers
+from foretoken.replay.job import Job, JobResult, figures, with_answers
 from foretoken.replay.vllm import ngram_config, suffix_config
 
 BUDGETS = (2, 4, 7, 10, 15)
@@ -20,7 +20,7 @@ NGRAMS = {  # vLLM's prompt_lookup_min and prompt_lookup_max, (5, 5) by default,
 }
 RESAMPLES = 1000
 
-RunJobs = Callable[[Sequence[Job]], list[Score]]
+RunJobs = Callable[[Sequence[Job]], list[JobResult]]
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,19 @@ class Advice:
         }
 
 
-def tune(jobs: Sequence[Job], run: RunJobs, costs: Costs, seed: int = 0) -> tuple[Advice, list[Score]]:
-    """Advice from the jobs of drafters on trees, of ``vllm_jobs`` and of chains where they differ; and all scores.
+def tune(jobs: Sequence[Job], run: RunJobs, costs: CostCurve, seed: int = 0) -> tuple[Advice, list[JobResult]]:
+    """Advice from the jobs of drafters on trees, of ``vllm_jobs`` and of chains where they differ; and all results.
 
     Raises:
         ForetokenError: If a job fails or no answer can be replayed.
     """
-    scores = run(jobs)
+    results = run(jobs)
     # On a target that verifies only chains, a drafter that never branched does the very same.
-    scores += run([replace(score.job, trees=False) for score in scores if score.branched])
-    scores = with_answers(scores)
+    results += run([replace(result.job, trees=False) for result in results if result.branched])
+    results = with_answers(results)
     outcomes: list[Outcome] = [PLAIN]
     ngram: list[tuple[dict[str, Any], Outcome]] = []
-    for setting, parts in by_setting(scores).items():
+    for setting, parts in by_setting(results).items():
         outcome = judge(setting, parts, costs, seed)
         if setting.drafter in NGRAMS:
             ngram.append((ngram_config(*NGRAMS[setting.drafter], setting.budget), outcome))
@@ -127,19 +127,19 @@ def tune(jobs: Sequence[Job], run: RunJobs, costs: Costs, seed: int = 0) -> tupl
     ngram.sort(key=lambda pair: (-pair[1].speed, pair[1].setting.budget))
     chain = next((outcome for outcome in outcomes if not outcome.setting.trees and outcome.setting.budget), outcomes[0])
     suffix = suffix_config(max(chain.setting.budget, 1), break_even(chain, costs))
-    return Advice(tuple(outcomes), tuple(ngram), suffix), scores
+    return Advice(tuple(outcomes), tuple(ngram), suffix), results
 
 
-def by_setting(scores: Sequence[Score]) -> dict[Setting, list[Score]]:
-    """The scores of each setting; what drafted only chains on trees counts for chains too."""
-    groups: dict[Setting, list[Score]] = {}
-    branched = {(score.job.drafter, score.job.budget) for score in scores if score.branched}
-    for score in scores:
-        pair = score.job.drafter, score.job.budget
-        if score.job.trees:
-            groups.setdefault(Setting(*pair, pair in branched), []).append(score)
-        if not score.branched and (pair in branched or not score.job.trees):
-            groups.setdefault(Setting(*pair, False), []).append(score)
+def by_setting(results: Sequence[JobResult]) -> dict[Setting, list[JobResult]]:
+    """The results of each setting; what drafted only chains on trees counts for chains too."""
+    groups: dict[Setting, list[JobResult]] = {}
+    branched = {(result.job.drafter, result.job.budget) for result in results if result.branched}
+    for result in results:
+        pair = result.job.drafter, result.job.budget
+        if result.job.trees:
+            groups.setdefault(Setting(*pair, pair in branched), []).append(result)
+        if not result.branched and (pair in branched or not result.job.trees):
+            groups.setdefault(Setting(*pair, False), []).append(result)
     return groups
 
 
@@ -152,38 +152,38 @@ def vllm_jobs(job: Job, budgets: Sequence[int]) -> list[Job]:
     ]
 
 
-def affordable(budgets: Sequence[int] | None, costs: Costs) -> list[int]:
+def affordable(budgets: Sequence[int] | None, costs: CostCurve) -> list[int]:
     """The budgets to try: those given, else the usual ones whose cost is known.
 
     Raises:
         ForetokenError: If the cost of a given one is not known, or of none.
     """
-    usable = [budget for budget in budgets or BUDGETS if 1 + budget <= costs.max_rows]
+    usable = [budget for budget in budgets or BUDGETS if 1 + budget <= costs.most_rows]
     if not usable or (budgets and len(usable) < len(budgets)):
         least = max(budgets or BUDGETS[:1])
         raise ForetokenError(
-            f"The costs end at {costs.max_rows} rows and {least} drafted tokens need {least + 1}: measure more rows."
+            f"The costs end at {costs.most_rows} rows and {least} drafted tokens need {least + 1}: measure more rows."
         )
     return usable
 
 
-def judge(setting: Setting, scores: Sequence[Score], costs: Costs, seed: int) -> Outcome:
+def judge(setting: Setting, results: Sequence[JobResult], costs: CostCurve, seed: int) -> Outcome:
     """The speed of a setting, with an interval from resampling the answers.
 
     A step costs what its rows do; plain decoding takes one step of one row for each token after the prefill's. Answers
     are resampled with replacement, the same for every setting. Those of one log may be alike and a drafter may remember
     earlier ones, so the interval covers the choice of answers, not another kind of log.
     """
-    items = [item for score in scores for item in score.items]
-    plain = np.array([(item.stats.tokens - 1) * costs(1) for item in items])
-    drafted = np.array([sum(steps * costs(rows) for rows, steps in item.rows.items()) for item in items])
+    items = [item for result in results for item in result.items]
+    plain = np.array([(item.stats.tokens - 1) * costs.seconds(1) for item in items])
+    drafted = np.array([sum(steps * costs.seconds(rows) for rows, steps in item.rows.items()) for item in items])
     rng = np.random.default_rng(seed)
     speeds = []
     for _ in range(RESAMPLES):
         chosen = rng.integers(len(items), size=len(items))
         speeds.append(plain[chosen].sum() / drafted[chosen].sum())
     low, high = np.quantile(speeds, (0.025, 0.975))
-    numbers = figures(scores)
+    numbers = figures(results)
     return Outcome(
         setting,
         numbers["tokens_per_step"],
@@ -195,8 +195,9 @@ def judge(setting: Setting, scores: Sequence[Score], costs: Costs, seed: int) ->
     )
 
 
-def break_even(outcome: Outcome, costs: Costs) -> float:
+def break_even(outcome: Outcome, costs: CostCurve) -> float:
     """The chance of being accepted from which a further guess pays for its row, at the best settings' speed."""
     rows = round(outcome.rows_per_step)
-    further = costs(rows + 1) - costs(rows) if rows < costs.max_rows else costs(rows) - costs(rows - 1)
-    return max(further, 0.0) * outcome.speed / costs(1)
+    rows = min(rows, costs.most_rows - 1)  # of those whose cost is known
+    further = costs.seconds(rows + 1) - costs.seconds(rows)
+    return max(further, 0.0) * outcome.speed / costs.seconds(1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from foretoken.measure.harness import headline
-from foretoken.reports.page import colours, make_page, styled
+from foretoken.reports.page import Section, colours, make_page, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -19,43 +19,44 @@ def methods_page(summary: Lines, model: str) -> str:
     """The page of ``foretoken bench methods``.
 
     Args:
-        summary: As ``turns.summarise`` gives it.
+        summary: As ``harness.summarise`` gives it.
         model: Its name.
     """
     kept = [line for line in summary if not line["looped"]]
-    sections: list[tuple[str, str, go.Figure | None]] = []
+    sections: list[Section] = []
     for dtype, decoding in dict.fromkeys((line["dtype"], line["decoding"]) for line in kept):
         some = [line for line in kept if (line["dtype"], line["decoding"]) == (dtype, decoding)]
         where = f"{dtype}, {decoding}"
         sections += [
-            (f"Speed over plain decoding: {where}", "The prefill left out; plain and methods in turns.", _speeds(some)),
-            (
+            Section(
+                f"Speed over plain decoding: {where}",
+                "The prefill left out; plain and methods in turns.",
+                _speeds(some),
+            ),
+            Section(
                 f"Tokens for each step against rows of a forward: {where}",
                 "All kinds of prompts. Higher: fewer forwards; left: cheaper ones.",
                 _rows(headline(some)),
             ),
         ]
-    lead = f"<p>{html.escape(model)}; answers that loop are left out.</p>{_table(headline(summary))}"
-    return make_page("Methods of drafting against plain decoding", lead, sections)
+    lead = [f"{model}; answers that loop are left out."]
+    return make_page("Methods of drafting against plain decoding", lead, sections, _table(headline(summary)))
 
 
-def _table(lines: Lines) -> str:
-    cells = [
-        [
-            line["method"],
-            f"{line['dtype']}, {line['decoding']}",
-            f"{line['speed']:.2f}x",
-            f"{line['least']:.2f}x",
-            f"{line['tokens_per_step']:.2f}",
-            f"{line['rows_per_step']:.2f}",
-            f"{line['drafter_ms']:.2f}",
-            f"{line['same_text']} of {line['prompts']}",
-        ]
+def _table(lines: Lines) -> list[dict[str, str]]:
+    return [
+        {
+            "method": line["method"],
+            "": f"{line['dtype']}, {line['decoding']}",
+            "speed": f"{line['speed']:.2f}x",
+            "least": f"{line['least']:.2f}x",
+            "tokens a step": f"{line['tokens_per_step']:.2f}",
+            "rows a step": f"{line['rows_per_step']:.2f}",
+            "drafter, ms a step": f"{line['drafter_ms']:.2f}",
+            "same text": f"{line['same_text']} of {line['prompts']}",
+        }
         for line in sorted(lines, key=lambda line: (line["dtype"], line["decoding"], -line["speed"]))
     ]
-    heads = ["method", "", "speed", "least", "tokens a step", "rows a step", "drafter, ms a step", "same text"]
-    rows = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells]
-    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
 
 
 def _speeds(lines: Lines) -> go.Figure:

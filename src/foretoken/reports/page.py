@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -13,24 +13,32 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 COLOURS = ("#2a6fdb", "#e07b39", "#3a9d5d", "#8e5bb5", "#c23b4e", "#6b7280")
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; max-width: 1000px; margin: 2em auto;
-  padding: 0 1em }
-h1 { font-size: 1.6em; margin-bottom: 0 } h2 { font-size: 1.15em; margin: 2em 0 0 } p { margin: .3em 0 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .9em .2em 0; text-align: right }
-th { border-bottom: 1px solid #cbd2d9; font-weight: 600 } td:first-child, th:first-child { text-align: left }
-pre { background: #f4f6f8; padding: .7em 1em; overflow-x: auto } .note { color: #616e7c }
-"""
 
 
-def require_plotly() -> None:
-    """Say at once that a page cannot be made, not after all the work.
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Args:
+        heading: Its title.
+        note: A sentence or two below it.
+        figure: A plot. If None, there is none.
+    """
+
+    heading: str
+    note: str = ""
+    figure: go.Figure | None = None
+
+
+def require_report() -> None:
+    """Say before all the work that a page cannot be made.
 
     Raises:
-        ForetokenError: If plotly is missing.
+        ForetokenError: If plotly or jinja2 is missing.
     """
-    if find_spec("plotly") is None:
-        raise ForetokenError("A page needs plotly: pip install 'foretoken[report]'.")
+    for name in ("plotly", "jinja2"):
+        if find_spec(name) is None:
+            raise ForetokenError(f"A page needs {name}: pip install 'foretoken[report]'.")
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -54,19 +62,27 @@ def styled(figure: go.Figure, height: int, width: int | None = None) -> go.Figur
     return figure
 
 
-def make_page(title: str, lead: str, sections: Sequence[tuple[str, str, go.Figure | None]]) -> str:
-    """One file with plotly in it, so that it opens without a network."""
-    parts = []
-    loaded = False
-    for heading, said, figure in sections:
-        parts.append(f"<h2>{html.escape(heading)}</h2>" + (f'<p class="note">{said}</p>' if said else ""))
-        if figure is not None:
-            config = {"displayModeBar": False, "responsive": True}
-            parts.append(figure.to_html(full_html=False, include_plotlyjs=not loaded, config=config))
-            loaded = True
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{lead}\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+def make_page(
+    title: str, lead: Sequence[str], sections: Sequence[Section], table: Sequence[Mapping[str, str]] = ()
+) -> str:
+    """One file with plotly in it, so that it opens without a network. All texts are escaped.
+
+    Args:
+        title: Of the page.
+        lead: Sentences, a paragraph each.
+        sections: What follows the lead and the table.
+        table: Rows of cells by the heading of their column.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    plots: list[str] = []
+    for section in sections:
+        config = {"displayModeBar": False, "responsive": True}
+        once = not any(plots)  # the library itself stands before the first plot
+        figure = section.figure
+        plots.append(figure.to_html(full_html=False, include_plotlyjs=once, config=config) if figure else "")
+    pages = Environment(
+        loader=PackageLoader("foretoken.reports", "."), autoescape=True, trim_blocks=True, keep_trailing_newline=True
     )
+    template = pages.get_template("page.html.jinja")
+    return template.render(title=title, lead=lead, table=table, sections=sections, plots=plots)

@@ -9,50 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 from foretoken.core.stats import DecodeStats
 from foretoken.replay.calibration import BINS, Reliability
-from foretoken.replay.score import Item, Score, figures
+from foretoken.replay.job import Item, JobResult, figures
 from foretoken.replay.tune import Advice
-from foretoken.reports.page import colours, make_page, styled
+from foretoken.reports.page import Section, colours, make_page, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def replay_page(scores: Sequence[Score]) -> str:
+def replay_page(results: Sequence[JobResult]) -> str:
     """The page of ``foretoken replay``."""
-    scores = [score for score in scores if score.items]
+    results = [result for result in results if result.items]
     sections = [
-        ("Tokens for each step, by task", "", _by_task(scores)),
-        (
+        Section("Tokens for each step, by task", figure=_by_task(results)),
+        Section(
             "Tokens for each step against drafted tokens",
             "All files together, the budget in each point. Higher: fewer forwards; left: less to check.",
-            _by_budget(scores),
+            _by_budget(results),
         ),
-        _calibration_section(scores),
+        _calibration_section(results),
     ]
-    answers = max(sum(len(score.items) for score in group) for group in _grouped(scores).values())
-    files = len({score.job.label for score in scores})
-    return make_page("Drafters on recorded answers", f"<p>{answers} answers of {files} files.</p>", sections)
+    answers = max(sum(len(result.items) for result in group) for group in _grouped(results).values())
+    files = len({result.job.label for result in results})
+    return make_page("Drafters on recorded answers", [f"{answers} answers of {files} files."], sections)
 
 
-def tune_page(advice: Advice, scores: Sequence[Score], costs: str) -> str:
+def tune_page(advice: Advice, results: Sequence[JobResult], costs: str) -> str:
     """The page of ``foretoken tune``."""
     best = advice.best.setting
-    scores = [score for score in scores if score.items]
-    chosen = [score for score in scores if (score.job.drafter, score.job.budget) == (best.drafter, best.budget)]
-    tree_runs = [score for score in chosen if score.job.trees]
+    results = [result for result in results if result.items]
+    chosen = [result for result in results if (result.job.drafter, result.job.budget) == (best.drafter, best.budget)]
+    tree_runs = [result for result in chosen if result.job.trees]
     sections = [
-        (
+        Section(
             "Expected speed over plain decoding",
-            f"Forwards cost {html.escape(costs)}; whiskers hold 95 % of resampled answers; the time of drafting itself "
+            f"Forwards cost {costs}; whiskers hold 95 % of resampled answers; the time of drafting itself "
             "is not in it.",
             _speeds(advice),
         ),
-        _calibration_section(scores),
+        _calibration_section(results),
     ]
     if chosen:
-        sections.insert(1, ("Tokens for each step with the best drafter, by task", "", _by_task(tree_runs or chosen)))
-    lead = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(advice))
-    return make_page("Settings for these logs", lead, sections)
+        heading = "Tokens for each step with the best drafter, by task"
+        sections.insert(1, Section(heading, figure=_by_task(tree_runs or chosen)))
+    return make_page("Settings for these logs", sentences(advice), sections)
 
 
 def sentences(advice: Advice) -> list[str]:
@@ -75,10 +75,10 @@ def sentences(advice: Advice) -> list[str]:
     ]
 
 
-def tasks(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def tasks(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """Figures by task, for JSON and the page; the file's name where the log names no task."""
     rows = []
-    for (drafter, budget, trees), group in _grouped(scores).items():
+    for (drafter, budget, trees), group in _grouped(results).items():
         for task, items in _items_by_task(group).items():
             stats = DecodeStats.total(item.stats for item in items)
             rows.append(
@@ -96,28 +96,33 @@ def tasks(scores: Sequence[Score]) -> list[dict[str, Any]]:
     return rows
 
 
-def calibration(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def calibration(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """Reliability of each drafter that gives probabilities, on each file, for JSON."""
     return [
-        {"file": score.job.label, "drafter": score.job.drafter, "budget": score.job.budget, "trees": score.job.trees}
-        | score.reliability.as_dict()
-        for score in scores
-        if sum(score.reliability.nodes)
+        {
+            "file": result.job.label,
+            "drafter": result.job.drafter,
+            "budget": result.job.budget,
+            "trees": result.job.trees,
+        }
+        | result.reliability.as_dict()
+        for result in results
+        if sum(result.reliability.nodes)
     ]
 
 
-def _grouped(scores: Iterable[Score]) -> dict[tuple[str, int, bool], list[Score]]:
-    groups: dict[tuple[str, int, bool], list[Score]] = {}
-    for score in scores:
-        groups.setdefault((score.job.drafter, score.job.budget, score.job.trees), []).append(score)
+def _grouped(results: Iterable[JobResult]) -> dict[tuple[str, int, bool], list[JobResult]]:
+    groups: dict[tuple[str, int, bool], list[JobResult]] = {}
+    for result in results:
+        groups.setdefault((result.job.drafter, result.job.budget, result.job.trees), []).append(result)
     return groups
 
 
-def _items_by_task(scores: Sequence[Score]) -> dict[str, list[Item]]:
+def _items_by_task(results: Sequence[JobResult]) -> dict[str, list[Item]]:
     items: dict[str, list[Item]] = {}
-    for score in scores:
-        for item in score.items:
-            items.setdefault(item.task or score.job.title, []).append(item)
+    for result in results:
+        for item in result.items:
+            items.setdefault(item.task or result.job.title, []).append(item)
     return items
 
 
@@ -125,12 +130,12 @@ def _flat(config: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in config.items() if key != "method")
 
 
-def _by_task(scores: Sequence[Score]) -> go.Figure:
+def _by_task(results: Sequence[JobResult]) -> go.Figure:
     """A dot for each drafter on each task, at one budget: many tasks stay readable where bars would not."""
     import plotly.graph_objects as go
 
-    budget = scores[0].job.budget
-    rows = [row for row in tasks(scores) if row["budget"] == budget]
+    budget = results[0].job.budget
+    rows = [row for row in tasks(results) if row["budget"] == budget]
     of_task: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         row["task"] = html.escape(row["task"])  # plotly takes tags and links in a name for its own
@@ -156,11 +161,11 @@ def _by_task(scores: Sequence[Score]) -> go.Figure:
     return styled(figure, height=130 + 24 * len(order))
 
 
-def _by_budget(scores: Sequence[Score]) -> go.Figure:
+def _by_budget(results: Sequence[JobResult]) -> go.Figure:
     import plotly.graph_objects as go
 
     points: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    for (drafter, budget, _), group in _grouped(scores).items():
+    for (drafter, budget, _), group in _grouped(results).items():
         points[drafter].append((budget, figures(group)))
     figure = go.Figure()
     for drafter, colour in colours(points).items():
@@ -224,17 +229,17 @@ def _speeds(advice: Advice) -> go.Figure:
     return styled(figure, height=460)
 
 
-def _calibration_section(scores: Sequence[Score]) -> tuple[str, str, go.Figure | None]:
+def _calibration_section(results: Sequence[JobResult]) -> Section:
     title = "Calibration: how often a guess was right against the chance it was given"
     found: dict[str, Reliability] = {}
-    for drafter in dict.fromkeys(score.job.drafter for score in scores):
-        whole = Reliability.total(score.reliability for score in scores if score.job.drafter == drafter)
+    for drafter in dict.fromkeys(result.job.drafter for result in results):
+        whole = Reliability.total(result.reliability for result in results if result.job.drafter == drafter)
         if sum(whole.nodes):
             found[drafter] = whole
     if not found:
-        return title, "No drafter here gives probabilities.", None
+        return Section(title, "No drafter here gives probabilities.")
     said = f"On the diagonal is right. {BINS} bins; the larger the point, the more guesses. All budgets together."
-    return title, said, _reliability(found)
+    return Section(title, said, _reliability(found))
 
 
 def _reliability(found: dict[str, Reliability]) -> go.Figure:

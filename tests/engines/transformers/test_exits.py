@@ -100,7 +100,7 @@ WAYS: list[Callable[[Counter, tf.PreTrainedModel], dict[str, Any]]] = [
 ]
 
 
-def answer(model: tf.PreTrainedModel, prompt: torch.Tensor = PROMPT, **options: Any) -> list[int]:
+def answer(model: Any, prompt: torch.Tensor = PROMPT, **options: Any) -> list[int]:
     """Transformers' own."""
     mask = torch.ones_like(prompt)
     return model.generate(prompt, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **options)[

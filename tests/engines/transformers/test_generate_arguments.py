@@ -164,7 +164,8 @@ def answer(options: dict[str, Any], **hook: Any) -> list[int] | Exception:
     if "generation_config" in options:
         given = {"attention_mask": given["attention_mask"]}
     try:
-        out = tiny_model("llama").generate(PROMPT, **{**given, **options}, **hook)
+        model: Any = tiny_model("llama")
+        out = model.generate(PROMPT, **{**given, **options}, **hook)
     except Exception as error:
         return error
     return (out if isinstance(out, torch.Tensor) else out.sequences)[:, LENGTH:].tolist()

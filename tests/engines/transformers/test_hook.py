@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from transformers.generation.stopping_criteria import (
 
 import foretoken
 from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError
-from foretoken.drafters import DRAFTERS, NgramMixer
+from foretoken.drafters import DRAFTERS, DraftModel, EarlyExit, NgramMixer
 from foretoken.engines import base
+from helpers.drafting import named
 from helpers.shapes import SMALL, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -67,7 +69,7 @@ def wandering(model: tf.PreTrainedModel) -> tf.PreTrainedModel:
 
 def bart() -> tf.PreTrainedModel:
     """A decoder that numbers its positions by itself, padding too."""
-    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    sizes: dict[str, Any] = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
     return wandering(tf.BartForCausalLM(tf.BartConfig(**SMALL, **sizes, max_position_embeddings=128)))
 
 
@@ -170,7 +172,7 @@ def test_torchs_seed_decides_a_sample_whatever_drafts():
     said = []
     for drafter in (*DRAFTERS, "none", None):
         torch.manual_seed(11)
-        said.append(ours(model, drafter=drafter, draft_model=smaller, **options).tolist())
+        said.append(ours(model, drafter=named(drafter, smaller) if drafter else None, **options).tolist())
     assert all(text == said[0] for text in said)
     torch.manual_seed(12)
     assert ours(model, **options).tolist() != said[0]
@@ -199,9 +201,8 @@ def test_a_draft_model_asks_processors_of_its_own(sample):
             max_new_tokens=30,
             do_sample=sample,
             custom_generate=foretoken.generate,
-            drafter=drafter,
-            draft_model=tiny_model("qwen2"),
             budget=FixedBudget(4),
+            **{"drafter": drafter} | ({} if drafter == "none" else {"draft_model": tiny_model("qwen2")}),
             stats=stats,
         )
         said.append(output.tolist())
@@ -298,7 +299,7 @@ def test_an_ngram_drafter_of_ones_own_has_an_adaptive_budget_too(monkeypatch):
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_tensors_are_made_where_the_model_is(drafter):
     model = tiny_model("llama")
-    options = {"max_new_tokens": 12, "budget": FixedBudget(6), "drafter": drafter, "draft_model": model}
+    options = {"max_new_tokens": 12, "budget": FixedBudget(6), "drafter": named(drafter, model)}
     greedy = ours(model, do_sample=False, **options)
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -319,3 +320,38 @@ def test_training_with_gradient_checkpointing_is_refused_and_without_it_is_not()
     for drafter in ("none", "mixed", "early-exit"):
         with pytest.raises(ForetokenError, match=r"gradient checkpointing: call model.eval\(\) first"):
             ours(model, **greedy, drafter=drafter)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"drafter": "draft-model"}, "needs a smaller model: give one as draft_model"),
+        ({"drafter": "draft-model:model=tiny"}, "give a model of transformers"),
+        ({"draft_model": tiny_model("qwen2")}, "draft_model is for the drafter 'draft-model', not for 'mixed'"),
+        ({"draft_model": tiny_model("qwen2"), "drafter": "anpd"}, "draft_model is for the drafter 'draft-model'"),
+        ({"exit_layer": 1}, "exit_layer is for the drafter 'early-exit', not for 'mixed'"),
+        ({"exit_layer": 1, "drafter": "early-exit:layer=1"}, "exit_layer is for the drafter 'early-exit'"),
+        ({"exit_layer": 0, "drafter": "early-exit"}, "layer is 0: give a whole number from 1 on"),
+        ({"exit_layer": 2, "drafter": "early-exit"}, "choose from 1 to 1"),
+        ({"drafter": "magic"}, "no drafter named 'magic'"),
+    ],
+)
+def test_what_the_drafter_does_not_take_is_refused(options, sentence):
+    with pytest.raises(ForetokenError, match=sentence):
+        ours(tiny_model("llama"), max_new_tokens=3, do_sample=False, **options)
+
+
+def test_a_layer_and_a_draft_model_may_stand_beside_the_drafters_name():
+    model, smaller = tiny_model("llama"), tiny_model("qwen2")
+    greedy = {"max_new_tokens": 20, "do_sample": False}
+    plain = theirs(model, **greedy)
+    for options in (
+        {"drafter": "early-exit", "exit_layer": 1},
+        {"drafter": "early-exit:layer=1"},
+        {"drafter": EarlyExit(layer=1)},
+        {"drafter": "draft-model", "draft_model": smaller},
+        {"drafter": DraftModel(smaller, trees=False)},
+    ):
+        stats = DecodeStats()
+        assert torch.equal(ours(model, **greedy, **options, stats=stats, budget=FixedBudget(3)), plain)
+        assert stats.drafted > 0

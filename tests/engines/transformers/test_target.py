@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -252,7 +253,7 @@ def test_a_windows_mask_hides_what_is_further_back():
 def long_phi3() -> tf.PreTrainedModel:
     """Phi-3's long variant with its border at 32 tokens."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    border = {"original_max_position_embeddings": 32}
+    border: dict[str, Any] = {"original_max_position_embeddings": 32}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, **border, **factors}
     config = tf.Phi3Config(**{**LLAMA, "max_position_embeddings": 128}, **border, rope_parameters=rope)
     return tf.AutoModelForCausalLM.from_config(config).eval()

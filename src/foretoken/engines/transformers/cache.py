@@ -147,7 +147,6 @@ class KVCache:
             self.states.crop(num_tokens - self.num_cached)  # a negative count of tokens to drop
         self._length = num_tokens
 
-    @torch.inference_mode()
     def release(self) -> None:
         """Make its tensors like any others: those made here may not be written to outside of inference mode."""
         layers: list[Any] = self.states.layers

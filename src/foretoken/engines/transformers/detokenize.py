@@ -194,7 +194,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def _cleans_up(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether ``decode`` takes out spaces, before a full stop for one, where nobody says; of BPE only where forced."""
+    """Whether ``decode`` removes spaces, such as one before a full stop, by default; for BPE only if forced."""
     if isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer.backend_tokenizer.model).__name__ == "BPE":
         return bool(
             tokenizer.clean_up_tokenization_spaces

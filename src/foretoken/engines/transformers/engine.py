@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +12,11 @@ import transformers as tf
 from foretoken.core.contracts import RewindableTarget, Target
 from foretoken.core.decode import check_request
 from foretoken.core.errors import ForetokenError, RequestError
-from foretoken.core.lazy import lazy
 from foretoken.core.sampling import Sampling
 from foretoken.engines.base import NOTHING, Engine, Request
 from foretoken.engines.stop_strings import StopStrings
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.generation_config import (
     apply_sampling,
@@ -74,23 +72,10 @@ class TransformersEngine(TransformersTokens):
         """The name of the model's dtype, such as "float32"."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    @lazy
+    @property
     def cost_key(self) -> str:
         """The model's shape, dtype and attention, the device, the threads, and the versions of the libraries."""
-        config = self.model.config
-        shape = json.dumps(config.to_diff_dict(), sort_keys=True, default=str)
-        device = input_device(self.model)
-        place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
-        return " ".join(
-            [
-                type(self.model).__name__,
-                hashlib.sha256(shape.encode()).hexdigest()[:16],
-                self.dtype,
-                str(config.get_text_config(decoder=True)._attn_implementation),
-                f"{place} threads={torch.get_num_threads()}",
-                f"torch={torch.__version__} transformers={tf.__version__}",
-            ]
-        )
+        return cost_key(self.model)
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> TransformersTarget:
         choice = Choice()
@@ -193,8 +178,7 @@ class TransformersEngine(TransformersTokens):
             ForetokenError: If there are not so many layers, or they cannot be reached.
         """
         assert isinstance(target, TransformersTarget)
-        num_layers = self.model.config.get_text_config(decoder=True).num_hidden_layers
-        return ExitTarget(target, max(1, num_layers // 3) if layer is None else layer)
+        return ExitTarget(target, layer)
 
 
 def load(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Engine:

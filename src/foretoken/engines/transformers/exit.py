@@ -29,8 +29,8 @@ class ExitTarget(TransformersTarget):
 
     Args:
         full: The target to share with.
-        num_layers: How many layers; at least 1, and fewer than the full model has.
-        choice: How tokens are chosen; If None, as the full target does, without processors that may keep
+        num_layers: How many layers; at least 1, and fewer than the full model has. If None, a third of them.
+        choice: How tokens are chosen. If None, as the full target does, without processors that may keep
             a state.
 
     Raises:
@@ -38,7 +38,9 @@ class ExitTarget(TransformersTarget):
             target's cache has sliding layers.
     """
 
-    def __init__(self, full: TransformersTarget, num_layers: int, choice: Choice | None = None) -> None:
+    def __init__(self, full: TransformersTarget, num_layers: int | None = None, choice: Choice | None = None) -> None:
+        if num_layers is None:
+            num_layers = max(1, full.model.config.get_text_config(decoder=True).num_hidden_layers // 3)
         model = first_layers(full.model, num_layers)
         cache = FirstLayers(full.cache, model, num_layers)
         super().__init__(model, choice or stateless(full.choice), cache=cache, max_length=full.max_length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -14,16 +15,19 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from foretoken.api.drafting import Situation
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter
+from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, NgramMixer
+from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
+from foretoken.engines.transformers.cost_key import cost_key
+from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
-from foretoken.engines.transformers.second_model import check_same_tokens
+from foretoken.engines.transformers.second_model import check_same_tokens, draft_target
 from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.memory.costs import costs_of
 from foretoken.memory.namespace import Namespace
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
@@ -41,7 +45,7 @@ def generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    drafter: str | Drafter | None = DEFAULT_DRAFTER,
+    drafter: str | Recipe | Drafter | None = DEFAULT_DRAFTER,
     budget: Budget | None = None,
     stats: DecodeStats | None = None,
     draft_model: PreTrainedModel | None = None,
@@ -64,12 +68,13 @@ def generate(
         logits_processor: As prepared by transformers.
         stopping_criteria: As prepared by transformers.
         generation_config: As prepared by transformers.
-        drafter: A name in ``foretoken.drafters.DRAFTERS``, "none", or a drafter.
+        drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
+            "early-exit:layer=4"; a recipe; a drafter of your own; "none" or None for plain decoding.
         budget: How many tokens to draft; where None just what pays, and seven with "anpd", "prompt-lookup" and a
             drafter of your own.
         stats: Filled with what the decode cost, for whoever wants to know.
         draft_model: A smaller model of the same tokens, for the drafter "draft-model".
-        exit_layer: After how many layers the drafter "early-exit" leaves; a third of them where None.
+        exit_layer: After how many layers the drafter "early-exit" leaves. If None, a third of them.
         **model_kwargs: As prepared by transformers.
 
     Returns:
@@ -107,11 +112,14 @@ def generate(
             "leave the padding out, or pass a new cache."
         )
     stats = DecodeStats() if stats is None else stats
-    if draft_model is not None:
-        check_same_tokens(draft_model, model)
-    namespace = _NAMESPACES.setdefault(model, Namespace())
-    situation = Situation(target, lambda: namespace.ngrams, (), draft_model, exit_layer)
-    drafter, budget = situation.drafting(drafter, budget)
+    recipe = _recipe(drafter, draft_model, exit_layer)
+    # A drafter of the caller's own keeps apart what it learns of costs and gains, too.
+    namespace = Namespace() if isinstance(recipe, Given) else _NAMESPACES.setdefault(model, Namespace())
+    costs = CostCurve()
+    if recipe is not None and recipe.calibrated:
+        costs = costs_of(cost_key(model), lambda: TransformersTarget(model))
+    made = None if recipe is None else recipe.make(_parts(target, namespace, costs))
+    learning = namespace.new_budget(costs) if budget is None and recipe is not None and recipe.calibrated else None
     streamer: BaseStreamer | None = caller.get("streamer")
     request = prepared.on(target)
     if streamer is not None:
@@ -119,19 +127,21 @@ def generate(
     tokens: list[int] = []
     start = target.cache.mark()
     try:
-        for step in request.steps(drafter, budget):
+        for step in request.steps(made, budget or learning):
             stats.add(step)
             tokens += step.tokens
     except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache
         target.go_back(start)
         raise
     finally:
+        if learning is not None:
+            namespace.hand_back(learning)
         if cache is not None or generation_config.return_dict_in_generate:
             target.cache.release()
     if streamer is not None:
         streamer.end()
-    if isinstance(drafter, NgramMixer):
-        drafter.memory.add(tokens)  # of one's own, or the namespace's
+    if isinstance(made, NgramMixer):
+        made.memory.add(tokens)  # of one's own, or the namespace's
     else:
         namespace.keep(tokens)
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
@@ -140,6 +150,45 @@ def generate(
             sequences=cast(torch.LongTensor, sequences), past_key_values=target.cache.states
         )
     return sequences
+
+
+def _recipe(
+    drafter: str | Recipe | Drafter | None, draft_model: PreTrainedModel | None, exit_layer: int | None
+) -> Recipe | None:
+    """The recipe of the drafter that is asked for.
+
+    Raises:
+        ForetokenError: If there is none, or it does not take what was given beside it.
+    """
+    for name, argument, given in (
+        (DraftModel.name, "draft_model", draft_model),
+        (EarlyExit.name, "exit_layer", exit_layer),
+    ):
+        if given is not None and drafter != name:
+            raise RequestError(
+                f"{argument} is for the drafter {name!r}, not for {drafter!r:.100}: leave one of the two out."
+            )
+    if drafter == DraftModel.name:
+        if draft_model is None:
+            raise RequestError("The drafter 'draft-model' needs a smaller model: give one as draft_model.")
+        return DraftModel(draft_model)
+    return EarlyExit(exit_layer) if drafter == EarlyExit.name else recipe_of(drafter)
+
+
+def _parts(target: TransformersTarget, namespace: Namespace, costs: CostCurve) -> Parts:
+    """What there is to make a drafter of."""
+
+    def second(model: Any) -> TransformersTarget:
+        check_same_tokens(model, target.model)
+        return draft_target(model, target.choice)
+
+    return Parts(
+        target,
+        ngrams=lambda: namespace.ngrams,
+        costs=costs,
+        draft_target=second,
+        exit_target=partial(ExitTarget, target),
+    )
 
 
 def _streaming(streamer: BaseStreamer, stop: Callable[[Sequence[int]], bool] | None) -> Callable[[Sequence[int]], bool]:

@@ -138,7 +138,7 @@ def resolve(name: str) -> str:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of this name; a GPU where None and there is one.
+    """The device of this name. If None, a GPU if there is one.
 
     Raises:
         ForetokenError: If the name means nothing here, or no numbers can be kept there.

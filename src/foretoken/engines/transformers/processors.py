@@ -31,7 +31,8 @@ class CountPenalties(tf.LogitsProcessor):
         return cast(FloatTensor, scores - self.frequency * counts - self.presence * (counts > 0))
 
 
-# What these say depends on their arguments alone. Others, a grammar's for one, may go by the order of their calls.
+# Stateless: the result depends only on the arguments. Others, such as grammar constraints, may depend on the order of
+# calls.
 STATELESS = (
     CountPenalties,
     tf.EpsilonLogitsWarper,

@@ -68,7 +68,7 @@ def read_request(
         logits_processor: Every processor of the request, in transformers' order.
         stopping_criteria: Every criterion of the request.
         config: The prepared configuration.
-        seed: Decides the choice under sampling; drawn from torch's generator where None.
+        seed: Decides the choice under sampling. If None, it is drawn from torch's generator.
 
     Raises:
         ForetokenError: If more than one sequence is asked for, or what our loop does not record.

@@ -66,7 +66,7 @@ def check_same_tokens(
     if draft_tokenizer is None or tokenizer is None:
         if draft_size != size:
             raise ModelError(f"The draft model has {draft_size} tokens and the model {size}: {advice}")
-    elif fingerprint(draft_tokenizer) != fingerprint(tokenizer):
+    elif draft_tokenizer is not tokenizer and fingerprint(draft_tokenizer) != fingerprint(tokenizer):
         raise ModelError(f"The draft model has another tokenizer than the model: {advice}")
     elif draft_size < len(tokenizer):
         raise ModelError(f"The draft model has {draft_size} tokens and the tokenizer {len(tokenizer)}: {advice}")
@@ -83,7 +83,7 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
 
 
 class DraftTarget(TransformersTarget):
-    """Reads tokens that the larger model's longer padding holds, should it ever say one, as token 0."""
+    """Maps ids beyond the draft model's vocabulary (the target's may be padded further) to token 0."""
 
     def prefill(self, prompt: Sequence[int]) -> Scores:
         return super().prefill([self._known(token) for token in prompt])

@@ -8,17 +8,15 @@ that rows are only ever appended, and how the hashes are divided does not show i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foretoken.memory.corpus import partial
 from foretoken.memory.corpus.partial import COUNTS, FIRST, PARTIAL, TOKENS, State, flush, save
 from foretoken.memory.corpus.tokens import Progress
-from foretoken.ngrams import background, compiling, kernels
 from foretoken.ngrams.background import (
     HEADER,
     INDEX,
@@ -30,9 +28,8 @@ from foretoken.ngrams.background import (
     header,
     index_type,
 )
+from foretoken.ngrams.compiling import compiled, part
 from foretoken.ngrams.kernels import GOLDEN, extend_hash
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 CHUNK = 1 << 20  # tokens read at once
 ROW_CHUNK = 1 << 20  # rows written at once
@@ -41,11 +38,6 @@ SLOT_BYTES = 28  # of the table, and of sorting what is in it
 LOAD = 0.75
 POSITION_SHIFT = np.uint64(TOKEN_BITS)
 TOKEN_MASK = np.uint64((1 << TOKEN_BITS) - 1)
-
-
-def compiled(function: F) -> F:
-    """Compile on first use."""
-    return compiling.compiled(function, [__file__, partial.__file__, background.__file__, kernels.__file__])
 
 
 def index_bits(rows: int) -> int:
@@ -268,7 +260,7 @@ def _compact(hashes: Any, pairs: Any, counts: Any) -> None:
             used += 1
 
 
-@compiled
+@part
 def _quantize(count: int) -> Any:
     return np.uint32(min(63, 1 + round(4 * math.log2(count))) if count else 0)
 

@@ -63,7 +63,7 @@ def general_folder(
     Args:
         encode: Makes tokens of texts.
         fingerprint: The tokenizer's.
-        cache: Where stores are kept; ``cache_folder()`` where None.
+        cache: Where stores are kept. If None, in ``cache_folder()``.
         progress: As ``build`` takes it; also called with "wait" while another process builds.
 
     Raises:

@@ -1,19 +1,25 @@
-"""Small models from their own formats, beside a second implementation; the pretrained ones with --models FOLDER."""
+"""Small models converted from their own formats, beside a second implementation; real ones with --models FOLDER."""
 
 from __future__ import annotations
 
 import json
+import runpy
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from foretoken import ForetokenError
-from foretoken.measure.small_models import PieceTokenizer, load_small
+import foretoken
+from foretoken.engines.transformers.loading import load_model, load_tokenizer
 
+SCRIPT = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "convert_small_model.py"))
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH = 16, 24, 2, 4, 2, 11, 32
 KV_DIM = DIM // HEADS * KV_HEADS
 SHAPES = {
@@ -29,6 +35,7 @@ SHAPES = {
 }
 PIECES = ["<unk>", "<s>", "</s>", "<0x0A>", " ", "a", "b", "ab", "bb", " a", "<0xC3>"]
 SCORES = [0.0] * 7 + [-1.0, -2.0, -3.0, 0.0]
+PIECE_TOKENIZER = SCRIPT["tokenizer_of"](PIECES, SCORES)
 
 
 def rms(x):
@@ -62,14 +69,13 @@ def logits_by_hand(embeddings, layers, norm, ids, linear=lambda x, w: x @ w.T):
 
 
 def bit_linear(x, w):
-    x = x / np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1])
-    scale = 127 / np.abs(x).max(-1, keepdims=True)
-    return np.round(x * scale) / scale @ w.T
+    """A layer of BitNet, but for the rounding of its input, which the conversion leaves out."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1]) @ w.T
 
 
 def write_tokenizer(folder: Path) -> None:
     pieces = [struct.pack("fi", score, len(p)) + p.encode() for p, score in zip(PIECES, SCORES, strict=True)]
-    (folder / f"tok{VOCAB}.bin").write_bytes(struct.pack("i", 6) + b"".join(pieces))
+    (folder / "tok.bin").write_bytes(struct.pack("i", 6) + b"".join(pieces))
 
 
 def write_bin(folder: Path, random: np.random.Generator) -> Mapping:
@@ -77,7 +83,7 @@ def write_bin(folder: Path, random: np.random.Generator) -> Mapping:
     stacks = {name: random.normal(size=(LAYERS, *shape)).astype(np.float32) / 2 for name, shape in SHAPES.items()}
     norm, rope = random.normal(size=DIM).astype(np.float32), np.zeros(LENGTH * DIM // HEADS, np.float32)
     header = struct.pack("7i", DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, LENGTH)
-    arrays = [embeddings, *stacks.values(), norm, rope]
+    arrays: list[np.ndarray] = [embeddings, *stacks.values(), norm, rope]
     (folder / "model.bin").write_bytes(header + b"".join(array.tobytes() for array in arrays))
     write_tokenizer(folder)
     layers = [{name: stack[i] for name, stack in stacks.items()} for i in range(LAYERS)]
@@ -86,8 +92,8 @@ def write_bin(folder: Path, random: np.random.Generator) -> Mapping:
 
 def write_npz(folder: Path, random: np.random.Generator) -> Mapping:
     embeddings, norm = random.normal(size=(VOCAB, DIM)).astype(np.float32), random.normal(size=DIM).astype(np.float32)
-    arrays = {"tok_embeddings": embeddings, "norm": norm}
-    layers = [{name: None for name in SHAPES if name.startswith("w")} for _ in range(LAYERS)]
+    arrays: dict[str, Any] = {"tok_embeddings": embeddings, "norm": norm}
+    layers: list[dict[str, Any]] = [{name: None for name in SHAPES if name.startswith("w")} for _ in range(LAYERS)]
     for i, layer in enumerate(layers):
         for name in layer:
             signs, scale = random.integers(-1, 2, SHAPES[name]).astype(np.int8), np.float32(random.uniform(5, 9))
@@ -101,70 +107,75 @@ def write_npz(folder: Path, random: np.random.Generator) -> Mapping:
     return {"embeddings": embeddings, "layers": layers, "norm": norm, "linear": bit_linear}
 
 
-@pytest.mark.parametrize("write", [write_bin, write_npz])
+def converted(folder: Path, weights: str):
+    """The model and the tokenizer as the package loads them."""
+    SCRIPT["convert"](folder / weights, folder / "tok.bin", folder / "new")
+    return load_model(str(folder / "new"), "float32", "cpu"), load_tokenizer(str(folder / "new"))
+
+
+@pytest.mark.parametrize(("write", "weights"), [(write_bin, "model.bin"), (write_npz, "model.npz")])
 @torch.inference_mode()
-def test_a_loaded_model_scores_as_its_format_says(tmp_path, write):
-    weights = write(tmp_path, np.random.default_rng(0))
-    model, tokenizer = load_small(tmp_path)
+def test_a_converted_model_scores_as_its_format_says(tmp_path, write, weights):
+    read = write(tmp_path, np.random.default_rng(0))
+    model, tokenizer = converted(tmp_path, weights)
     ids = [1, 4, 5, 9, 6, 3, 8, 8, 0, 2, 10, 7]
-    expected = logits_by_hand(**weights, ids=ids)
+    expected = logits_by_hand(**read, ids=ids)
     ours = model(torch.tensor([ids])).logits[0].numpy()
-    # Where a number lies between two of the 8-bit steps, float32 may round it to the other one.
-    assert np.abs(ours - expected).max() < (1e-4 if write is write_bin else 0.05) * np.abs(expected).max()
+    assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
     assert (ours.argmax(-1) == expected.argmax(-1)).all()
-    assert tokenizer.encode("ab") == [1, 4, 7]
+    assert tokenizer("ab")["input_ids"] == [1, 4, 7]
 
 
 def test_an_unpermuted_model_is_caught(tmp_path, monkeypatch):
     """The test above must be able to fail: rows in the file's order turn other pairs."""
     weights = write_bin(tmp_path, np.random.default_rng(0))
-    monkeypatch.setattr("foretoken.measure.small_models._halves", lambda name, weight, config: weight)
+    monkeypatch.setitem(SCRIPT["fill"].__globals__, "in_halves", lambda name, weight, config: weight)
     with torch.inference_mode():
-        ours = load_small(tmp_path)[0](torch.tensor([[1, 4, 5, 9, 6]])).logits[0].numpy()
+        ours = converted(tmp_path, "model.bin")[0](torch.tensor([[1, 4, 5, 9, 6]])).logits[0].numpy()
     expected = logits_by_hand(**weights, ids=[1, 4, 5, 9, 6])
     assert np.abs(ours - expected).max() > 0.1
 
 
-def test_pieces_merge_by_score_and_come_back():
-    tokenizer = PieceTokenizer(PIECES, SCORES)
-    assert tokenizer.encode("abb\n") == [1, 4, 7, 6, 3], "ab before bb, and a newline is a byte"
-    assert tokenizer.encode("bb") == [1, 4, 8]
-    for text in ("", "abba\nab", " a", "b a"):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode("Ã\u00ff")[-4:] == [10, 0, 10, 0], "a byte that is no piece is unknown"
-    assert tokenizer.decode([5, 4, 5]) == "a a"
-    assert len(tokenizer.get_vocab()) == VOCAB
+def pieces_by_hand(text: str) -> list[int]:
+    """llama2.c's tokenizer: characters or their bytes, merged pairwise, the best score first."""
+    ids = []
+    for character in " " + text:
+        known = [f"<0x{byte:02X}>" for byte in character.encode()]
+        ids += [PIECES.index(piece) for piece in ([character] if character in PIECES else known)]
+    while True:
+        pairs = [PIECES[a] + PIECES[b] for a, b in pairwise(ids)]
+        found = [(-SCORES[PIECES.index(pair)], at) for at, pair in enumerate(pairs) if pair in PIECES]
+        if not found:
+            return [1, *ids]
+        at = min(found)[1]
+        ids[at : at + 2] = [PIECES.index(pairs[at])]
 
 
-def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ForetokenError, match="0 files of weights"):
-        load_small(tmp_path)
-    with pytest.raises(ForetokenError, match="no weights"):
-        load_small(tmp_path / "model.bin")
-    folder = tmp_path / "models" / "one"
-    folder.mkdir(parents=True)
-    write_bin(folder, np.random.default_rng(0))
-    assert load_small(folder)
-    (folder / f"tok{VOCAB}.bin").unlink()
-    with pytest.raises(ForetokenError, match="no tokenizer of 11 pieces"):
-        load_small(folder)
+@given(st.text("ab \n", min_size=1))
+def test_pieces_merge_by_score_and_come_back(text):
+    ids = PIECE_TOKENIZER(text)["input_ids"]
+    assert ids == pieces_by_hand(text)
+    assert PIECE_TOKENIZER.decode(ids, skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("name", ["stories260K", "bitllama2_1M", "bitllama2_3M", "babyllama_char/babyllama_tok361.bin"])
-def test_the_pretrained_models_tell_a_story(pytestconfig, name):
+def test_a_character_whose_bytes_are_no_pieces_is_unknown():
+    assert PIECE_TOKENIZER("a\u00ff")["input_ids"][-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "tokenizer"),
+    [
+        ("stories260K/stories260K.bin", "stories260K/tok512.bin"),
+        ("bitllama2_1M/bitllama2_1M.npz", "stories260K/tok512.bin"),
+        ("bitllama2_3M/bitllama2_3M.npz", "stories260K/tok512.bin"),
+        ("babyllama_char/babyllama_tok361.bin", "babyllama_char/tok361_pieces.json"),
+    ],
+)
+def test_the_pretrained_models_tell_a_story(pytestconfig, tmp_path, weights, tokenizer):
     models = pytestconfig.getoption("--models")
     if models is None:
         pytest.skip("no pretrained models: give their folder with --models")
-    model, tokenizer = load_small(models / name)
-    ids = torch.tensor([tokenizer.encode("Once upon a time")])
-    with torch.inference_mode():
-        told = model.generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)[0].tolist()
-    assert tokenizer.decode(told).startswith("Once upon a time, there was a little girl named Lily. She loved to play")
-
-
-@pytest.mark.parametrize("content", ["[]", "5", "{", '{"dim": "x"}'])
-def test_a_damaged_config_is_a_sentence(tmp_path, content):
-    np.savez(tmp_path / "weights.npz", norm=np.zeros(2))
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ForetokenError, match="could not be read"):
-        load_small(tmp_path)
+    SCRIPT["convert"](models / weights, models / tokenizer, tmp_path)
+    lm = foretoken.load(str(tmp_path), dtype="float32", background=None)
+    told = lm.generate("Once upon a time", max_new_tokens=60, temperature=0).text
+    assert told.startswith(", there was a little girl named Lily. She loved to play")

@@ -83,7 +83,7 @@ class Item:
 
 
 @dataclass
-class Score:
+class JobResult:
     """What a job found.
 
     Attributes:
@@ -124,55 +124,55 @@ class Score:
         return {"file": self.job.label, "drafter": self.job.drafter, "budget": self.job.budget} | figures([self])
 
 
-def with_answers(scores: Sequence[Score]) -> list[Score]:
-    """The scores of the files that had an answer to replay.
+def with_answers(results: Sequence[JobResult]) -> list[JobResult]:
+    """The results of the files that had an answer to replay.
 
     Raises:
         ForetokenError: If none had.
     """
-    found = [score for score in scores if score.items]
+    found = [result for result in results if result.items]
     if not found:
-        files = {score.job.path: score for score in scores}.values()
-        bad, short = sum(score.unusable for score in files), sum(score.short for score in files)
+        files = {result.job.path: result for result in results}.values()
+        bad, short = sum(result.unusable for result in files), sum(result.short for result in files)
         raise ForetokenError(
             f"There is no answer to replay: {bad} lines are unusable, {short} answers have under {MIN_OUTPUT} tokens."
         )
     return found
 
 
-def figures(scores: Sequence[Score]) -> dict[str, Any]:
-    """The figures of all scores together, with the keys that the rows have.
+def figures(results: Sequence[JobResult]) -> dict[str, Any]:
+    """The figures of all results together, with the keys that the rows have.
 
     ``tokens`` are all of the answers; the first of each comes from the prefill, so ``tokens_per_step`` is
     (tokens - answers) / steps. ``draft_us`` is the mean of one ``propose`` and ``update_us_per_token`` the time in
     ``observe`` by tokens, both after a warm-up: means, because their sum is what a user waits for.
     """
-    stats = DecodeStats.total(item.stats for score in scores for item in score.items)
-    proposals = sum(score.proposals for score in scores)
+    stats = DecodeStats.total(item.stats for result in results for item in result.items)
+    proposals = sum(result.proposals for result in results)
     return {
         "tokens": stats.tokens,
         "steps": stats.steps,
         "tokens_per_step": stats.acceptance_length,
         "drafted_per_step": stats.drafted / stats.steps if stats.steps else 0.0,
         "accept_rate": stats.acceptance_rate,
-        "draft_us": 1e6 * sum(score.draft_seconds for score in scores) / (proposals or 1),
-        "update_us_per_token": 1e6 * sum(score.update_seconds for score in scores) / (stats.tokens or 1),
+        "draft_us": 1e6 * sum(result.draft_seconds for result in results) / (proposals or 1),
+        "update_us_per_token": 1e6 * sum(result.update_seconds for result in results) / (stats.tokens or 1),
     }
 
 
-def score(job: Job) -> Score:
+def run_job(job: Job) -> JobResult:
     """Run a job.
 
     Raises:
         ForetokenError: If the file cannot be read or the drafter fails.
     """
     log = read_log(job.path, job.reading)
-    result = Score(job, skipped=log.skipped, unusable=log.unusable, short=log.short)
+    result = JobResult(job, skipped=log.skipped, unusable=log.unusable, short=log.short)
     try:
         if job.recipe is not None and log.traces:
             # Whatever a drafter compiles at its first call is no part of the time of a guess.
             warm = Trace(log.traces[0].prompt, log.traces[0].record[:32])
-            replay([warm], Score(job))
+            replay([warm], JobResult(job))
         replay(log.traces, result)
     except ForetokenError:
         raise
@@ -182,7 +182,7 @@ def score(job: Job) -> Score:
     return result
 
 
-def replay(traces: Iterable[Trace], result: Score) -> None:
+def replay(traces: Iterable[Trace], result: JobResult) -> None:
     """Decode every answer in turn with one drafter, keep each for those that follow, and add what it took."""
     namespace, budget = result.job.new_namespace(), FixedBudget(result.job.budget)
     drafter = result.job.new_drafter(namespace)

@@ -1,4 +1,4 @@
-"""Jobs that several tests run."""
+"""Jobs that the tests of replay and of its pages run."""
 
 from __future__ import annotations
 

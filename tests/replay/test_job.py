@@ -6,8 +6,8 @@ import pytest
 
 from foretoken import Draft, ForetokenError, Step
 from foretoken.drafters import AdaptiveNgram, PromptLookupDrafter
+from foretoken.replay.job import Job, figures, run_job
 from foretoken.replay.read import Reading, read_log
-from foretoken.replay.score import Job, figures, score
 from helpers.drafting import Making, Siblings, Stateless
 from helpers.logs import rows, write_log, write_tokenizer
 
@@ -56,7 +56,7 @@ class Broken(Stateless):
 
 
 def test_rows_have_exactly_these_keys(job):
-    row = score(job(AdaptiveNgram)).row()
+    row = run_job(job(AdaptiveNgram)).row()
     assert list(row) == [
         *("file", "drafter", "budget", "tokens", "steps", "tokens_per_step", "drafted_per_step", "accept_rate"),
         *("draft_us", "update_us_per_token"),
@@ -65,7 +65,7 @@ def test_rows_have_exactly_these_keys(job):
 
 
 def test_the_first_token_of_an_answer_comes_from_the_prefill(job):
-    result = score(job(AdaptiveNgram))
+    result = run_job(job(AdaptiveNgram))
     row = result.row()
     assert row["tokens"] == 5 * 120 and row["tokens_per_step"] == pytest.approx((600 - 5) / row["steps"])
     assert sum(rows * steps for item in result.items for rows, steps in item.rows.items()) == pytest.approx(
@@ -74,13 +74,13 @@ def test_the_first_token_of_an_answer_comes_from_the_prefill(job):
     assert row["tokens_per_step"] > 1 and row["accept_rate"] == pytest.approx(
         (row["tokens_per_step"] - 1) / row["drafted_per_step"]
     )
-    plain = score(job(None)).row()
+    plain = run_job(job(None)).row()
     assert (plain["steps"], plain["tokens_per_step"], plain["accept_rate"], plain["draft_us"]) == (595, 1, 0, 0)
 
 
 def test_a_drafter_sees_committed_tokens_only_and_keeps_its_memory(job):
     spies.clear()
-    score(job(Spy))
+    run_job(job(Spy))
     assert len(spies) == 2  # a throw-away one warms up
     calls = spies[1].calls
     traces = read_log(job(None).path, job(None).reading).traces
@@ -100,15 +100,15 @@ def test_a_drafter_sees_committed_tokens_only_and_keeps_its_memory(job):
 
 
 def test_chains_are_the_main_branches_of_trees(job):
-    trees, chains = score(job(Siblings)), score(job(Siblings, trees=False))
+    trees, chains = run_job(job(Siblings)), run_job(job(Siblings, trees=False))
     assert trees.branched and not chains.branched
     assert figures([chains])["drafted_per_step"] < figures([trees])["drafted_per_step"] <= 3
     assert figures([chains])["tokens_per_step"] <= figures([trees])["tokens_per_step"]
-    assert sum(trees.reliability.nodes) > 1000 and not sum(score(job(PromptLookupDrafter)).reliability.nodes)
+    assert sum(trees.reliability.nodes) > 1000 and not sum(run_job(job(PromptLookupDrafter)).reliability.nodes)
 
 
 def test_figures_of_several_scores_are_those_of_all_answers(job):
-    one = score(job(AdaptiveNgram))
+    one = run_job(job(AdaptiveNgram))
     both = figures([one, one])
     assert both["tokens"] == 2 * 600 and both["tokens_per_step"] == one.row()["tokens_per_step"]
     assert both["draft_us"] == pytest.approx(one.row()["draft_us"])
@@ -116,5 +116,5 @@ def test_figures_of_several_scores_are_those_of_all_answers(job):
 
 def test_a_drafter_that_fails_is_told_of_in_one_sentence(job):
     with pytest.raises(ForetokenError) as caught:
-        score(job(Broken))
+        run_job(job(Broken))
     assert str(caught.value) == r"The drafter 'it' failed on a.jsonl: KeyError: 'gone\nastray.'."

@@ -1,0 +1,86 @@
+"""What a forward over several rows costs on this machine, measured with a few forwards."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+
+from foretoken.core.contracts import Target
+from foretoken.core.costs import MIN_SECONDS, CostCurve
+from foretoken.core.draft import Draft
+
+ROWS = (1, 16, 4, 64, 2, 8, 32)  # the coarse picture first, should there be no time for all
+AT_LEAST = 2  # of these numbers of rows, however long they take
+TIMES = 3  # that each is measured, after one forward that prepares things
+MAX_SECONDS = 1.0
+TOKEN = 0  # every model has it, and a forward takes as long whatever it reads
+
+
+def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve:
+    """Run forwards over several numbers of rows, for about a second.
+
+    A forward that takes very long may take it longer: two numbers of rows are measured, each with two forwards, if the
+    target verifies that many.
+
+    Args:
+        target: A target of its own, not one that is answering.
+        max_seconds: When to begin with no further number of rows.
+
+    Returns:
+        The medians. Single rows are always among them.
+    """
+    times: dict[int, list[float]] = {}
+    ends_at = time.perf_counter() + max_seconds
+    ruler = _Ruler(target)
+    for num_rows in ROWS:
+        if len(times) >= AT_LEAST and time.perf_counter() >= ends_at:
+            break
+        if not ruler.fits(num_rows):
+            continue
+        ruler.seconds(num_rows)  # a library may prepare something for this number of rows
+        times[num_rows] = [ruler.seconds(num_rows)]
+        while len(times[num_rows]) < TIMES and time.perf_counter() < ends_at:
+            times[num_rows].append(ruler.seconds(num_rows))
+    return CostCurve({num_rows: max(MIN_SECONDS, statistics.median(some)) for num_rows, some in times.items()})
+
+
+class _Ruler:
+    """A target with a short text, which is begun anew where no further token fits."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._begin()
+
+    def fits(self, num_rows: int) -> bool:
+        """Whether the target verifies a draft of so many rows, the last token's among them."""
+        if self._room() < self._depth(num_rows):
+            self._begin()
+        return self._room() >= self._depth(num_rows)
+
+    def seconds(self, num_rows: int) -> float:
+        """How long a step over so many rows takes, its choice with it."""
+        if not self.fits(num_rows):
+            raise ValueError(f"the target does not verify {num_rows} rows")
+        num_guesses = num_rows - 1
+        star = Draft((TOKEN,) * num_guesses, (-1,) * num_guesses)
+        draft = star if self.target.supports_trees else Draft.chain(star.tokens)
+        started = time.perf_counter()
+        self.target.score(TOKEN, draft).choose(0)
+        self.target.keep(())
+        seconds = time.perf_counter() - started
+        self._length += 1
+        return seconds
+
+    def _begin(self) -> None:
+        self.target.prefill([TOKEN])
+        self._length = 1  # tokens that the cache holds
+
+    def _depth(self, num_rows: int) -> int:
+        return min(1, num_rows - 1) if self.target.supports_trees else num_rows - 1
+
+    def _room(self) -> float:
+        """How deep a draft may be now, after the token that comes with it."""
+        length, depth = self.target.max_length, self.target.max_draft_depth
+        room = math.inf if length is None else length - self._length - 1
+        return room if depth is None else min(room, depth)

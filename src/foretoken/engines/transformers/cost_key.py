@@ -1,0 +1,39 @@
+"""What a model's forwards cost depends on this, and on the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from weakref import WeakKeyDictionary
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from foretoken.engines.transformers.attention import implementation
+from foretoken.engines.transformers.inputs import input_device
+
+_SHAPES: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # a config takes milliseconds to write
+
+
+def cost_key(model: PreTrainedModel) -> str:
+    """The model's shape, dtype and attention, its device, the threads, and the versions of the libraries."""
+    device = input_device(model)
+    gpu = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    return " ".join(
+        [
+            type(model).__name__,
+            _SHAPES.get(model) or _SHAPES.setdefault(model, _shape(model)),
+            str(model.dtype),
+            str(implementation(model)),
+            f"{device.type}{gpu} threads={torch.get_num_threads()}",
+            f"torch={torch.__version__} transformers={transformers.__version__}",
+        ]
+    )
+
+
+def _shape(model: PreTrainedModel) -> str:
+    """A digest of the config and of the weights' types, which quantization changes."""
+    config = json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)
+    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    return hashlib.sha256(f"{config} {dtypes}".encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import foretoken
 from foretoken import FixedBudget, LanguageModel, RequestError
 from foretoken.drafters import DRAFTERS
 from foretoken.engines.toy import CHARACTERS, ToyEngine
+from helpers.commanding import call
 
 PROMPT = "a b a b, a b\n"
 OF_TOKENS = [name for name in DRAFTERS if name not in ("draft-model", "early-exit")]
@@ -88,6 +90,17 @@ def test_a_dtype_and_a_device_are_refused(where):
         foretoken.load("toy", **where)
 
 
+def test_the_command_line_takes_it(monkeypatch, capsys):
+    ask = ("--model", "toy", "--prompt", PROMPT, "--max-new-tokens", 30, "--background", "none")
+    status, out, err = call(monkeypatch, capsys, "generate", *ask, "--no-history", "--json")
+    plain = foretoken.load("toy", background=None, history=False).generate(PROMPT, max_new_tokens=30, drafter="none")
+    assert (status, json.loads(out)["text"]) == (0, plain.text), err
+    status, out, err = call(monkeypatch, capsys, "compare", *ask, "--rounds", 1, "--json")
+    assert (status, json.loads(out)[0]["identical"]) == (0, True), err
+    status, out, err = call(monkeypatch, capsys, "check", "toy", "--dtype", "auto")
+    assert status == 2 and "The toy engine shows no logits to check" in err
+
+
 WITHOUT = """
 import sys
 
@@ -105,6 +118,9 @@ for name in %r:
     assert lm.generate("a b a b", max_new_tokens=40, drafter=name).text == plain.text, name
 streamed = lm.stream("a b a b", max_new_tokens=40)
 assert "".join(chunk.text for chunk in streamed) == plain.text
+from foretoken.cli import run
+sys.argv = ["foretoken", "generate", "--model", "toy", "--prompt", "a b a b", "--max-new-tokens", "40", "--no-history"]
+assert run() == 0
 try:
     foretoken.load("tiny")
 except foretoken.ForetokenError as error:
@@ -116,4 +132,4 @@ def test_nothing_of_torch_or_transformers_is_needed():
     code = WITHOUT % (OF_TOKENS,)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("This model needs ") and "pip install 'foretoken[transformers]'" in run.stdout
+    assert "This model needs " in run.stdout and "pip install 'foretoken[transformers]'" in run.stdout

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Unpack
 
-import foretoken
 from foretoken.api.answer import Stream
-from foretoken.api.language_model import LanguageModel
+from foretoken.api.language_model import LanguageModel, load
 from foretoken.api.options import Options, Prompt
 from foretoken.core.budget import FixedBudget
 from foretoken.core.errors import RequestError
@@ -68,7 +67,5 @@ def load_parallel(model: str = "tiny", *, dtype: str = "auto", device: str | Non
     """
     shape = LookaheadDrafter().shape
     with process_group(device, max_ranks=shape.window + shape.guesses) as ranks:
-        lm = foretoken.load(
-            model, dtype=dtype, device=str(ranks.device), drafter="none", background=None, history=False
-        )
+        lm = load(model, dtype=dtype, device=str(ranks.device), drafter="none", background=None, history=False)
         yield ParallelModel(lm, ranks)

@@ -142,8 +142,10 @@ def loading(where: ModelOptions) -> Iterator[None]:
 
 def silence_transformers() -> None:
     """Turn off the library's progress bars and advice."""
-    from transformers.utils import logging
-
+    try:
+        from transformers.utils import logging
+    except ModuleNotFoundError:  # other engines do without; one that does not says so
+        return
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

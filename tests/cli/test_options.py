@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
-import typer
 from rich.table import Table
 
-from foretoken.cli.app import app
+from foretoken.cli.app import COMMANDS, load
 from foretoken.cli.compare import comparison_table
 from foretoken.cli.console import PlainConsole, err, out, plain, print_json
 from foretoken.core.errors import ForetokenError
@@ -46,11 +45,11 @@ BASE = {  # MODEL, FOLDER and FILE are the test's own
 
 def parameters() -> list[tuple[str, Any, bool]]:
     """Every parameter of these commands that takes a value, and whether it takes numbers."""
-    group: Any = typer.main.get_command(app)
     found = []
     for name in BASE:
-        command = group
-        for word in name.split():
+        first, *rest = name.split()
+        command = load(first)
+        for word in rest:
             command = command.commands[word]
         hints = {key: str(hint) for key, hint in get_type_hints(command.callback).items()}
         found += [
@@ -59,6 +58,11 @@ def parameters() -> list[tuple[str, Any, bool]]:
             if not getattr(one, "is_flag", False)
         ]
     return found
+
+
+def test_a_list_of_commands_says_what_they_say_themselves():
+    for name, summary in COMMANDS.items():
+        assert (load(name).help or "").partition("\n")[0] == summary
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from foretoken.api.answer import Stream
 from foretoken.api.language_model import LanguageModel
 from foretoken.api.options import Options, Prompt
 from foretoken.core.budget import FixedBudget
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters import Lookahead, LookaheadDrafter, Parts
 from foretoken.engines.parallel import ParallelTarget, Ranks, process_group
 
@@ -40,9 +40,7 @@ class ParallelModel:
         """
         for name in REFUSED:
             if name in options:
-                raise ForetokenError(
-                    f"Lookahead parallelism drafts from the text and its window only: leave out {name}."
-                )
+                raise RequestError(f"Lookahead parallelism drafts from the text and its window only: leave out {name}.")
         given: dict[str, Any] = dict(options)
         budget = given.pop("budget", None)
         request = self.lm.prepare(prompt, **given)

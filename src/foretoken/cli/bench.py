@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
-app = typer.Typer(
-    help="Measure what drafting gains on a model and a machine. Tables are Markdown.", no_args_is_help=True
-)
+app = typer.Typer(no_args_is_help=True)
 
 Rounds = Annotated[int, typer.Option(max=1000, help="Times to give each answer; the median counts.")]
 OutFile = Annotated[Path, typer.Option("--out", help="File to write the numbers to.")]

@@ -35,7 +35,10 @@ def compare(
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer prompts with and without drafting, in turns. The exit status is 1 if a token differs."""
+    """Compare drafted with plain decoding on your prompts.
+
+    Each prompt is answered both ways in turns. The exit status is 1 if a token differs.
+    """
     from foretoken.measure.compare import compare as compare_prompt
 
     prompts = read_prompts(asked)

@@ -18,7 +18,7 @@ from foretoken.cli.options import (
     of_draft,
 )
 from foretoken.cli.output import write_answer
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 
 
 @grouped
@@ -41,10 +41,13 @@ def generate(
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a prompt. The answer streams to standard output, and a summary goes to standard error."""
+    """Answer a prompt.
+
+    The answer streams to standard output, and a summary goes to standard error.
+    """
     prompts = read_prompts(asked)
     if len(prompts) > 1:
-        raise ForetokenError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")
+        raise RequestError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")
     ((_, text),) = prompts
     prompt = as_prompt(text, asked.chat)
     options = read_options(answer, drafting)
@@ -63,7 +66,7 @@ def generate(
                     pass
         return
     if no_history and history is not None:
-        raise ForetokenError("--history and --no-history exclude each other: leave one of them out.")
+        raise RequestError("--history and --no-history exclude each other: leave one of them out.")
     lm = load_model(where, drafting, history=False if no_history else history or True)
     options["namespace"] = namespace
     write_answer(lm.stream(prompt, **options), show_drafts, as_json)
@@ -76,7 +79,7 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
         ForetokenError: If another drafter was named, or something that lookahead does not draft from.
     """
     if drafting.drafter not in (None, "lookahead"):
-        raise ForetokenError(
+        raise RequestError(
             f"--lookahead-parallel drafts by lookahead, not by {drafting.drafter!r}: leave out --drafter."
         )
     given = {
@@ -86,4 +89,4 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
         "--namespace": namespace != "default",
     }
     for option in (option for option, is_given in given.items() if is_given):
-        raise ForetokenError(f"--lookahead-parallel drafts from the text and its window only: leave out {option}.")
+        raise RequestError(f"--lookahead-parallel drafts from the text and its window only: leave out {option}.")

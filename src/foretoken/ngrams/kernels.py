@@ -245,7 +245,7 @@ def extend_hashes(hashes: Any, tokens: Any) -> Any:
 extend_hash = helper(extend_hashes)
 
 
-def few(number: int) -> int:
+def few(number: Any) -> Any:
     """A number of occurrences, at least 0, in 8 steps."""
     if number <= 2:
         return number
@@ -422,9 +422,9 @@ def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
 
 
 @helper
-def key_of(kind: int, order: int, count: int, other: int, latest: int) -> int:
+def key_of(kind: int, order: int, count: int, other: int, latest: int | np.int64) -> int:
     """Where votes of this strength are kept: ``count`` of a token and of its competitors, both in 8 steps."""
-    return (kind * ORDERS + order - 1) * STRENGTHS + (count * 8 + other) * 2 + latest
+    return int((kind * ORDERS + order - 1) * STRENGTHS + (count * 8 + other) * 2 + latest)
 
 
 @helper

@@ -185,11 +185,9 @@ def test_json_is_the_same_whatever_it_holds_and_wherever_it_goes(capsys, monkeyp
 @pytest.mark.parametrize("columns", [0, 1, 2, 7, 20, 40, 60])
 def test_no_number_is_cut_short_on_a_narrow_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    plain_run = SimpleNamespace(tokens=range(12345), stats=SimpleNamespace(steps=23456))
-    drafted_run = SimpleNamespace(stats=SimpleNamespace(steps=7890, acceptance_length=2.53))
-    row: Any = SimpleNamespace(
-        plain=plain_run, drafted=drafted_run, plain_seconds=123.456, drafted_seconds=3.21, speed=38.46, identical=True
-    )
+    plain_run = SimpleNamespace(tokens=range(12345), stats=SimpleNamespace(steps=23456, seconds=123.456))
+    drafted_run = SimpleNamespace(stats=SimpleNamespace(steps=7890, acceptance_length=2.53, seconds=3.21))
+    row: Any = SimpleNamespace(plain=plain_run, drafted=drafted_run, speed=38.46, identical=True)
     PlainConsole().print(comparison_table(["a name of some length" * 9], [row]))
     printed = capsys.readouterr().out
     for number in ("12345", "23456 → 7890", "123.46 → 3.21", "38.46x", "2.53", "yes"):

@@ -262,6 +262,7 @@ def test_standard_input_that_is_no_text_is_refused(run, monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error(model_folder):
     command = [sys.executable, "-m", "foretoken", "generate", "--model", model_folder, "--prompt", "abc", "--json"]
+    command += ["--background", "none", "--max-new-tokens", "8"]
     shell = subprocess.run(
         f"{shlex.join(map(str, command))} | true", shell=True, capture_output=True, text=True, check=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from foretoken.cli.input import as_prompt, load_model, loading, read_options, read_prompts
 from foretoken.cli.options import (
@@ -19,6 +19,9 @@ from foretoken.cli.options import (
 )
 from foretoken.cli.output import write_answer
 from foretoken.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from foretoken.api.options import Options, Prompt
 
 
 @grouped
@@ -53,23 +56,28 @@ def generate(
     options = read_options(answer, drafting)
     if lookahead_parallel:
         refuse_with_parallel(drafting, history, namespace)
-        from foretoken.api.parallel import load_parallel
-
-        with ExitStack() as group:
-            with loading(where):
-                parallel = group.enter_context(load_parallel(where.model, dtype=where.dtype, device=where.device))
-            stream = parallel.stream(prompt, **options)
-            if parallel.rank == 0:
-                write_answer(stream, show_drafts, as_json)
-            else:
-                for _ in stream:
-                    pass
+        generate_together(prompt, options, where, show_drafts, as_json)
         return
     if no_history and history is not None:
         raise RequestError("--history and --no-history exclude each other: leave one of them out.")
     lm = load_model(where, drafting, history=False if no_history else history or True)
     options["namespace"] = namespace
     write_answer(lm.stream(prompt, **options), show_drafts, as_json)
+
+
+def generate_together(prompt: Prompt, options: Options, where: ModelOptions, show_drafts: bool, as_json: bool) -> None:
+    """Answer with all the processes that torchrun started. The first of them writes the answer."""
+    from foretoken.api.parallel import load_parallel
+
+    with ExitStack() as group:
+        with loading(where):
+            parallel = group.enter_context(load_parallel(where.model, dtype=where.dtype, device=where.device))
+        stream = parallel.stream(prompt, **options)
+        if parallel.rank == 0:
+            write_answer(stream, show_drafts, as_json)
+        else:
+            for _ in stream:
+                pass
 
 
 def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace: str) -> None:

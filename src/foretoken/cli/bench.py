@@ -130,6 +130,7 @@ def costs(
     silence_transformers()
     engine = load_engine(model, dtype, device, trust_remote_code=False)
     with err.status("measuring"):
+        engine.settle_threads()
         curve = measure_costs(engine.target(), MAX_COST_SECONDS)
     keep_costs(engine.cost_key, curve)
     write_costs(out_file, curve, folders=True)
@@ -156,12 +157,14 @@ def _encoder(model: str) -> Callable[[str], list[int]]:
 def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.engines.transformers.loading import load_model
+    from foretoken.engines.transformers.threads import settle_threads
     from foretoken.measure.subject import Subject
     from foretoken.ngrams.background import Background as Corpus
 
     with err.status(Text(f"loading {plain(model)}")):
         loaded = load_model(model, dtype, device)
         draft = load_model(draft_model, dtype, device) if draft_model else None
+        settle_threads(loaded)
     corpus = background_folder(background, model)
     return Subject(loaded, Corpus.open(corpus) if corpus else None, draft)
 

@@ -126,6 +126,7 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
             background=None if drafting.background == "none" else drafting.background,
             history=history,
         )
+        lm.engine.settle_threads()
     compile_first(lm.drafter)
     return lm
 

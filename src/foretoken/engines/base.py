@@ -135,6 +135,10 @@ class Engine(Tokens, Protocol):
         """Tells apart what makes forwards cost differently: the model's shape, dtype, device, threads and versions."""
         ...
 
+    def settle_threads(self) -> None:
+        """Let the whole process compute with as many threads as suit the model; commands ask for it."""
+        return
+
     def prepare(
         self,
         prompt: Sequence[int],

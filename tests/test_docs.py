@@ -7,12 +7,11 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
-from foretoken.cli.app import app
+from foretoken.cli.app import load
 from foretoken.drafters import recipe_of
 from helpers.commanding import call
 
@@ -62,9 +61,9 @@ WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 def parsed(words: list[str]) -> tuple[tuple[str, ...], dict[str, object]]:
     """The names of the command, and what its parser makes of the options; it refuses unknown ones."""
-    command: Any = typer.main.get_command(app)
-    names: list[str] = []
-    rest = list(words)
+    first, *rest = words
+    names = [first]
+    command = load(first)
     context = typer.Context(command)
     while hasattr(command, "commands"):
         names.append(rest.pop(0))

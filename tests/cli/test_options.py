@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
-import typer
 from rich.table import Table
 
-from foretoken.cli.app import app
+from foretoken.cli.app import COMMANDS, load
 from foretoken.cli.compare import comparison_table
 from foretoken.cli.console import PlainConsole, err, out, plain, print_json
 from foretoken.core.errors import ForetokenError
@@ -46,11 +45,11 @@ BASE = {  # MODEL, FOLDER and FILE are the test's own
 
 def parameters() -> list[tuple[str, Any, bool]]:
     """Every parameter of these commands that takes a value, and whether it takes numbers."""
-    group: Any = typer.main.get_command(app)
     found = []
     for name in BASE:
-        command = group
-        for word in name.split():
+        first, *rest = name.split()
+        command = load(first)
+        for word in rest:
             command = command.commands[word]
         hints = {key: str(hint) for key, hint in get_type_hints(command.callback).items()}
         found += [
@@ -59,6 +58,11 @@ def parameters() -> list[tuple[str, Any, bool]]:
             if not getattr(one, "is_flag", False)
         ]
     return found
+
+
+def test_a_list_of_commands_says_what_they_say_themselves():
+    for name, summary in COMMANDS.items():
+        assert (load(name).help or "").partition("\n")[0] == summary
 
 
 @pytest.fixture
@@ -181,11 +185,9 @@ def test_json_is_the_same_whatever_it_holds_and_wherever_it_goes(capsys, monkeyp
 @pytest.mark.parametrize("columns", [0, 1, 2, 7, 20, 40, 60])
 def test_no_number_is_cut_short_on_a_narrow_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    plain_run = SimpleNamespace(tokens=range(12345), stats=SimpleNamespace(steps=23456))
-    drafted_run = SimpleNamespace(stats=SimpleNamespace(steps=7890, acceptance_length=2.53))
-    row: Any = SimpleNamespace(
-        plain=plain_run, drafted=drafted_run, plain_seconds=123.456, drafted_seconds=3.21, speed=38.46, identical=True
-    )
+    plain_run = SimpleNamespace(tokens=range(12345), stats=SimpleNamespace(steps=23456, seconds=123.456))
+    drafted_run = SimpleNamespace(stats=SimpleNamespace(steps=7890, acceptance_length=2.53, seconds=3.21))
+    row: Any = SimpleNamespace(plain=plain_run, drafted=drafted_run, speed=38.46, identical=True)
     PlainConsole().print(comparison_table(["a name of some length" * 9], [row]))
     printed = capsys.readouterr().out
     for number in ("12345", "23456 → 7890", "123.46 → 3.21", "38.46x", "2.53", "yes"):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-import typer
 
-from foretoken.cli.app import app
+from foretoken.cli.app import load
 from foretoken.replay import run
 from helpers.commanding import call
 from helpers.logs import rows, write_log, write_tokenizer
@@ -21,10 +19,9 @@ VALUES += ["missing/file", "folder", "binary", "deep.json", "~nobody/x"]
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    group: Any = typer.main.get_command(app)
     for name in ("replay", "tune"):
-        yield (name,), group.commands[name]
-    for name, command in group.commands["bench"].commands.items():
+        yield (name,), load(name)
+    for name, command in load("bench").commands.items():
         yield ("bench", name), command
 
 

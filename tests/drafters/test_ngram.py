@@ -535,3 +535,40 @@ def test_no_index_is_out_of_bounds(tmp_path):
     )  # the checks must be able to fail
     failed = subprocess.run([sys.executable, "-c", too_little_room], env=environment, capture_output=True, check=False)
     assert b"IndexError" in failed.stderr
+
+
+PREPARED = """
+from foretoken.drafters import recipe_of
+from foretoken.ngrams import kernels
+from foretoken import FixedBudget, load
+from numba.core.dispatcher import Dispatcher
+
+def signatures():
+    loops = {name: loop for name, loop in vars(kernels).items() if isinstance(loop, Dispatcher)}
+    return {name: len(loop.signatures) for name, loop in loops.items() if loop.signatures}
+
+recipe_of("DRAFTER").prepare()
+before = signatures()
+load("toy", drafter="DRAFTER", background=None).generate("ab" * 20, max_new_tokens=200, budget=FixedBudget(7))
+print(before == signatures(), *sorted(before))
+"""
+
+
+@pytest.mark.parametrize(
+    ("drafter", "compiled"),
+    [
+        ("mixed", "draft enter_all extend observe recycle rehash"),
+        ("ngram", "draft extend observe rehash"),
+        ("anpd", ""),
+    ],
+)
+def test_what_a_drafter_runs_is_compiled_before_its_first_answer_and_no_more(drafter, compiled):
+    process = subprocess.run(
+        [sys.executable, "-c", PREPARED.replace("DRAFTER", drafter)], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["True", *compiled.split()]
+
+
+def test_a_corpus_needs_no_code_of_its_own(background):
+    assert numba.typeof(SharedNgrams(background).frozen) == numba.typeof(SharedNgrams().frozen)

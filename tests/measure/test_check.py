@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foretoken import LanguageModel
+from foretoken import ForetokenError, LanguageModel
+from foretoken.engines.toy import ToyEngine
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.check import CONTEXTS, check
 from helpers.commanding import call
@@ -47,6 +48,11 @@ def test_what_a_wide_forward_moves_is_measured(lm, monkeypatch):
     monkeypatch.setattr(TransformersTarget, "_forward", moved)
     report = check(lm, 12)
     assert report.noise == pytest.approx(0.25, abs=0.01) and report.identical and report.holds
+
+
+def test_an_engine_without_logits_is_refused():
+    with pytest.raises(ForetokenError, match="The toy engine shows no logits"):
+        check(LanguageModel(ToyEngine(), background=None), 3)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

@@ -97,6 +97,15 @@ def test_where_nothing_can_be_written_it_is_measured_in_every_process(folder, hi
         next_process()
 
 
+def test_a_model_that_verifies_no_guess_is_measured_once_too(folder):
+    class OneRow(ToyTarget):
+        max_draft_depth = 0
+
+    assert list(costs_of(KEY, OneRow).as_dict()) == [1]
+    next_process()
+    assert list(costs_of(KEY, Counting()).as_dict()) == [1]
+
+
 def test_costs_that_were_measured_anew_take_the_place_of_others(folder):
     costs_of(KEY, ToyTarget)
     keep_costs(KEY, CostCurve({1: 0.5, 8: 2.0}))

@@ -15,7 +15,7 @@ from foretoken.ngrams import kernels
 from foretoken.ngrams.kernels import ORDERS, WINDOW
 from foretoken.ngrams.store import LEAST_BYTES, TokenStore
 
-walk, follow = numba.njit(kernels.walk), numba.njit(kernels.follow)
+walk = numba.njit(kernels.walk)
 
 small = st.integers(0, 3)
 texts = st.lists(st.lists(small, max_size=40), max_size=4)
@@ -123,7 +123,7 @@ def test_exactly_the_contexts_that_occur_are_found(sequences, text):
     window = np.full(WINDOW, -1, np.int32)
     window[WINDOW - len(text) :] = text
     contexts = np.empty(ORDERS + 1, np.int32)
-    follow(store.trie, window, contexts)
+    kernels.follow(store.trie, window, contexts)
     assert [context != 0 for context in contexts[1:]] == expected
     assert contexts.tolist() == contexts_after(store, text)
     for n in range(1, ORDERS + 1):

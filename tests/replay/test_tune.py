@@ -74,6 +74,8 @@ def test_budgets_beyond_the_costs_are_left_out_or_refused():
         affordable([2, 8], costs)
     with pytest.raises(ForetokenError, match="2 drafted tokens need 3"):
         affordable(None, CostCurve({1: 1.0, 2: 2.0}))
+    with pytest.raises(ForetokenError, match="end at 1 rows"):
+        affordable(None, CostCurve({1: 1.0}))
 
 
 def test_logs_without_answers_are_refused(tmp_path):

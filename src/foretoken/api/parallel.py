@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Unpack
 
-import foretoken
 from foretoken.api.answer import Stream
-from foretoken.api.language_model import LanguageModel
+from foretoken.api.language_model import LanguageModel, load
 from foretoken.api.options import Options, Prompt
 from foretoken.core.budget import FixedBudget
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 from foretoken.drafters import Lookahead, LookaheadDrafter, Parts
 from foretoken.engines.parallel import ParallelTarget, Ranks, process_group
 
@@ -40,9 +39,7 @@ class ParallelModel:
         """
         for name in REFUSED:
             if name in options:
-                raise ForetokenError(
-                    f"Lookahead parallelism drafts from the text and its window only: leave out {name}."
-                )
+                raise RequestError(f"Lookahead parallelism drafts from the text and its window only: leave out {name}.")
         given: dict[str, Any] = dict(options)
         budget = given.pop("budget", None)
         request = self.lm.prepare(prompt, **given)
@@ -70,7 +67,5 @@ def load_parallel(model: str = "tiny", *, dtype: str = "auto", device: str | Non
     """
     shape = LookaheadDrafter().shape
     with process_group(device, max_ranks=shape.window + shape.guesses) as ranks:
-        lm = foretoken.load(
-            model, dtype=dtype, device=str(ranks.device), drafter="none", background=None, history=False
-        )
+        lm = load(model, dtype=dtype, device=str(ranks.device), drafter="none", background=None, history=False)
         yield ParallelModel(lm, ranks)

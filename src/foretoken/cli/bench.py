@@ -15,6 +15,7 @@ from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
 from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
+from foretoken.core.errors import RequestError
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
-app = typer.Typer(
-    help="Measure what drafting gains on a model and a machine. Tables are Markdown.", no_args_is_help=True
-)
+app = typer.Typer(no_args_is_help=True)
 
 Rounds = Annotated[int, typer.Option(max=1000, help="Times to give each answer; the median counts.")]
 OutFile = Annotated[Path, typer.Option("--out", help="File to write the numbers to.")]
@@ -61,7 +60,8 @@ def methods(
 
     Every output is compared with plain decoding. In float32 a mismatch ends the run (status 1); in half precision
     mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens after the prefill. The
-    rows of a step are the last token, the drafted tokens and the lookahead rows.
+    rows of a step are the last token, the drafted tokens and the lookahead rows. Transformers' own loop (transformers,
+    transformers-lookup) answers only greedily.
     """
     from rich.progress import track
 
@@ -74,6 +74,9 @@ def methods(
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
+    for one in chosen if method and all(some.temperature for some in conditions) else []:
+        if one.generate is not None:
+            raise RequestError(f"The method {one.name!r} answers only greedily: add --temperature 0.")
     workload = bundled_prompts() if prompts is None else read_text(prompts)
     silence_transformers()
     taken = parse_prompts(workload, _encoder(model), limit)
@@ -127,6 +130,7 @@ def costs(
     silence_transformers()
     engine = load_engine(model, dtype, device, trust_remote_code=False)
     with err.status("measuring"):
+        engine.settle_threads()
         curve = measure_costs(engine.target(), MAX_COST_SECONDS)
     keep_costs(engine.cost_key, curve)
     write_costs(out_file, curve, folders=True)
@@ -153,12 +157,14 @@ def _encoder(model: str) -> Callable[[str], list[int]]:
 def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.engines.transformers.loading import load_model
+    from foretoken.engines.transformers.threads import settle_threads
     from foretoken.measure.subject import Subject
     from foretoken.ngrams.background import Background as Corpus
 
     with err.status(Text(f"loading {plain(model)}")):
         loaded = load_model(model, dtype, device)
         draft = load_model(draft_model, dtype, device) if draft_model else None
+        settle_threads(loaded)
     corpus = background_folder(background, model)
     return Subject(loaded, Corpus.open(corpus) if corpus else None, draft)
 

@@ -31,7 +31,7 @@ def check(
     as_json: AsJson = False,
     device: Device = None,
 ) -> None:
-    """Compare drafted with plain decoding in each dtype.
+    """Check in each dtype whether drafting changes a token.
 
     The exit status is 1 if a token differs in float32, or if logits are not numbers.
     """

@@ -35,7 +35,10 @@ def compare(
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer prompts with and without drafting, in turns. The exit status is 1 if a token differs."""
+    """Compare drafted with plain decoding on your prompts.
+
+    Each prompt is answered both ways in turns. The exit status is 1 if a token differs.
+    """
     from foretoken.measure.compare import compare as compare_prompt
 
     prompts = read_prompts(asked)
@@ -60,7 +63,7 @@ def compare(
 
 def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
     """One row a prompt."""
-    table = Table("prompt", title="plain → drafted, in turns")
+    table = Table("prompt", title="plain → drafted, the median of turns")
     for heading in ("tokens", "steps", "seconds", "speed", "tokens\n/step"):
         table.add_column(heading, justify="right")
     table.add_column("identical")
@@ -69,7 +72,7 @@ def comparison_table(names: Sequence[str], rows: Sequence[Comparison]) -> Table:
             name,
             str(len(row.plain.tokens)),
             f"{row.plain.stats.steps} → {row.drafted.stats.steps}",
-            f"{row.plain_seconds:.2f} → {row.drafted_seconds:.2f}",
+            f"{row.plain.stats.seconds:.2f} → {row.drafted.stats.seconds:.2f}",
             f"{row.speed:.2f}x",
             f"{row.drafted.stats.acceptance_length:.2f}",
             "yes" if row.identical else "no",

@@ -13,13 +13,11 @@ from rich.table import Table
 
 from foretoken.cli.console import err, out, print_json
 from foretoken.cli.options import AsJson
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 
 SHOWN = 10  # numbers of a file's bad lines
 
-app = typer.Typer(
-    help="Build a background corpus: counts of the tokens that follow each other in text.", no_args_is_help=True
-)
+app = typer.Typer(no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder of a corpus.")]
 
@@ -54,7 +52,7 @@ def build(
     with err.status(f"loading {model}"):
         tokenizer = load_tokenizer(model)
     if tokenizer.get_vocab_size() > MAX_VOCABULARY:
-        raise ForetokenError(
+        raise RequestError(
             f"The tokenizer of {model!r} has {tokenizer.get_vocab_size()} tokens, and a background corpus has room for "
             f"{MAX_VOCABULARY}: use another model."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from foretoken.cli.input import as_prompt, chosen_history, load_model, loading, read_options, read_prompts
 from foretoken.cli.options import (
@@ -19,7 +19,10 @@ from foretoken.cli.options import (
     of_draft,
 )
 from foretoken.cli.output import write_answer
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from foretoken.api.options import Options, Prompt
 
 
 @grouped
@@ -47,32 +50,40 @@ def generate(
     show_drafts: ShowDrafts = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a prompt. The answer streams to standard output, and a summary goes to standard error."""
+    """Answer a prompt.
+
+    The answer streams to standard output, and a summary goes to standard error.
+    """
     prompts = read_prompts(asked)
     if len(prompts) > 1:
-        raise ForetokenError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")
+        raise RequestError(f"generate answers one prompt and was given {len(prompts)}: give one, or use compare.")
     ((_, text),) = prompts
     prompt = as_prompt(text, asked.chat)
     options = read_options(answer, drafting)
     if lookahead_parallel:
         refuse_with_parallel(drafting, history, namespace)
-        from foretoken.api.parallel import load_parallel
-
-        with ExitStack() as group:
-            with loading(where):
-                parallel = group.enter_context(load_parallel(where.model, dtype=where.dtype, device=where.device))
-            stream = parallel.stream(prompt, **options)
-            if parallel.rank == 0:
-                write_answer(stream, show_drafts, as_json)
-            else:
-                for _ in stream:
-                    pass
+        generate_together(prompt, options, where, show_drafts, as_json)
         return
     if no_history and history is not None:
-        raise ForetokenError("--history and --no-history exclude each other: leave one of them out.")
+        raise RequestError("--history and --no-history exclude each other: leave one of them out.")
     lm = load_model(where, drafting, history=False if no_history else chosen_history(history))
     options["namespace"] = namespace
     write_answer(lm.stream(prompt, **options), show_drafts, as_json)
+
+
+def generate_together(prompt: Prompt, options: Options, where: ModelOptions, show_drafts: bool, as_json: bool) -> None:
+    """Answer with all the processes that torchrun started. The first of them writes the answer."""
+    from foretoken.api.parallel import load_parallel
+
+    with ExitStack() as group:
+        with loading(where):
+            parallel = group.enter_context(load_parallel(where.model, dtype=where.dtype, device=where.device))
+        stream = parallel.stream(prompt, **options)
+        if parallel.rank == 0:
+            write_answer(stream, show_drafts, as_json)
+        else:
+            for _ in stream:
+                pass
 
 
 def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace: str) -> None:
@@ -82,7 +93,7 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
         ForetokenError: If another drafter was named, or something that lookahead does not draft from.
     """
     if drafting.drafter not in (None, "lookahead"):
-        raise ForetokenError(
+        raise RequestError(
             f"--lookahead-parallel drafts by lookahead, not by {drafting.drafter!r}: leave out --drafter."
         )
     given = {
@@ -92,4 +103,4 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
         "--namespace": namespace != "default",
     }
     for option in (option for option, is_given in given.items() if is_given):
-        raise ForetokenError(f"--lookahead-parallel drafts from the text and its window only: leave out {option}.")
+        raise RequestError(f"--lookahead-parallel drafts from the text and its window only: leave out {option}.")

@@ -13,7 +13,7 @@ from rich.table import Table
 from foretoken.cli.console import err, out, plain, print_json
 from foretoken.cli.input import chosen_history
 from foretoken.cli.options import HISTORY, AsJson
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 
 if TYPE_CHECKING:
     from foretoken.memory.history import History, NamespaceStats
@@ -27,7 +27,7 @@ Namespace = Annotated[
 
 MAX_NAMED = 20  # more bad lines than this are only counted
 
-app = typer.Typer(help="Show, delete, export and import the answers that are kept between runs.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
@@ -55,7 +55,7 @@ def clear(
 ) -> None:
     """Delete answers for good."""
     if everything == (namespace is not None):
-        raise ForetokenError("Deleting is for one namespace or for all: give either --namespace or --all.")
+        raise RequestError("Deleting is for one namespace or for all: give either --namespace or --all.")
     with open_history(history) as answers:
         err.print(f"{counted(answers.clear(namespace))} deleted.", style="dim")
 
@@ -97,7 +97,7 @@ def checked(namespace: str | None) -> str | None:
         ForetokenError: If its name is empty, as that of a variable which is not set, or no text.
     """
     if namespace == "":
-        raise ForetokenError("The namespace is empty: name one, or leave out --namespace.")
+        raise RequestError("The namespace is empty: name one, or leave out --namespace.")
     if namespace is not None:
         from foretoken.memory.history import check_names
 

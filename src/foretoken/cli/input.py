@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from foretoken.texts import NUL, encoding_of, is_text, read_text
 if TYPE_CHECKING:
     from foretoken.api.language_model import LanguageModel
     from foretoken.api.options import Options, Prompt
+    from foretoken.drafters import Recipe
 
 # The files of a model's folder, and of a corpus.
 PARTS = (
@@ -133,7 +135,7 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
         ForetokenError: As ``foretoken.load``, and if the device is an empty string.
     """
     with loading(where):
-        return foretoken.load(
+        lm = foretoken.load(
             where.model,
             dtype=where.dtype,
             device=where.device,
@@ -141,6 +143,21 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
             background=None if drafting.background == "none" else drafting.background,
             history=history,
         )
+        lm.engine.settle_threads()
+    compile_first(lm.drafter)
+    return lm
+
+
+def compile_first(recipe: Recipe | None) -> None:
+    """Compile what a drafter runs, so that no answer's time has that in it; say so if it takes a while."""
+    if recipe is None:
+        return
+    started = time.perf_counter()
+    with err.status("compiling the inner loops, once"):
+        recipe.prepare()
+    seconds = time.perf_counter() - started
+    if seconds > 2:
+        err.print(f"compiled the inner loops, once: {seconds:.0f} s", style="dim")
 
 
 @contextmanager
@@ -159,8 +176,10 @@ def loading(where: ModelOptions) -> Iterator[None]:
 
 def silence_transformers() -> None:
     """Turn off the library's progress bars and advice."""
-    from transformers.utils import logging
-
+    try:
+        from transformers.utils import logging
+    except ModuleNotFoundError:  # other engines do without; one that does not says so
+        return
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from foretoken.cli.console import err, plain
 from foretoken.cli.options import LogOptions, ReplayOptions
-from foretoken.core.errors import ForetokenError
+from foretoken.core.errors import RequestError
 
 if TYPE_CHECKING:
     from foretoken.replay.job import Job, JobResult
@@ -38,7 +38,7 @@ def readable_logs(files: Sequence[Path], ray: str | None, copies: ExitStack) -> 
     logs = {path: copies.enter_context(readable_again(path)) for path in dict.fromkeys(files)}
     pipes = [path for path, copy in logs.items() if copy != path]
     if pipes and ray is not None:
-        raise ForetokenError(f"{str(pipes[0])!r} is a pipe, which a cluster cannot read: give a file.")
+        raise RequestError(f"{str(pipes[0])!r} is a pipe, which a cluster cannot read: give a file.")
     return logs
 
 

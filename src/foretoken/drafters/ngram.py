@@ -21,6 +21,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -161,6 +162,22 @@ class _Room(threading.local):
 _ROOM = _Room()
 
 
+@cache
+def compile_loops(recycle: bool) -> None:
+    """Compile the loops, or load them from the disk, so that no answer's time has that in it.
+
+    Takes some seconds where none has been compiled. Without ``recycle``, what only recycling calls is left out.
+    """
+    drafter = NgramMixer()
+    drafter.begin([0])
+    drafter.observe(Step(drafter.propose([0], 1), (0,), None, None))
+    if recycle:
+        nothing, window = np.zeros(0, np.int32), np.full(WINDOW, -1, np.int32)  # after no token nothing is kept
+        named, recycled = (np.zeros((1, NAMED), np.int32), np.zeros((1, NAMED), np.float32)), kernels.NOTHING_RECYCLED
+        kernels.recycle(window, nothing, nothing, nothing, *named, _ROOM.growth.windows, *recycled)  # type: ignore[arg-type]
+        kernels.enter_all(recycled)
+
+
 @dataclass(frozen=True)
 class Ngram(Recipe):
     """The n-gram core: the text, earlier answers, references and a corpus vote for the next token.
@@ -178,7 +195,11 @@ class Ngram(Recipe):
     floor: float | None = option(None, least=0.0)
     rate: float = option(0.01, least=0.0)
 
+    def prepare(self) -> None:
+        compile_loops(self.recycle)
+
     def make(self, parts: Parts) -> NgramMixer:
+        self.prepare()
         return NgramMixer(
             parts.ngrams(),
             references=parts.references,

@@ -83,6 +83,9 @@ class Recipe:
         """
         require(repr(self.name), self.needs, parts.target)
 
+    def prepare(self) -> None:
+        """Do once what the first answer would wait for, such as compiling; ``make`` does it, too."""
+
     def make(self, parts: Parts) -> Drafter:
         """A drafter for one answer.
 

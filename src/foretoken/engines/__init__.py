@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from foretoken.engines.base import Engine
 
 # Which module's ``load(name, dtype, device, trust_remote_code)`` gives the engine of a model: the first that matches.
-ENGINES = {"toy": "foretoken.engines.toy", "*": "foretoken.engines.transformers.engine"}
+ENGINES = {
+    "toy": "foretoken.engines.toy",
+    "*": "foretoken.engines.transformers.engine",
+}
 
 
 def load_engine(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Engine:

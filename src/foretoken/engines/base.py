@@ -55,7 +55,7 @@ class Tokens(Protocol):
     @property
     def special_tokens(self) -> Collection[str]:
         """How the tokens are spelled that an answer's text leaves out."""
-        ...
+        return ()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text.
@@ -71,11 +71,11 @@ class Tokens(Protocol):
         Raises:
             ForetokenError: If the model has no chat template, or it does not take these messages.
         """
-        ...
+        raise RequestError("This model has no chat template: give the prompt as one string instead of messages.")
 
     def batch_encoder(self) -> BatchEncoder:
         """A function that makes tokens of many texts, with no special ones, and may run in another thread."""
-        ...
+        return lambda texts: [self.encode(text, add_special_tokens=False) for text in texts]
 
     def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> Detokenizer:
         """Gives the text of an answer to a prompt."""
@@ -134,6 +134,10 @@ class Engine(Tokens, Protocol):
     def cost_key(self) -> str:
         """Tells apart what makes forwards cost differently: the model's shape, dtype, device, threads and versions."""
         ...
+
+    def settle_threads(self) -> None:
+        """Let the whole process compute with as many threads as suit the model; commands ask for it."""
+        return
 
     def prepare(
         self,

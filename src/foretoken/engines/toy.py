@@ -142,7 +142,6 @@ class ToyEngine(Engine):
 
     name = "toy"
     vocab_size = len(CHARACTERS)
-    special_tokens = ()
     cost_key = "toy"
 
     def __init__(self, model_seed: int = 0, max_length: int | None = None) -> None:

@@ -19,8 +19,9 @@ from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
-from foretoken.core.errors import LogitsError
+from foretoken.core.errors import LogitsError, ModelError
 from foretoken.drafters import AdaptiveNgram
+from foretoken.engines.transformers.engine import TransformersEngine
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.target import TransformersTarget
 
@@ -154,10 +155,12 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
         prompts: What to answer. If None, one text up to each of ``CONTEXTS``, as far as the model's context goes.
 
     Raises:
-        ForetokenError: If a prompt leaves no room for its answer.
+        ForetokenError: If a prompt leaves no room for its answer, or the engine shows no logits.
     """
-    target = TransformersTarget(lm.model, max_length=lm.engine.max_length)
-    report = Report(str(lm.model.dtype).removeprefix("torch."), target.supports_trees)
+    if not isinstance(lm.engine, TransformersEngine):
+        raise ModelError(f"The {lm.engine.name} engine shows no logits to check: compare its texts instead.")
+    target = lm.engine.target()
+    report = Report(lm.engine.dtype, target.supports_trees)
     for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
         try:
             plain = list(_tokens_with_logits(target, None, ids, max_new_tokens))
@@ -187,11 +190,10 @@ def _contexts(lm: LanguageModel, max_new_tokens: int) -> list[list[int]]:
 
 def _drafters(target: TransformersTarget, text: Sequence[int]) -> Iterator[Drafter]:
     """One that guesses, and the known answer as a chain and, where the model takes it, as a tree."""
-    vocab_size = target.model.config.get_text_config(decoder=True).vocab_size
     yield AdaptiveNgram()
-    yield RecordedTree(text, vocab_size, False)
+    yield RecordedTree(text, target.vocab_size, False)
     if target.supports_trees:
-        yield RecordedTree(text, vocab_size, True)
+        yield RecordedTree(text, target.vocab_size, True)
 
 
 def _tokens_with_logits(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,23 +19,19 @@ class Comparison:
     """One prompt's answers.
 
     Args:
-        plain: The first answer without drafting.
-        drafted: The first answer with it.
-        plain_seconds: The median over the rounds.
-        drafted_seconds: Likewise.
+        plain: The answer without drafting of the turn whose time is the median.
+        drafted: The same with drafting.
         identical: Whether every answer of both has the same tokens.
     """
 
     plain: Result
     drafted: Result
-    plain_seconds: float
-    drafted_seconds: float
     identical: bool
 
     @property
     def speed(self) -> float:
         """How many times faster the drafted answer came."""
-        return self.plain_seconds / self.drafted_seconds
+        return self.plain.stats.seconds / self.drafted.stats.seconds
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -44,8 +39,8 @@ class Comparison:
             "tokens": len(self.plain.tokens),
             "identical": self.identical,
             "speed": self.speed,
-            "plain": self.plain.stats.as_dict() | {"median_seconds": self.plain_seconds},
-            "drafted": self.drafted.stats.as_dict() | {"median_seconds": self.drafted_seconds},
+            "plain": self.plain.stats.as_dict(),
+            "drafted": self.drafted.stats.as_dict(),
             "text": self.drafted.text,
         }
 
@@ -71,14 +66,10 @@ def compare(
     }
     (answers,) = in_turns([methods] * rounds, [prompt])
     plain, drafted = answers["plain"], answers["drafted"]
-    return Comparison(
-        plain[0],
-        drafted[0],
-        _median_seconds(plain),
-        _median_seconds(drafted),
-        len({result.tokens for result in (*plain, *drafted)}) == 1,
-    )
+    identical = len({result.tokens for result in (*plain, *drafted)}) == 1
+    return Comparison(_median_turn(plain), _median_turn(drafted), identical)
 
 
-def _median_seconds(results: Sequence[Result]) -> float:
-    return statistics.median(result.stats.seconds for result in results)
+def _median_turn(results: Sequence[Result]) -> Result:
+    """The answer that took the median time; the quicker of the two in the middle."""
+    return sorted(results, key=lambda result: result.stats.seconds)[(len(results) - 1) // 2]

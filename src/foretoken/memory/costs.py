@@ -71,9 +71,9 @@ def read_costs(path: Path) -> CostCurve:
         raise ForetokenError(f"The costs {str(path)!r} could not be read: the file is not JSON.") from error
     fields = value if isinstance(value, dict) else {}
     rows, times = _numbers(fields.get("rows")), _numbers(fields.get("milliseconds"))
-    if not len(rows) == len(times) >= 2:
+    if not len(rows) == len(times) >= 1:
         raise ForetokenError(
-            f"The costs {str(path)!r} need rows and milliseconds, two equally long lists of 2 numbers or more, of "
+            f"The costs {str(path)!r} need rows and milliseconds, two equally long lists of numbers, of "
             f"milliseconds between {LEAST:g} and {MOST:g}."
         )
     if rows[0] != 1 or any(row != int(row) for row in rows) or any(a >= b for a, b in pairwise(rows)):

@@ -30,6 +30,7 @@ from foretoken.paths import cache_folder
 F = TypeVar("F", bound=Callable[..., Any])
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+NOT_FROM_C: dict[str, Any] = {"no_cfunc_wrapper": True}  # a way in from C would take time to compile, too
 PACKAGE = __name__.partition(".")[0]
 
 _helper_options: dict[Any, dict[str, Any]] = {}
@@ -42,7 +43,7 @@ def compiled(function: F, **options: Any) -> F:
         function: What to compile.
         options: Of ``numba.njit``.
     """
-    dispatcher = numba.njit(**{"no_cfunc_wrapper": True, **options})(function)
+    dispatcher = numba.njit(**NOT_FROM_C, **options)(function)
     dispatcher._cache = Kept(function, options)
     return cast(F, dispatcher)
 
@@ -53,7 +54,7 @@ def helper(function: F, **options: Any) -> F:
     A way in from Python would take longer to compile than a small function does, and is kept for each on disk.
     """
     _helper_options[function] = options
-    return register_jitable(**options)(function)
+    return register_jitable(**NOT_FROM_C, **options)(function)
 
 
 def part(function: F, **options: Any) -> F:

@@ -250,7 +250,7 @@ def extend_hashes(hashes: Any, tokens: Any) -> Any:
 extend_hash = helper(extend_hashes)
 
 
-def few(number: int) -> int:
+def few(number: Any) -> Any:
     """A number of occurrences, at least 0, in 8 steps."""
     if number <= 2:
         return number
@@ -289,7 +289,7 @@ def find(nodes: NDArray[Any], table: Ints, parent: int, token: int) -> int:
     return 0
 
 
-@helper
+@part
 def let_find(table: Ints, parent: int | np.int32, token: int, node: int) -> None:
     """Let ``find`` find a node."""
     i = place(parent, token, table.size)
@@ -307,7 +307,7 @@ def rehash(trie: Trie) -> None:
         note_pair(trie, end)
 
 
-@helper
+@part
 def note_pair(trie: Trie, end: int) -> None:
     """Remember where two tokens stood, late enough that a pair never finds itself."""
     i = end - SKIPS - 1
@@ -417,7 +417,7 @@ def walk(trie: Trie, before: Ints, token: int, after: Ints) -> None:
     after[0] = 1
 
 
-@helper
+@part
 def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
     """The contexts of a store that end with the last tokens of another text."""
     contexts[0] = 1
@@ -427,9 +427,9 @@ def follow(trie: Trie, window: Ints, contexts: Ints) -> None:
 
 
 @helper
-def key_of(kind: int, order: int, count: int, other: int, latest: int) -> int:
+def key_of(kind: int, order: int, count: int, other: int, latest: int | np.int64) -> int:
     """Where votes of this strength are kept: ``count`` of a token and of its competitors, both in 8 steps."""
-    return (kind * ORDERS + order - 1) * STRENGTHS + (count * 8 + other) * 2 + latest
+    return int((kind * ORDERS + order - 1) * STRENGTHS + (count * 8 + other) * 2 + latest)
 
 
 @helper
@@ -476,7 +476,7 @@ def trie_votes(trie: Trie, kind: int, contexts: Ints, votes: Votes, num: int) ->
             while child != 0 and i < MAX_SUCCESSORS:
                 count = nodes[child].count
                 # Another thread may have counted the child since, and not yet its parent.
-                key = key_of(kind, order, few(count), few(max(0, total - count)), latest)
+                key = key_of(kind, order, few(count), few(np.int32(max(0, total - count))), latest)
                 num = vote(votes, num, nodes[child].token, key)
                 child = nodes[child].next
                 latest = 0
@@ -541,7 +541,8 @@ def skip_votes(trie: Trie, window: Ints, votes: Votes, num: int) -> int:
             changed += tokens[end + i] != window[last + i]
         if changed and tokens[after] != SEPARATOR:
             agreed = 0 if length == 2 else 1 if length == 3 else 2 if length <= 5 else 3 if length <= 8 else 4
-            key = key_of(SKIP, gap, agreed + (length > 15), changed, tokens[after - 1] != window[WINDOW - 1])
+            latest = np.int64(tokens[after - 1] != window[WINDOW - 1])
+            key = key_of(SKIP, gap, agreed + (length > 15), changed, latest)
             num = vote(votes, num, tokens[after], key)
     return num
 
@@ -623,7 +624,7 @@ def recycled_votes(recycled: Recycled, window: Ints, votes: Votes, num: int) -> 
             successor = recycled.successors[entry, rank]
             if successor.prob < MIN_NAMED:
                 break
-            key = key_of(RECYCLED, order, step_of_prob(successor.prob), rank, int(check & np.uint32(1)))
+            key = key_of(RECYCLED, order, step_of_prob(successor.prob), rank, np.int64(check & np.uint32(1)))
             num = vote(votes, num, successor.token, key)
     return num
 

@@ -51,7 +51,7 @@ def test_the_text_is_transformers_own_and_nothing_is_drafted(registered, name, w
         options = {"drafter": drafter, "budget": FixedBudget(6), "stats": stats}
         assert torch.equal(model.generate(PROMPT, **OPTIONS, custom_generate=foretoken.generate, **options), theirs)
         assert stats.drafted == 0
-    with pytest.raises(ForetokenError, match="lookahead decoding needs them"):
+    with pytest.raises(ForetokenError, match="the drafter 'lookahead' needs them"):
         model.generate(PROMPT, **OPTIONS, custom_generate=foretoken.generate, drafter="lookahead")
 
 

@@ -31,6 +31,7 @@ from foretoken.engines.transformers.processors import CountPenalties
 from foretoken.engines.transformers.request import Prepared, read_request, refuse_modes
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
 from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.engines.transformers.threads import settle_threads
 from foretoken.engines.transformers.tokens import TransformersTokens
 
 
@@ -76,6 +77,9 @@ class TransformersEngine(TransformersTokens):
     def cost_key(self) -> str:
         """The model's shape, dtype and attention, the device, the threads, and the versions of the libraries."""
         return cost_key(self.model)
+
+    def settle_threads(self) -> None:
+        settle_threads(self.model)
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> TransformersTarget:
         choice = Choice()

@@ -69,13 +69,13 @@ def test_learning_and_adding_do_not_wait_for_each_other(shared, elsewhere):
 def test_arrays_that_were_replaced_belong_together_for_whoever_still_reads_them(shared):
     drafter, chance = drafter_of(shared), random.Random(0)
     seen: list[kernels.Weights] = []
-    for _ in range(40):
+    for _ in range(400):
         if not any(shared.weights is weights for weights in seen):
             seen.append(shared.weights)
         drafter.observe(Step(Draft(), tuple(chance.choices(range(30), k=8)), None))
-    assert len(seen) > 3
+    assert len(seen) >= 3
     for weights in seen:
-        assert weights.place[: kernels.ROWS].max(initial=-1) < max(1, len(weights.own))
+        assert weights.place[: kernels.ROWS].max(initial=-1) < len(weights.own)
 
 
 def test_whatever_others_write_meanwhile_a_draft_reads_within_its_arrays():

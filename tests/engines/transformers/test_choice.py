@@ -1,4 +1,4 @@
-"""Choosing from logits that are not numbers, which comparisons take for the largest or for none."""
+"""Choosing from logits, also where they are not numbers, and the largest of many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from foretoken import ForetokenError
-from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.choice import GROUPS, Choice, top
 
 IDS = torch.tensor([[1, 2]])
 HOT = LogitsProcessorList([TemperatureLogitsWarper(2.0)])
@@ -37,3 +37,15 @@ def test_where_no_token_is_left_none_is_drawn():
 def test_a_token_that_is_left_out_is_never_drawn():
     logits = torch.tensor([-float("inf"), 0.0, 0.0])
     assert {Choice(seed=seed).choose(IDS, logits) for seed in range(64)} == {1, 2}
+
+
+@pytest.mark.parametrize("vocab", [3, 8, 1000, 16 * GROUPS - 1, 16 * GROUPS, 32_003])
+@pytest.mark.parametrize("shift", [0, 1, -1])
+def test_the_largest_logits_are_those_of_a_whole_sort(vocab, shift):
+    """Each row has its largest logits next to each other, as one group or the columns left over may hold all."""
+    rows = torch.stack([torch.randperm(vocab, generator=torch.Generator().manual_seed(i)) for i in range(3)]) / vocab
+    rows = torch.cat([rows, torch.arange(vocab).roll(shift)[None] / vocab, torch.arange(vocab).flip(0)[None] / vocab])
+    tokens, probs = top(rows, 8)
+    expected = rows.sort(descending=True).indices[:, :8]
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(probs, rows.softmax(-1).gather(1, expected))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
+from itertools import accumulate
 
 from foretoken.core.contracts import Target
 from foretoken.core.costs import MIN_SECONDS, CostCurve
@@ -12,7 +12,7 @@ from foretoken.core.draft import Draft
 
 ROWS = (1, 16, 4, 64, 2, 8, 32)  # the coarse picture first, should there be no time for all
 AT_LEAST = 2  # of these numbers of rows, however long they take
-TIMES = 3  # that each is measured, after one forward that prepares things
+TIMES = 6  # that each is measured at most, after one forward that prepares things
 MAX_SECONDS = 1.0
 TOKEN = 0  # every model has it, and a forward takes as long whatever it reads
 
@@ -28,21 +28,24 @@ def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve
         max_seconds: When to begin with no further number of rows.
 
     Returns:
-        The medians. Single rows are always among them.
+        The least times, since whatever else the machine does only adds to them. More rows never take less: if they did
+        once, the time of fewer rows was an outlier. Single rows are always among them.
     """
-    times: dict[int, list[float]] = {}
+    least: dict[int, float] = {}
     ends_at = time.perf_counter() + max_seconds
     ruler = _Ruler(target)
-    for num_rows in ROWS:
-        if len(times) >= AT_LEAST and time.perf_counter() >= ends_at:
-            break
-        if not ruler.fits(num_rows):
-            continue
-        ruler.seconds(num_rows)  # a library may prepare something for this number of rows
-        times[num_rows] = [ruler.seconds(num_rows)]
-        while len(times[num_rows]) < TIMES and time.perf_counter() < ends_at:
-            times[num_rows].append(ruler.seconds(num_rows))
-    return CostCurve({num_rows: max(MIN_SECONDS, statistics.median(some)) for num_rows, some in times.items()})
+    for turn in range(TIMES):
+        for num_rows in ROWS:
+            if len(least) >= AT_LEAST and time.perf_counter() >= ends_at:
+                break
+            if not ruler.fits(num_rows):
+                continue
+            if turn == 0:
+                ruler.seconds(num_rows)  # a library may prepare something for this number of rows
+            least[num_rows] = min(ruler.seconds(num_rows), least.get(num_rows, math.inf))
+    descending = sorted(least, reverse=True)
+    times = accumulate((least[num_rows] for num_rows in descending), min)
+    return CostCurve({rows: max(MIN_SECONDS, seconds) for rows, seconds in zip(descending, times, strict=True)})
 
 
 class _Ruler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def _commit() -> str | None:
     return commit.strip() + ("+" if changed.strip() else "")
 
 
+@cache
 def processor() -> str:
     """The processor's name, as Linux gives it."""
     try:

@@ -163,3 +163,12 @@ def test_what_a_drafter_does_not_draft_from_is_refused(drafter: Any):
         model(drafter=drafter, background="a folder")
     said: Sequence[int] = lm.generate("abc", drafter=drafter, references=[], max_new_tokens=4).tokens
     assert said == lm.generate("abc", drafter="ngram", references=["abcd"], max_new_tokens=4).tokens
+
+
+def test_a_drafter_with_statistics_of_its_own_remembers_its_answers():
+    """As it does beside ``custom_generate``; and nobody else is told."""
+    lm, own = model(), NgramMixer()
+    tokens = lm.generate("abc", max_new_tokens=12, drafter=own, namespace=None).tokens
+    assert own.memory.answers.num_tokens == len(tokens) + 1, "with what separates it from the next"
+    lm.generate("abc", max_new_tokens=12, drafter="ngram", namespace=None)
+    assert own.memory.answers.num_tokens == len(tokens) + 1

@@ -126,7 +126,7 @@ class LanguageModel:
             learning = remembered.new_budget(costs) if recipe.calibrated and budget is None else None
             parts = self._parts(request.target)
             drafter = recipe.make(replace(parts, ngrams=lambda: remembered.ngrams, costs=costs, references=references))
-        steps = self._kept(request.steps(drafter, budget or learning), remembered, learning)
+        steps = self._kept(request.steps(drafter, budget or learning), remembered, drafter, learning)
         return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -167,14 +167,16 @@ class LanguageModel:
                 raise RequestError(f"A reference is {reprlib.repr(text)}, which is no text: give each as a string.")
         return [self.engine.encode(text, add_special_tokens=False) for text in documents if text]
 
-    def _kept(self, steps: Iterator[Step], namespace: Namespace, learning: AdaptiveBudget | None) -> Iterator[Step]:
+    def _kept(
+        self, steps: Iterator[Step], namespace: Namespace, drafter: Drafter | None, learning: AdaptiveBudget | None
+    ) -> Iterator[Step]:
         """The steps as they come. The answer is kept once it is whole, and what its budget has learned in any case."""
         answer: list[int] = []
         try:
             for step in steps:
                 answer += step.tokens
                 if step.finish_reason is not None:
-                    namespace.keep(answer)
+                    namespace.keep(answer, own=getattr(drafter, "memory", None))
                 yield step
         finally:
             if learning is not None:

@@ -77,8 +77,15 @@ class Namespace:
         counted = OBJECTS_BYTES if self._made is None else self._made.nbytes
         return counted + sum(answer.nbytes for answer in list(self._waiting))
 
-    def keep(self, answer: Sequence[int]) -> None:
-        """Remember a finished answer: in this process, and on disk where a history is kept."""
+    def keep(self, answer: Sequence[int], own: SharedNgrams | None = None) -> None:
+        """Remember a finished answer: in this process, and on disk where a history is kept.
+
+        Args:
+            answer: Its tokens.
+            own: Statistics that its drafter alone has, as a ``NgramMixer`` of the caller's. They get the answer, too.
+        """
+        if own is not None and own is not self._made:
+            own.add(answer)
         if self._made is not None or self._load is None:  # else it is loaded with those of earlier processes
             self._waiting.append(np.array(answer, np.int32))
         if self._made is not None:

@@ -1,4 +1,4 @@
-"""What outlives an answer: earlier answers, a background corpus, what the mixer has learned, and the budget."""
+"""What outlives an answer: statistics of earlier answers, a background corpus, and what the mixer has learned."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, NgramMixer, Parts, Recipe, recipe_of
+from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.exit import ExitTarget
@@ -140,10 +140,7 @@ def generate(
             target.cache.release()
     if streamer is not None:
         streamer.end()
-    if isinstance(made, NgramMixer):
-        made.memory.add(tokens)  # of one's own, or the namespace's
-    else:
-        namespace.keep(tokens)
+    namespace.keep(tokens, own=getattr(made, "memory", None))
     sequences = torch.cat([input_ids, input_ids.new_tensor([tokens])], dim=1)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(

@@ -296,6 +296,15 @@ def test_an_ngram_drafter_of_ones_own_has_an_adaptive_budget_too(monkeypatch):
     assert budgets[0] is not budgets[1]  # a drafter of one's own learns from its own caller only
 
 
+def test_an_ngram_drafter_of_ones_own_remembers_its_answers_and_nobody_elses():
+    model, own = tiny_model("llama"), NgramMixer()
+    prompt, options = torch.tensor([[1, 2, 3]]), {"max_new_tokens": 12, "do_sample": False}
+    answer = ours(model, prompt, drafter=own, **options)[0, 3:]
+    assert own.memory.answers.num_tokens == len(answer) + 1, "and what separates it from the next"
+    ours(model, prompt, drafter="ngram", **options)
+    assert own.memory.answers.num_tokens == len(answer) + 1
+
+
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_tensors_are_made_where_the_model_is(drafter):
     model = tiny_model("llama")

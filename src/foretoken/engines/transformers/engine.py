@@ -96,14 +96,7 @@ class TransformersEngine(TransformersTokens):
     ) -> Request:
         """The request that transformers' own preparation makes of a prompt, a sampling and a generation config.
 
-        Args:
-            prompt: Token ids.
-            sampling: How tokens are chosen.
-            max_new_tokens: The most tokens to add.
-            own: ``generation_config``, used instead of the model's own.
-
-        Raises:
-            ForetokenError: If the config cannot be used, or the prompt leaves no room for an answer.
+        See ``Engine``. ``own`` may have a ``generation_config``, which is used instead of the model's own.
         """
         given: tf.GenerationConfig | None = own.get("generation_config")
         config = given or self.model.generation_config

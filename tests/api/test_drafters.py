@@ -129,7 +129,7 @@ def test_a_draft_model_of_one_family_may_have_another_padding():
 def test_a_draft_model_that_is_named_is_loaded_once_and_when_the_model_is(model_folder, tmp_path, monkeypatch):
     lm = foretoken.load(str(model_folder), drafter=f"draft-model:model={model_folder}", background=None, history=False)
     plain = lm.generate("abc", drafter="none", max_new_tokens=20)
-    monkeypatch.setattr("foretoken.engines.transformers.engine.load_draft_model", None)
+    monkeypatch.setattr("foretoken.engines.transformers.helpers.load_draft_model", None)
     assert lm.generate("abc", max_new_tokens=20).tokens == plain.tokens
     monkeypatch.undo()
     with pytest.raises(ForetokenError, match="nowhere"):

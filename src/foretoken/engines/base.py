@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from foretoken.core.budget import Budget
-from foretoken.core.contracts import Drafter, RewindableTarget, Step, Target
+from foretoken.core.contracts import Drafter, Helpers, Step, Target
 from foretoken.core.decode import decode
 from foretoken.core.errors import RequestError
 from foretoken.core.sampling import Sampling
@@ -113,7 +113,7 @@ class Request:
         )
 
 
-class Engine(Tokens, Protocol):
+class Engine(Tokens, Helpers, Protocol):
     """A model in the hands of a library. An engine may inherit from this class, for what is the same in most.
 
     Attributes:
@@ -162,22 +162,6 @@ class Engine(Tokens, Protocol):
     def target(self, temperature: float = 0.0, seed: int = 0) -> Target:
         """The model with a cache of its own, which chooses by temperature and seed alone: to measure with."""
         ...
-
-    @property
-    def draft_target(self) -> Callable[[Any, Target], RewindableTarget] | None:
-        """Gives a smaller model, by name or as an object, that chooses as a target does.
-
-        None if the engine runs no second model.
-        """
-        return None
-
-    @property
-    def exit_target(self) -> Callable[[int | None, Target], RewindableTarget] | None:
-        """Gives the first layers of a target's model, on its cache; how many, or None for a third of them.
-
-        None if the engine cannot leave a forward early.
-        """
-        return None
 
 
 def refuse_settings(engine: str, sampling: Sampling, honoured: Collection[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
     """
 
     name = "transformers"
+    honours = frozenset(field.name for field in fields(Sampling))
     own_options = frozenset({"generation_config"})
 
     def __init__(

@@ -14,12 +14,14 @@ from foretoken.core.contracts import needs_of
 from foretoken.drafters import (
     DRAFTERS,
     RECIPES,
+    Anpd,
     DraftModel,
     EarlyExit,
     Mixed,
     Ngram,
     NgramMixer,
     Parts,
+    PromptLookup,
     RecycleDrafter,
     SharedNgrams,
     recipe_of,
@@ -46,8 +48,8 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances(monkeypatch):
 
     for name in DRAFTERS:
         known = RECIPES[name].calibrated
-        assert known == (name not in ("anpd", "prompt-lookup"))
         assert isinstance(budget_of(named(name, tiny_model("qwen2"))), AdaptiveBudget if known else type(None))
+    assert Mixed.calibrated and not Anpd.calibrated and not PromptLookup.calibrated
     assert budget_of("none") is budget_of(None) is None
     assert budget_of(RecycleDrafter()) is None, "nobody knows what a drafter of one's own says of its chances"
     assert isinstance(budget_of(NgramMixer()), AdaptiveBudget), "this one says that they can be counted on"

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
@@ -15,12 +14,11 @@ from foretoken.core.budget import FixedBudget
 from foretoken.core.costs import CostCurve
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import Parts
+from foretoken.drafters import DraftModel, Parts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.helpers import TransformersHelpers
 from foretoken.engines.transformers.positions import context_length
-from foretoken.engines.transformers.second_model import draft_target
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.harness import Answer, Row, in_turns
@@ -123,15 +121,11 @@ class _Player:
         self.costs = subject.costs if method.drafted is None else CostCurve()
         self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
         self.namespace = Namespace(background=subject.background)
-        smaller = subject.draft_model  # whatever a recipe calls it
-        parts = Parts(
-            self.target,
-            ngrams=lambda: self.namespace.ngrams,
-            costs=self.costs,
-            draft_target=None if smaller is None else lambda _: draft_target(smaller, self.target.choice),
-            exit_target=partial(ExitTarget, self.target),
-        )
-        self.drafter = None if method.recipe is None else method.recipe.make(parts)
+        recipe = method.recipe
+        if isinstance(recipe, DraftModel):  # whatever it calls the model
+            recipe = replace(recipe, model=subject.draft_model)
+        parts = Parts.of(TransformersHelpers(subject.model), self.target, lambda: self.namespace.ngrams, self.costs)
+        self.drafter = None if recipe is None else recipe.make(parts)
 
     def __call__(self, question: Question) -> Answer:
         learning = self.namespace.new_budget(self.costs) if self.drafted is None else None

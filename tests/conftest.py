@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data", type=Path, help="recorded answers: a folder with traces/ and tokenizers/")
     parser.addoption("--models", type=Path, help="small pretrained models, a folder each: stories260K, bitllama2_3M ..")
+
+
+def pytest_collection_finish() -> None:
+    """The modules of torch and transformers stay: the collector need not look through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -110,7 +110,8 @@ def test_the_quick_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
         names, options = parsed(words)
         if names in TOO_LONG or "lookahead_parallel" in options:
             continue
-        short = ["--max-new-tokens", "4"] if names in {("generate",), ("compare",)} else []
+        here = ["--jobs", "1"] if names in {("replay",), ("tune",)} else []
+        short = ["--max-new-tokens", "4"] if names in {("generate",), ("compare",)} else here
         status, _, said = call(monkeypatch, capsys, *(HUB_MODEL.sub("tiny", word) for word in words), *short)
         assert status == 0, (words, said)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,7 @@ def test_it_is_small_and_loads_as_any_other():
     assert sum(path.stat().st_size for path in TINY.iterdir()) < 24e6
 
 
-@pytest.mark.parametrize("path", PROMPTS, ids=lambda path: path.name)
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("path", "options"), [*zip(PROMPTS, cycle(OPTIONS))], ids=[path.name for path in PROMPTS])
 def test_its_text_is_the_same_with_and_without_drafting(lm, path, options):
     plain = lm.generate(path.read_text(), max_new_tokens=48, drafter="none", **options)
     for name in foretoken.drafters.DRAFTERS:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,42 +42,80 @@ def server() -> Any:
     return context
 
 
-@pytest.fixture
-def ranks(server, tmp_path):
-    """Run a function in so many processes of one group; what each returned, its error, or None if it was killed."""
+class Group:
+    """The processes of one group, which do one job after the other."""
 
-    def ranks(num: int, job: Callable[..., Any], *arguments: Any) -> list[Any]:
-        processes, ends = [], []
+    def __init__(self, server: Any, where: Path, num: int) -> None:
+        self.processes, self.ends = [], []
         for rank in range(num):
             mine, theirs = server.Pipe()
-            where = f"file://{tmp_path}/{job.__name__}{num}"
-            processes.append(server.Process(target=work, args=(theirs, where, rank, num, job, *arguments)))
-            processes[-1].start()
+            self.processes.append(server.Process(target=work, args=(theirs, f"file://{where}", rank, num)))
+            self.processes[-1].start()
             theirs.close()
-            ends.append(mine)
+            self.ends.append(mine)
+
+    def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What the job returned in each process, its error, or None if the process was killed."""
+        for end in self.ends:
+            end.send((job, arguments))
         results = []
-        for process, end in zip(processes, ends, strict=True):
+        for end in self.ends:
             try:
                 results.append(end.recv() if end.poll(PATIENCE.seconds) else "no answer")
             except EOFError:
                 results.append(None)
+        return results
+
+    def close(self) -> None:
+        for process, end in zip(self.processes, self.ends, strict=True):
             end.close()
             process.join(PATIENCE.seconds)
             process.kill()
-        return results
-
-    return ranks
 
 
-def work(end: Any, where: str, rank: int, num: int, job: Callable[..., Any], *arguments: Any) -> None:
+def work(end: Any, where: str, rank: int, num: int) -> None:
+    """Do jobs until the other end is closed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=num, timeout=TIMEOUT)
     try:
-        end.send(job(*arguments))
-    except ForetokenError as error:
-        end.send(error)
+        while True:
+            job, arguments = end.recv()
+            try:
+                end.send(job(*arguments))
+            except ForetokenError as error:
+                end.send(error)
+    except EOFError:
+        pass
     finally:
         dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(server, tmp_path_factory):
+    """Run a function in so many processes of one group, which later tests use again."""
+    groups: dict[int, Group] = {}
+
+    def ranks(num: int, job: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if num not in groups:
+            groups[num] = Group(server, tmp_path_factory.mktemp("ranks") / "meeting", num)
+        return groups[num].run(job, *arguments)
+
+    yield ranks
+    for group in groups.values():
+        group.close()
+
+
+@pytest.fixture
+def ranks_that_part(server, tmp_path):
+    """Run a function after which the processes are of no more use."""
+
+    def ranks(num: int, job: Callable[..., Any]) -> list[Any]:
+        group = Group(server, tmp_path / "meeting", num)
+        results = group.run(job)
+        group.close()
+        return results
+
+    return ranks
 
 
 class Candidates(Stateless):
@@ -239,10 +278,9 @@ def model_answers(parallel: bool) -> Any:
     return told_all
 
 
-@pytest.mark.parametrize("num", [2, 3])
-def test_model_answers_steps_and_tops_are_those_of_one_process(ranks, num):
+def test_model_answers_steps_and_tops_are_those_of_one_process(ranks):
     alone = model_answers(False)
-    for answers in ranks(num, model_answers, True):
+    for answers in ranks(2, model_answers, True):
         assert [(tokens, steps) for tokens, steps, _ in answers] == [(tokens, steps) for tokens, steps, _ in alone]
         for (_, _, heard), (_, _, expected) in zip(answers, alone, strict=True):
             assert [top.tokens for top in heard] == [top.tokens for top in expected]
@@ -374,8 +412,8 @@ def killed() -> Any:
     return told(ParallelTarget(ToyTarget()), Mortal(0, 5), [1, 2])
 
 
-def test_a_rank_that_dies_ends_the_others(ranks):
-    first, second, third = ranks(3, killed)
+def test_a_rank_that_dies_ends_the_others(ranks_that_part):
+    first, second, third = ranks_that_part(3, killed)
     assert second is None
     for survivor in (first, third):
         assert isinstance(survivor, ForetokenError) and "Another process of the group has ended" in str(survivor)
@@ -390,8 +428,8 @@ def different_prompts() -> Any:
 
 
 @pytest.mark.parametrize("job", [different_drafts, different_prompts])
-def test_ranks_that_part_are_caught(ranks, job):
-    for error in ranks(2, job):
+def test_ranks_that_part_are_caught(ranks_that_part, job):
+    for error in ranks_that_part(2, job):
         assert isinstance(error, ForetokenError) and "FixedBudget" in str(error)
 
 
@@ -400,8 +438,8 @@ def second_choices() -> Any:
 
 
 def test_the_ranks_exchange_no_second_choices_and_say_so_up_front(ranks):
-    (error,) = ranks(1, second_choices)
-    assert isinstance(error, ForetokenError) and "DraftModelDrafter needs the second choice" in str(error)
+    for error in ranks(2, second_choices):
+        assert isinstance(error, ForetokenError) and "DraftModelDrafter needs the second choice" in str(error)
 
 
 def test_without_a_group():

@@ -56,7 +56,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def run(source: Path, kept: Path | None = None, **environment: str) -> int:
-    """How often the code of a loop is found on the disk, by modules that are loaded anew from the package in ``source``.
+    """How often the code of a loop is found on the disk by modules that are loaded anew from ``source``.
 
     The loop, which counts for a corpus, hashes as another file says; its result is that of NumPy.
 

@@ -80,7 +80,7 @@ def test_arrays_that_were_replaced_belong_together_for_whoever_still_reads_them(
 
 def test_whatever_others_write_meanwhile_a_draft_reads_within_its_arrays():
     ended = subprocess.run(
-        [sys.executable, torn.__file__, "60"],
+        [sys.executable, torn.__file__, "25"],
         env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(kernels.__file__).parents[2])},
         capture_output=True,
         text=True,

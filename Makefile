@@ -40,7 +40,7 @@ clean:
 
 .venv/.dev: $(INPUTS)
 	scripts/setup dev
-	@touch $@
+	@touch .venv/.demo $@ # which needs no more
 
 .venv/.docs: $(INPUTS)
 	scripts/setup docs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import resource
 import shutil
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numba
 import numpy as np
@@ -66,7 +66,6 @@ def run(source: Path, kept: Path | None = None, **environment: str) -> int:
         environment: Other variables.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)
         patch.setattr(numba.config, "CACHE_DIR", str(kept or ""))
         patch.setattr(compiling, "__file__", str(source / "foretoken" / "ngrams" / "compiling.py"))
         patch.delenv("XDG_CACHE_HOME")
@@ -74,10 +73,10 @@ def run(source: Path, kept: Path | None = None, **environment: str) -> int:
             patch.setenv(name, value)
         loaded = []
         for name in (kernels.__name__, counts.__name__):
-            spec = importlib.util.spec_from_file_location(name, source / f"{name.replace('.', '/')}.py")
-            loaded.append(importlib.util.module_from_spec(spec))
+            path = source / f"{name.replace('.', '/')}.py"
+            loaded.append(ModuleType(name))
             patch.setitem(sys.modules, name, loaded[-1])
-            spec.loader.exec_module(loaded[-1])
+            exec(compile(path.read_text(), path, "exec"), vars(loaded[-1]))
         new_kernels, new_counts = loaded
         table = new_counts.Table(16)
         table.add(np.array([1, 2, 3], np.uint32), 0, 0, 0, 2**64 - 1)

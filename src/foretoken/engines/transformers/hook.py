@@ -19,7 +19,7 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, Parts, Recipe, recipe_of
+from foretoken.drafters import DEFAULT_DRAFTER, CustomDrafter, DraftModel, EarlyExit, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.helpers import TransformersHelpers
@@ -111,7 +111,7 @@ def generate(
         )
     stats = DecodeStats() if stats is None else stats
     recipe = _recipe(drafter, draft_model, exit_layer)
-    namespace = _namespace(model, recipe.drafter if isinstance(recipe, Given) else model)
+    namespace = _namespace(model, recipe.drafter if isinstance(recipe, CustomDrafter) else model)
     costs = CostCurve()
     if recipe is not None and recipe.calibrated:
         costs = costs_of(cost_key(model), lambda: TransformersTarget(model))

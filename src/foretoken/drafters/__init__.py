@@ -66,7 +66,7 @@ TEXT_DRAFTERS = tuple(name for name, recipe in RECIPES.items() if sees_only_toke
 
 
 def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
-    """The recipe of what a caller calls a drafter; None for plain decoding.
+    """The recipe of the drafter that a caller asks for. None means plain decoding.
 
     Args:
         drafter: A name with or without options, such as "mixed" or "early-exit:layer=4"; a recipe; a drafter of the
@@ -91,7 +91,7 @@ def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
 
 @dataclass(frozen=True)
 class CustomDrafter(Recipe):
-    """A drafter of the caller's own, used as it is for answer after answer.
+    """A drafter object of the caller's own, used for every answer.
 
     Its probabilities are counted on if it says so in an attribute ``calibrated``, as ``NgramMixer`` does.
 

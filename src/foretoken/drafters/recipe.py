@@ -1,4 +1,4 @@
-"""Recipes: what a drafter is made of, its options, and what it needs; it is made anew for every answer."""
+"""Recipes: a drafter's name, its options, what it needs, and how it is made for one answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foretoken.ngrams.shared import SharedNgrams
 
 @dataclass(frozen=True)
 class Parts:
-    """What there is to make a drafter of, for one answer; ``of`` makes it wherever there is an engine.
+    """What the drafter of one answer can be made of. ``of`` collects it from an engine.
 
     Args:
         target: The target that verifies the drafts.

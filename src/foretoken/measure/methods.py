@@ -1,4 +1,4 @@
-"""The methods that are compared: every drafter there is, and combinations, a line for each."""
+"""The methods that are compared, one a line: every drafter, and combinations."""
 
 from __future__ import annotations
 

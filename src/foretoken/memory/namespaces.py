@@ -201,7 +201,7 @@ class Namespaces:
         self._stopped = True
 
     def after_fork(self) -> None:
-        """Repair the namespaces of a forked child, which lacks its parent's threads: what they were loading is loaded again."""
+        """Repair a forked child, which lacks its parent's threads: what they were loading is loaded again."""
         self._lock, self._threads = threading.RLock(), []
         for name in self._loading:
             self._alive.pop(name, None)

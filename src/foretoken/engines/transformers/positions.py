@@ -84,7 +84,7 @@ def rope_switch(model: PreTrainedModel) -> tuple[int, bool] | None:
 def reread_beyond(model: PreTrainedModel) -> int | None:
     """The length beyond which the model's own generate reads the text anew, with other rotary frequencies.
 
-    Phi-3's long variants do so where a text crosses the context that they were first trained on. None for all other models.
+    Phi-3's long variants do so where a text crosses the context they were first trained on. None for all others.
     """
     length = getattr(model.config, "original_max_position_embeddings", None)
     return length if overrides(model, PREPARES) else None

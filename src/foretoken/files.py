@@ -21,12 +21,12 @@ OPEN_FILES = (("/", "dev"), ("/", "proc"))  # where the names of open files and 
 def writing(path: Path, mode: int | None = None, folders: bool = False) -> Iterator[IO[bytes]]:
     """Write a file beside ``path`` and put it in place once the block has ended without an error.
 
-    Until then, and if the block raises, whatever was at ``path`` stays as it was. A link is written through. A pipe or
+    Until then, and if the block raises, ``path`` stays as it was. A link is written through. A pipe or
     a device, such as /dev/stdout, is written directly, because it cannot be replaced.
 
     Args:
         path: Where the file will stand.
-        mode: Its permissions; those of the file that it replaces, or the user's default, if None.
+        mode: Its permissions. If None, those of the file that it replaces, or the user's default.
         folders: Make the folders that are missing; they go again if the file does not come to be. Otherwise its folder
             must exist.
 

@@ -1,4 +1,4 @@
-"""``foretoken history``: the answers that drafters remember, and how to be rid of them."""
+"""``foretoken history``: show, delete, export and import the answers that are kept between runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def export(
     history: HistoryFile = None,
     namespace: Namespace = None,
 ) -> None:
-    """Save answers to a file, the oldest first."""
+    """Save answers to a file, oldest first."""
     with open_history(history) as answers:
         err.print(f"{counted(answers.export(file, namespace))} exported.", style="dim")
 

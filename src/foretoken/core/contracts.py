@@ -83,12 +83,12 @@ class Target(Protocol):
 
     @property
     def max_length(self) -> int | None:
-        """Most tokens of prompt and answer together; None for no limit."""
+        """Most tokens of prompt and answer together. None means no limit."""
         ...
 
     @property
     def max_draft_depth(self) -> int | None:
-        """How deep the next draft may be for its rows to be scored as plain decoding would; None for no limit."""
+        """How deep the next draft may be if its rows are to be scored as plain decoding would. None means no limit."""
         ...
 
     def prefill(self, prompt: Sequence[int]) -> Scores:

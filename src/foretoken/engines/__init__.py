@@ -1,4 +1,4 @@
-"""Who runs the target model: one file or folder an engine, imported when a model asks for it."""
+"""Engines, which run the target model: one file or folder each, imported when a model asks for it."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Engine(Tokens, Helpers, Protocol):
 
     Attributes:
         name: What the engine is called, such as "transformers".
-        max_length: The most tokens of prompt and answer together; None for no limit.
+        max_length: The most tokens of prompt and answer together. None means no limit.
         honours: The fields of ``Sampling`` that its targets choose by; others are refused.
         own_options: Names of options that ``prepare`` takes beside those of every engine.
         model: The library's own object.
@@ -149,9 +149,9 @@ class Engine(Tokens, Helpers, Protocol):
         max_new_tokens: int | None = None,
         own: Mapping[str, Any] = NOTHING,
     ) -> Request:
-        """Everything for one answer. What ``sampling`` leaves open is as the model's own settings say.
+        """Prepare one answer. Settings that ``sampling`` leaves open follow the model's own.
 
-        This one is for engines whose models have no settings of their own.
+        This implementation is for engines whose models have no settings of their own.
 
         Args:
             prompt: Token ids.

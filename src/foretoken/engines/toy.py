@@ -1,4 +1,4 @@
-"""Driven: a language model without weights, for tests, documentation and whoever writes an engine."""
+"""Driven: a language model without weights, for tests, documentation and authors of engines."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class ToyEngine(Engine):
 
     Args:
         model_seed: Decides the model.
-        max_length: The context's limit, in tokens; None for no limit.
+        max_length: The context's limit, in tokens. If None, there is none.
     """
 
     name = "toy"

@@ -1,4 +1,4 @@
-"""Which attention functions are known to let each of several rows see only what comes before it."""
+"""Attention implementations that are known to hide from each row of a forward what comes after it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _is_known(name: str) -> bool:
 
 
 def _runs_theirs(module: nn.Module, name: str) -> bool:
-    """Whether a module is none of attention, or one whose code is transformers'."""
+    """Whether a module is not attention, or is attention with transformers' own code."""
     if "is_causal" not in vars(module) and "Attention" not in type(module).__name__:
         return True
     # Accelerate puts a forward on the object, which calls the one that was there.

@@ -17,8 +17,7 @@ class TransformersHelpers(Helpers):
 
     Args:
         model: The larger model.
-        tokenizer: Its tokenizer. If None, nobody knows it: a draft model must be loaded already, and have as many
-            tokens.
+        tokenizer: Its tokenizer. If None, a draft model must be loaded already and have as many tokens.
         dtype: In which dtype a draft model that is named is loaded; see ``foretoken.load``.
         trust_remote_code: Whether a draft model's own code may run.
     """
@@ -52,7 +51,7 @@ class TransformersHelpers(Helpers):
         return draft_target(self._draft_models[model], target.choice)
 
     def exit_target(self, layer: int | None, target: Target) -> RewindableTarget:
-        """The first layers of the target's model, on its cache; a third of them if None.
+        """The first layers of the target's model, on its cache. If None, a third of them.
 
         Raises:
             ForetokenError: If there are not so many layers, or they cannot be reached.

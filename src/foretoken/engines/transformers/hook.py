@@ -19,7 +19,7 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, Parts, Recipe, recipe_of
+from foretoken.drafters import DEFAULT_DRAFTER, CustomDrafter, DraftModel, EarlyExit, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.helpers import TransformersHelpers
@@ -52,13 +52,14 @@ def generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
 
-    Not called by hand: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls
-    it. ``drafter`` and what follows it may be given to ``model.generate`` beside it. Under sampling the seed is
+    Do not call it: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls it.
+    ``drafter`` and the arguments after it may be given to ``model.generate`` as well. Under sampling the seed is
     drawn from torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own
     sampling, which draws its numbers differently, gives for that seed.
 
-    All calls with one model object are taken for one caller's: they draft from each other's answers, and share what was
-    learned of costs and gains. ``LanguageModel`` has namespaces; here a ``NgramMixer`` of one's own keeps apart.
+    All calls with one model object count as one caller's: they draft from each other's answers and share what was
+    learned of costs and gains. To keep callers apart, give each a ``NgramMixer`` of its own, or use ``LanguageModel``,
+    which has namespaces.
 
     Args:
         model: The target.
@@ -68,9 +69,9 @@ def generate(
         generation_config: As prepared by transformers.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
             "early-exit:layer=4"; a recipe; a drafter of your own; "none" or None for plain decoding.
-        budget: How many tokens to draft; where None just what pays, and seven with "anpd", "prompt-lookup" and a
-            drafter of your own.
-        stats: Filled with what the decode cost, for whoever wants to know.
+        budget: How many tokens to draft. If None, as many as should save time; seven with "anpd", "prompt-lookup" and
+            a drafter of your own.
+        stats: Filled with what the decode cost. If None, nothing is reported.
         draft_model: A smaller model of the same tokens, for the drafter "draft-model".
         exit_layer: After how many layers the drafter "early-exit" leaves. If None, a third of them.
         **model_kwargs: As prepared by transformers.
@@ -111,7 +112,7 @@ def generate(
         )
     stats = DecodeStats() if stats is None else stats
     recipe = _recipe(drafter, draft_model, exit_layer)
-    namespace = _namespace(model, recipe.drafter if isinstance(recipe, Given) else model)
+    namespace = _namespace(model, recipe.drafter if isinstance(recipe, CustomDrafter) else model)
     costs = CostCurve()
     if recipe is not None and recipe.calibrated:
         costs = costs_of(cost_key(model), lambda: TransformersTarget(model))

@@ -1,4 +1,4 @@
-"""Where a model takes its inputs, and whether it prepares them as every other does."""
+"""Where a model takes its inputs, and whether it prepares them as transformers does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def overrides(model: PreTrainedModel, name: str) -> bool:
 
 
 def _prepares_alike(model: PreTrainedModel) -> bool:
-    """Whether the model's own method prepares what transformers' does, for a prompt and for one more token."""
+    """Whether the model prepares the same inputs as transformers, for a prompt and for one more token."""
     ids = torch.zeros(1, 3, dtype=torch.long, device="cpu")
     empty, filled = DynamicCache(), DynamicCache()
     filled.update(torch.zeros(1, 1, 2, 1, device="cpu"), torch.zeros(1, 1, 2, 1, device="cpu"), 0)
@@ -64,7 +64,7 @@ def _prepares_alike(model: PreTrainedModel) -> bool:
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sets of inputs are the same, but for what is None."""
+    """Whether two sets of inputs are the same, apart from values that are None."""
     given = {name for name in one.keys() | other.keys() if one.get(name) is not None or other.get(name) is not None}
     return all(_same(one.get(name), other.get(name)) for name in given)
 

@@ -34,7 +34,7 @@ class Prepared:
         max_new_tokens: The most tokens to add.
         choice: How tokens are chosen.
         stop_tokens: Tokens that end the answer.
-        stop: Any other stopping criterion, asked after every token; None where there is none.
+        stop: Any other stopping criterion, asked after every token. If None, there is none.
         num_padding: How many tokens of padding stood before the prompt.
         prefill_chunk: The most prompt tokens to read in one forward.
     """
@@ -64,7 +64,7 @@ def read_request(
 
     Args:
         input_ids: The prompt, [1, length], padded on the left where ``attention_mask`` is 0.
-        attention_mask: [1, length]; None for no padding.
+        attention_mask: [1, length]. If None, nothing is padded.
         logits_processor: Every processor of the request, in transformers' order.
         stopping_criteria: Every criterion of the request.
         config: The prepared configuration.

@@ -1,4 +1,4 @@
-"""Answers of earlier requests, kept on disk: what a drafter remembers from one process to the next."""
+"""The history: answers that are kept on disk, so that drafters remember them from one process to the next."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class History(SqliteFile):
         timeout: The most seconds that a call waits for other threads and processes; ``os.fork`` waits as long.
 
     Raises:
-        ForetokenError: If ``max_bytes`` is no whole number from 0 on, or another argument is none at all.
+        ForetokenError: If ``max_bytes`` is not a whole number from 0 on, or another argument cannot be used.
     """
 
     def __init__(

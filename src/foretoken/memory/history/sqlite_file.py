@@ -1,4 +1,4 @@
-"""One SQLite file that threads and processes share: opened, locked, given up, and set aside where it is damaged."""
+"""One SQLite file that threads and processes share. It is opened and locked, and set aside if it is damaged."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ logger = logging.getLogger("foretoken")
 
 
 class SqliteFile:
-    """A file that need not be there, nor usable: whoever works on it gets a result all the same.
+    """A file that may be missing or unusable; work on it then gives a default result.
 
     Args:
         path: The file.
-        strict: Raise ForetokenError where it cannot be used, instead of one warning and doing nothing from then on.
+        strict: Raise ForetokenError if the file cannot be used. Otherwise warn once and do nothing from then on.
         timeout: The most seconds that one use of it waits for other threads and processes.
 
     Raises:
-        ForetokenError: If the path or the timeout is none.
+        ForetokenError: If the path or the timeout cannot be one.
     """
 
     def __init__(self, path: Path, *, strict: bool, timeout: float) -> None:

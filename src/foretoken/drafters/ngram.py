@@ -31,6 +31,7 @@ from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import kernels
 from foretoken.ngrams.kernels import NAMED, WIDTH, WINDOW, Growth, Ints
+from foretoken.ngrams.likeliest import compile_likeliest
 from foretoken.ngrams.shared import SharedNgrams
 from foretoken.ngrams.store import TokenStore
 
@@ -132,7 +133,7 @@ class NgramMixer:
         accepted[list(step.path)] = 1
         top = step.scores.top(range(1 + len(draft)), NAMED)
         rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
-        named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))
+        named = (np.asarray(top.tokens, np.int32), np.asarray(top.probs, np.float32))
         windows = _ROOM.for_drafts(len(draft)).windows
         with memory.lock:
             memory.make_room_for_named(kernels.NAMED_ORDERS * (1 + len(draft)))
@@ -176,6 +177,7 @@ def compile_loops(recycle: bool) -> None:
         named, recycled = (np.zeros((1, NAMED), np.int32), np.zeros((1, NAMED), np.float32)), kernels.NOTHING_RECYCLED
         kernels.recycle(window, nothing, nothing, nothing, *named, _ROOM.growth.windows, *recycled)  # type: ignore[arg-type]
         kernels.enter_all(recycled)
+        compile_likeliest()
 
 
 @dataclass(frozen=True)

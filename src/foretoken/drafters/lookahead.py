@@ -321,4 +321,5 @@ class Lookahead(Recipe):
 
     def make(self, parts: Parts) -> LookaheadDrafter:
         self.check(parts)
+        self.prepare()
         return LookaheadDrafter(self.window, self.ngram, self.guesses, text=self.text)

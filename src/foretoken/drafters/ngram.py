@@ -31,7 +31,6 @@ from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import kernels
 from foretoken.ngrams.kernels import NAMED, WIDTH, WINDOW, Growth, Ints
-from foretoken.ngrams.likeliest import compile_likeliest
 from foretoken.ngrams.shared import SharedNgrams
 from foretoken.ngrams.store import TokenStore
 
@@ -177,7 +176,6 @@ def compile_loops(recycle: bool) -> None:
         named, recycled = (np.zeros((1, NAMED), np.int32), np.zeros((1, NAMED), np.float32)), kernels.NOTHING_RECYCLED
         kernels.recycle(window, nothing, nothing, nothing, *named, _ROOM.growth.windows, *recycled)  # type: ignore[arg-type]
         kernels.enter_all(recycled)
-        compile_likeliest()
 
 
 @dataclass(frozen=True)
@@ -198,6 +196,7 @@ class Ngram(Recipe):
     rate: float = option(0.01, least=0.0)
 
     def prepare(self) -> None:
+        super().prepare()
         compile_loops(self.recycle)
 
     def make(self, parts: Parts) -> NgramMixer:

@@ -85,6 +85,10 @@ class Recipe:
 
     def prepare(self) -> None:
         """Do once what the first answer would wait for, such as compiling; ``make`` does it, too."""
+        if "top" in self.needs:
+            from foretoken.ngrams.likeliest import compile_likeliest  # only now: numba takes time to import
+
+            compile_likeliest()
 
     def make(self, parts: Parts) -> Drafter:
         """A drafter for one answer.

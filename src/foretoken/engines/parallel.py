@@ -136,7 +136,7 @@ class ParallelScores(Scores):
             table[:, mine, : found.shape[2]] = found
         table = self.ranks.sum(table)
         table = table[:, :, (table[0] > 0).any(0)]
-        return Top(table[0].numpy() - 1, table[1].numpy())
+        return Top(table[0].long().numpy() - 1, table[1].numpy())
 
 
 class Ranks:

@@ -26,10 +26,10 @@ from benchmarks.common import RESULTS, Out, Rounds, finish, run
 from benchmarks.recorded import background_for, read_texts
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
 from foretoken.measure.harness import Row, summarise
+from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import choose_methods
 from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
 from foretoken.measure.run import Conditions, measure
-from foretoken.measure.subject import Subject
 
 NEW_TOKENS = 256
 MIN_TOKENS = 64  # of an answer, so that its time says something
@@ -52,8 +52,8 @@ def main(
     conditions = Conditions(TEMPERATURE, rounds, NEW_TOKENS)
     rows: list[Row] = []
     for name in dtype:
-        subject = Subject(load_model("tiny", name), background)
-        measured = measure(subject, questions, choose_methods([method], False), conditions)
+        model = MeasuredModel(load_model("tiny", name), background)
+        measured = measure(model, questions, choose_methods([method], False), conditions)
         for found in track(measured, f"{name}: texts without repetition, in turns", len(questions)):
             rows += [row for row in found if row.tokens >= MIN_TOKENS * rounds]
     finish(out, {"rows": [row.as_dict() for row in rows]}, table(rows), workload=bundled_prompts())

@@ -29,10 +29,10 @@ from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.harness import Answer, Row
+from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import choose_methods
 from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
 from foretoken.measure.run import Conditions, measure, stop_tokens
-from foretoken.measure.subject import Subject
 from foretoken.replay.read import MIN_OUTPUT
 
 MAX_PROMPT, MAX_OUTPUT = 512, 64  # tokens of a recorded answer's, so that a round takes seconds
@@ -53,8 +53,8 @@ def main(
         raise ForetokenError("Recorded answers need both --data and --tokenizer: give both or none.")
     else:
         questions, background = list(own_answers()), None
-    subject = Subject(qwen2_half_billion(), background)
-    measured = measure(subject, questions, choose_methods([OURS, THEIRS], False), Conditions(rounds=rounds))
+    model = MeasuredModel(qwen2_half_billion(), background)
+    measured = measure(model, questions, choose_methods([OURS, THEIRS], False), Conditions(rounds=rounds))
     rows = [row for found in track(measured, "replayed over 0.5B random weights", len(questions)) for row in found]
     sets = by_set(rows)
     finish(out, {"rows": [row.as_dict() for row in rows], "sets": sets}, sets, [over_all(sets)])

@@ -133,3 +133,15 @@ def test_an_option_that_does_not_exist_is_found():
     assert parsed(["generate", "--prompt", "a"])[0] == ("generate",)
     with pytest.raises(Exception, match="No such option"):
         parsed(["generate", "--no-such-option"])
+
+
+def test_the_glossary_names_the_file_of_every_word_and_its_class_stands_there():
+    """A stranger finds a concept in the file that bears its name."""
+    rows = [line.split("|") for line in (ROOT / "docs/glossary.md").read_text("utf-8").splitlines() if line[:2] == "| "]
+    rows = [row for row in rows if row[1].strip() != "word"]
+    assert len(rows) > 60
+    for _, word, file, meaning, *_ in rows:
+        source = ROOT / "src/foretoken" / file.strip(" `")
+        code = source.read_text("utf-8")
+        for name in re.findall(r"`([A-Z]\w+)", meaning):
+            assert re.search(rf"^(class|def) {name}\b", code, re.MULTILINE), f"{word}: no {name} in {file}"

@@ -26,7 +26,7 @@ def writing(path: Path, mode: int | None = None, folders: bool = False) -> Itera
 
     Args:
         path: Where the file will stand.
-        mode: Its permissions; those of the file that it replaces, or the user's default, if None.
+        mode: Its permissions. If None, those of the file that it replaces, or the user's default.
         folders: Make the folders that are missing; they go again if the file does not come to be. Otherwise its folder
             must exist.
 

@@ -1,4 +1,4 @@
-"""Where a user's files lie: what is to be kept, and what can be made again."""
+"""The user's folders: one for data that is to be kept, one for what can be made again."""
 
 from __future__ import annotations
 

@@ -14,12 +14,14 @@ from foretoken.core.contracts import needs_of
 from foretoken.drafters import (
     DRAFTERS,
     RECIPES,
+    Anpd,
     DraftModel,
     EarlyExit,
     Mixed,
     Ngram,
     NgramMixer,
     Parts,
+    PromptLookup,
     RecycleDrafter,
     SharedNgrams,
     recipe_of,
@@ -46,8 +48,8 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances(monkeypatch):
 
     for name in DRAFTERS:
         known = RECIPES[name].calibrated
-        assert known == (name not in ("anpd", "prompt-lookup"))
         assert isinstance(budget_of(named(name, tiny_model("qwen2"))), AdaptiveBudget if known else type(None))
+    assert Mixed.calibrated and not Anpd.calibrated and not PromptLookup.calibrated
     assert budget_of("none") is budget_of(None) is None
     assert budget_of(RecycleDrafter()) is None, "nobody knows what a drafter of one's own says of its chances"
     assert isinstance(budget_of(NgramMixer()), AdaptiveBudget), "this one says that they can be counted on"
@@ -129,7 +131,7 @@ def test_a_draft_model_of_one_family_may_have_another_padding():
 def test_a_draft_model_that_is_named_is_loaded_once_and_when_the_model_is(model_folder, tmp_path, monkeypatch):
     lm = foretoken.load(str(model_folder), drafter=f"draft-model:model={model_folder}", background=None, history=False)
     plain = lm.generate("abc", drafter="none", max_new_tokens=20)
-    monkeypatch.setattr("foretoken.engines.transformers.engine.load_draft_model", None)
+    monkeypatch.setattr("foretoken.engines.transformers.helpers.load_draft_model", None)
     assert lm.generate("abc", max_new_tokens=20).tokens == plain.tokens
     monkeypatch.undo()
     with pytest.raises(ForetokenError, match="nowhere"):

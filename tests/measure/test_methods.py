@@ -24,10 +24,10 @@ from foretoken.measure import run
 from foretoken.measure.differences import TextChanged, gap
 from foretoken.measure.harness import Row, headline, num_judged, summarise
 from foretoken.measure.loops import loops
+from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import METHODS, choose_methods
 from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
 from foretoken.measure.run import Conditions, measure
-from foretoken.measure.subject import Subject
 from foretoken.reports.methods import methods_page
 from helpers.commanding import call
 from helpers.drafting import Making, verified
@@ -44,12 +44,12 @@ SHORT = Conditions(rounds=2, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return Subject(load_model("tiny", "float32", "cpu"))
+def measured() -> MeasuredModel:
+    return MeasuredModel(load_model("tiny", "float32", "cpu"))
 
 
 def test_texts_may_be_compared_in_float64():
-    assert Subject(load_model("tiny", "float64", "cpu")).dtype == "float64"
+    assert MeasuredModel(load_model("tiny", "float64", "cpu")).dtype == "float64"
 
 
 def row(**changes) -> Row:
@@ -77,9 +77,9 @@ def row(**changes) -> Row:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(subject, temperature):
-    subject = replace(subject, draft_model=subject.model)
-    (rows,) = measure(subject, [PROMPT], choose_methods([], True), replace(SHORT, temperature=temperature))
+def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(measured, temperature):
+    measured = replace(measured, draft_model=measured.model)
+    (rows,) = measure(measured, [PROMPT], choose_methods([], True), replace(SHORT, temperature=temperature))
     sampled_alike = [name for name, method in METHODS.items() if method.generate is None]
     assert [row.method for row in rows] == (sampled_alike if temperature else list(METHODS))
     for row in rows:
@@ -94,39 +94,39 @@ def test_every_method_answers_as_plain_decoding_and_its_counts_add_up(subject, t
 
 
 @pytest.mark.parametrize("method", ["ngram", "mixed-adaptive", "transformers", "transformers-lookup"])
-def test_a_recorded_answer_is_given_whatever_the_model_would_say(subject, method):
+def test_a_recorded_answer_is_given_whatever_the_model_would_say(measured, method):
     """Also past a token at which the model's own answers end."""
     record = [7, 8, 9, 0, 7, 8, 9, 0, 7, 8, 9, 3]
     question = replace(PROMPT, record=record)
-    (rows,) = measure(subject, [question], choose_methods([method], False), replace(SHORT, max_new_tokens=2))
+    (rows,) = measure(measured, [question], choose_methods([method], False), replace(SHORT, max_new_tokens=2))
     assert [(row.method, row.tokens, row.decoding) for row in rows] == [
         ("plain", 24, "recorded"),
         (method, 24, "recorded"),
     ]
 
 
-def test_transformers_own_loop_is_counted_by_its_forwards(subject):
+def test_transformers_own_loop_is_counted_by_its_forwards(measured):
     chosen = choose_methods(["transformers", "transformers-lookup"], False)
-    (rows,) = measure(subject, [PROMPT], chosen, replace(SHORT, rounds=1, max_new_tokens=40))
+    (rows,) = measure(measured, [PROMPT], chosen, replace(SHORT, rounds=1, max_new_tokens=40))
     plain, own, lookup = rows
     assert (own.steps, own.accepted, own.guesses, own.rows) == (plain.steps, 0, 0, plain.rows)
     assert lookup.steps < plain.steps and 0 < lookup.accepted <= lookup.guesses
 
 
-def test_nothing_of_a_models_own_settings_reaches_transformers_loop(subject):
+def test_nothing_of_a_models_own_settings_reaches_transformers_loop(measured):
     """Neither a penalty for what it repeats nor sampling: our loop has none of these here either."""
-    before = subject.model.generation_config
+    before = measured.model.generation_config
     changed = GenerationConfig.from_dict(before.to_dict() | {"repetition_penalty": 5.0, "do_sample": True})
-    subject.model.generation_config = changed
+    measured.model.generation_config = changed
     try:
-        (rows,) = measure(subject, [PROMPT], choose_methods(["transformers"], False), SHORT)
-        assert subject.model.generation_config is changed
+        (rows,) = measure(measured, [PROMPT], choose_methods(["transformers"], False), SHORT)
+        assert measured.model.generation_config is changed
     finally:
-        subject.model.generation_config = before
+        measured.model.generation_config = before
     assert [row.differs_at for row in rows] == [None, None]
 
 
-def test_a_drafter_meets_each_prompt_once(subject):
+def test_a_drafter_meets_each_prompt_once(measured):
     met = []
 
     def make():
@@ -137,7 +137,7 @@ def test_a_drafter_meets_each_prompt_once(subject):
         return drafter
 
     prompts = [PROMPT, Question("2", "pattern", encode("1 2 3"))]
-    list(measure(subject, prompts, [METHODS["plain"], replace(METHODS["anpd"], recipe=Making(make))], SHORT))
+    list(measure(measured, prompts, [METHODS["plain"], replace(METHODS["anpd"], recipe=Making(make))], SHORT))
     assert [len(prompts) for prompts in met] == [1, 2, 2]  # one that warms up, then one for each round
     assert all(len(set(prompts)) == len(prompts) for prompts in met)
 
@@ -177,7 +177,7 @@ def accept_the_first_guess(draft, scores, commit) -> Verdict:
     return Verdict(path, token)
 
 
-def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(subject, monkeypatch):
+def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(measured, monkeypatch):
     class Wrong:
         def begin(self, prompt):
             pass
@@ -189,22 +189,22 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
             pass
 
     methods = [METHODS["plain"], replace(METHODS["anpd"], name="wrong", recipe=Making(Wrong))]
-    right = [row.differs_at for (_, row) in measure(subject, [PROMPT], methods, SHORT)]
+    right = [row.differs_at for (_, row) in measure(measured, [PROMPT], methods, SHORT)]
     monkeypatch.setattr(run, "decode", partial(decode, verify=accept_the_first_guess))
     with pytest.raises(TextChanged, match=r"abc .float32, greedy., method wrong: another token after 1 "):
-        list(measure(subject, [PROMPT], methods, SHORT))
-    half = Subject(load_model("tiny", "bfloat16", "cpu"))
+        list(measure(measured, [PROMPT], methods, SHORT))
+    half = MeasuredModel(load_model("tiny", "bfloat16", "cpu"))
     ((plain, wrong),) = measure(half, [PROMPT], methods, SHORT)
     assert right == [None] and plain.difference is None and "bfloat16" in wrong.difference
     assert wrong.differs_at == 1 and wrong.gap >= 0 and not wrong.as_dict()["identical"]
     assert [line["same_text"] for line in summarise([plain, wrong])] == [1, 0] * 2
 
 
-def test_the_gap_is_that_of_the_best_two_logits(subject):
+def test_the_gap_is_that_of_the_best_two_logits(measured):
     ids = encode("a b c")
-    logits = subject.model(input_ids=subject.model.dummy_inputs["input_ids"].new_tensor([ids])).logits[0, -1]
+    logits = measured.model(input_ids=measured.model.dummy_inputs["input_ids"].new_tensor([ids])).logits[0, -1]
     best, second = logits.topk(2).values.tolist()
-    assert gap(subject.model, ids) == pytest.approx(best - second, abs=1e-4)
+    assert gap(measured.model, ids) == pytest.approx(best - second, abs=1e-4)
 
 
 def test_answers_that_loop_are_never_in_the_headline():
@@ -215,11 +215,11 @@ def test_answers_that_loop_are_never_in_the_headline():
     assert {(line["kind"], round(line["speed"])) for line in looped} == {("all", 100), ("code", 100)}
 
 
-def test_an_answer_without_steps_has_no_rows(subject, monkeypatch):
-    first = next(measure(subject, [PROMPT], [METHODS["plain"]], SHORT))
+def test_an_answer_without_steps_has_no_rows(measured, monkeypatch):
+    first = next(measure(measured, [PROMPT], [METHODS["plain"]], SHORT))
     assert first
     monkeypatch.setattr(run, "stop_tokens", lambda model: list(range(model.config.vocab_size)))
-    assert list(measure(subject, [PROMPT], [METHODS["plain"]], SHORT)) == [[]]
+    assert list(measure(measured, [PROMPT], [METHODS["plain"]], SHORT)) == [[]]
 
 
 def test_the_page_needs_nothing_else_and_shows_every_method():
@@ -233,10 +233,10 @@ def test_the_page_needs_nothing_else_and_shows_every_method():
     assert "Plotly.newPlot(" not in methods_page(summarise([row(looped=True)]), "all loop")
 
 
-def test_a_draft_model_has_the_same_tokens(subject, model_folder):
+def test_a_draft_model_has_the_same_tokens(measured, model_folder):
     other = load_model(str(model_folder), "float32", "cpu")
     with pytest.raises(ForetokenError, match="same tokenizer"):
-        replace(subject, draft_model=other)
+        replace(measured, draft_model=other)
 
 
 def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, model_folder):

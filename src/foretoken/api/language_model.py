@@ -12,7 +12,7 @@ from typing import Any, Unpack, cast, overload
 from foretoken.api.answer import Result, Stream
 from foretoken.api.options import Options, Prompt, split_options
 from foretoken.core.budget import AdaptiveBudget
-from foretoken.core.contracts import Drafter, Step, Target
+from foretoken.core.contracts import Drafter, Step
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
@@ -59,7 +59,7 @@ class LanguageModel:
         if background not in (None, "general"):
             require_memory(self.drafter, "background")
         if self.drafter is not None:
-            self.drafter.check(self._parts(self.engine.target()))
+            self.drafter.check(Parts.of(self.engine, self.engine.target()))
         self.memories = Namespaces(self.engine, background, history)
 
     @property
@@ -124,8 +124,8 @@ class LanguageModel:
         if recipe is not None:
             costs = self.costs if recipe.calibrated else CostCurve()
             learning = remembered.new_budget(costs) if recipe.calibrated and budget is None else None
-            parts = self._parts(request.target)
-            drafter = recipe.make(replace(parts, ngrams=lambda: remembered.ngrams, costs=costs, references=references))
+            parts = Parts.of(self.engine, request.target, lambda: remembered.ngrams, costs, references)
+            drafter = recipe.make(parts)
         steps = self._kept(request.steps(drafter, budget or learning), remembered, drafter, learning)
         return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
 
@@ -149,15 +149,6 @@ class LanguageModel:
                 f"The prompt has token {max(ids)}, and the model {vocab_size} tokens: its tokenizer is another's."
             )
         return ids
-
-    def _parts(self, target: Target) -> Parts:
-        """What the engine has to make a drafter of."""
-        draft_target, exit_target = self.engine.draft_target, self.engine.exit_target
-        return Parts(
-            target,
-            draft_target=None if draft_target is None else lambda model: draft_target(model, target),
-            exit_target=None if exit_target is None else lambda layer: exit_target(layer, target),
-        )
 
     def _encode_all(self, documents: Sequence[str]) -> list[list[int]]:
         if isinstance(documents, str) or not isinstance(documents, Iterable):

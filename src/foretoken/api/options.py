@@ -1,4 +1,4 @@
-"""What may be said with a prompt."""
+"""The options of an answer."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Options(TypedDict, total=False):
         drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
             "early-exit:layer=4"; a recipe, such as ``EarlyExit(layer=4)``; a drafter of your own; "none" or None for
             plain decoding.
-        budget: How many tokens to draft. If None, just what pays; seven with "anpd", "prompt-lookup" and a drafter of
-            your own.
+        budget: How many tokens to draft. If None, as many as should save time; seven with "anpd", "prompt-lookup" and
+            a drafter of your own.
         references: Documents that the answer may quote or edit; "mixed" and "ngram" draft from them.
         namespace: Whose earlier answers to draft from, and where to remember this one; None to remember nothing.
         generation_config: A ``GenerationConfig`` used instead of the model's own (transformers only).

@@ -43,7 +43,7 @@ class ParallelModel:
         given: dict[str, Any] = dict(options)
         budget = given.pop("budget", None)
         request = self.lm.prepare(prompt, **given)
-        drafter = Lookahead().make(Parts(request.target))
+        drafter = Lookahead().make(Parts.of(self.lm.engine, request.target))
         budget = budget or FixedBudget(drafter.shape.guesses * (drafter.shape.ngram - 1))
         steps = replace(request, target=ParallelTarget(request.target)).steps(drafter, budget)
         return Stream(steps, self.lm.engine.detokenizer(request.prompt), len(request.prompt))

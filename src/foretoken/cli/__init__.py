@@ -1,4 +1,4 @@
-"""The command line. Whatever takes time to import is imported where Ctrl-C already ends quietly."""
+"""The command line. Slow imports happen inside ``run``, where Ctrl-C already ends quietly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run() -> int:
             said: str | None = str(error)
         except Exception as error:
             said = sentence(error)
-            if said is None:  # ours to mend
+            if said is None:
                 raise
         if said:
             err.print(plain(f"foretoken: {' '.join(said.splitlines())}"), style="red")
@@ -51,7 +51,7 @@ def run() -> int:
 
 
 def sentence(error: Exception) -> str | None:
-    """What a person can do something about, in one sentence; None for any other error."""
+    """One sentence about an error that the user can mend. None for any other error, which is ours to mend."""
     from foretoken.core.errors import ForetokenError
 
     if isinstance(error, ForetokenError):

@@ -19,7 +19,7 @@ from foretoken.core.errors import RequestError
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
-    from foretoken.measure.subject import Subject
+    from foretoken.measure.measured_model import MeasuredModel
 
 MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
@@ -92,11 +92,11 @@ def methods(
     found["methods"] = [one.as_dict() for one in chosen]
     rows: list[Row] = []
     for name in dtype or ["float32"]:
-        subject = _subject(model, draft_model, name, device, background)
+        measured = _measured_model(model, draft_model, name, device, background)
         for some in conditions:
             said = f"{name}, {some.decoding}: {len(chosen)} methods in turns"
             with _ended_by_another_text():
-                for more in track(measure(subject, taken, chosen, some), said, len(taken), console=err):
+                for more in track(measure(measured, taken, chosen, some), said, len(taken), console=err):
                     rows += more
                     # Written prompt by prompt, so that a run that is stopped keeps what it measured.
                     _write(out_file, found | {"summary": summarise(rows), "rows": [row.as_dict() for row in rows]})
@@ -154,11 +154,13 @@ def _encoder(model: str) -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer(text)["input_ids"])
 
 
-def _subject(model: str, draft_model: str | None, dtype: str, device: str | None, background: str) -> Subject:
+def _measured_model(
+    model: str, draft_model: str | None, dtype: str, device: str | None, background: str
+) -> MeasuredModel:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.engines.transformers.loading import load_model
     from foretoken.engines.transformers.threads import settle_threads
-    from foretoken.measure.subject import Subject
+    from foretoken.measure.measured_model import MeasuredModel
     from foretoken.ngrams.background import Background as Corpus
 
     with err.status(Text(f"loading {plain(model)}")):
@@ -166,7 +168,7 @@ def _subject(model: str, draft_model: str | None, dtype: str, device: str | None
         draft = load_model(draft_model, dtype, device) if draft_model else None
         settle_threads(loaded)
     corpus = background_folder(background, model)
-    return Subject(loaded, Corpus.open(corpus) if corpus else None, draft)
+    return MeasuredModel(loaded, Corpus.open(corpus) if corpus else None, draft)
 
 
 @contextmanager

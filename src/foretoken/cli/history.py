@@ -1,4 +1,4 @@
-"""``foretoken history``: the answers that drafters remember, and how to be rid of them."""
+"""``foretoken history``: show, delete, export and import the answers that are kept between runs."""
 
 from __future__ import annotations
 

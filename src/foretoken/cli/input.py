@@ -199,7 +199,7 @@ def corpus_of(replaying: ReplayOptions, tokenizer: str) -> str | None:
 
 
 def background_folder(name: str, tokenizer: str) -> str | None:
-    """The folder of a corpus cut with this tokenizer, built first for "general"; None for "none".
+    """The folder of a corpus cut with this tokenizer, built first if it is "general". None if it is "none".
 
     Raises:
         ForetokenError: If there is no such folder, or it was built with another tokenizer.

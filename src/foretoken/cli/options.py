@@ -1,4 +1,4 @@
-"""The options that several commands take: each is described here once, and a command names those it takes.
+"""The options that several commands take: each is described here once.
 
 Options that go together are a group, a dataclass whose fields are the options. ``grouped`` lets a command take groups:
 

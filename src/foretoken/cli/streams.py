@@ -1,4 +1,4 @@
-"""The standard streams as they are handed over: closed, full, without a reader, or set not to wait."""
+"""The standard streams in any state: closed, full, without a reader, or non-blocking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much to draft: a fixed number of tokens, or just what pays."""
+"""How much to draft: a fixed number of tokens, or as many as should save time."""
 
 from __future__ import annotations
 

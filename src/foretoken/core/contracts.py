@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -85,12 +85,12 @@ class Target(Protocol):
 
     @property
     def max_length(self) -> int | None:
-        """Most tokens of prompt and answer together; None for no limit."""
+        """Most tokens of prompt and answer together. None means no limit."""
         ...
 
     @property
     def max_draft_depth(self) -> int | None:
-        """How deep the next draft may be for its rows to be scored as plain decoding would; None for no limit."""
+        """How deep the next draft may be if its rows are to be scored as plain decoding would. None means no limit."""
         ...
 
     def prefill(self, prompt: Sequence[int]) -> Scores:
@@ -117,6 +117,26 @@ class RewindableTarget(Target, Protocol):
     def rewind(self, num_tokens: int) -> None:
         """Leave only the first ``num_tokens`` tokens in the cache; what was scored and not kept goes too."""
         ...
+
+
+class Helpers(Protocol):
+    """The further targets that an engine runs for drafters. An engine overrides what it can run."""
+
+    @property
+    def draft_target(self) -> Callable[[Any, Target], RewindableTarget] | None:
+        """Gives a smaller model, by name or as an object, that chooses as a target does.
+
+        None if the engine runs no second model.
+        """
+        return None
+
+    @property
+    def exit_target(self) -> Callable[[int | None, Target], RewindableTarget] | None:
+        """Gives the first layers of a target's model, on its cache; how many, or None for a third of them.
+
+        None if the engine cannot leave a forward early.
+        """
+        return None
 
 
 @dataclass(frozen=True, slots=True)

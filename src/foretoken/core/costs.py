@@ -1,4 +1,4 @@
-"""What a step over several rows costs: known of a model on a machine, and learned from the steps themselves."""
+"""What a step over n rows costs: measured for a model on a machine, and corrected by the steps of an answer."""
 
 from __future__ import annotations
 

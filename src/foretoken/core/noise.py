@@ -4,12 +4,14 @@ Adding independent Gumbel noise to the logits and taking the argmax draws from t
 function of the seed, the position and the token, so a token is chosen at a position whatever was drafted before it,
 and two models that share a seed choose alike where their distributions are close.
 
-The generator is SplitMix64 (Steele et al. 2014) as a hash; ``engines.choice`` computes the same numbers in torch.
+The generator is SplitMix64 (Steele et al. 2014) as a hash; ``engines.transformers.choice`` computes the same numbers in
+torch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -41,3 +43,17 @@ def gumbel(seed: int, position: int, token: int) -> float:
     True
     """
     return -math.log(-math.log(uniform(position_key(seed, position), token)))
+
+
+def perturbed(logits: Sequence[float], temperature: float, seed: int, position: int) -> list[float]:
+    """What the choice at a position is the argmax of.
+
+    Args:
+        logits: [vocab], after every processor.
+        temperature: If 0, the logits stay as they are: the choice is greedy.
+        seed: Decides the choice at a temperature above 0.
+        position: How many tokens come before the chosen one.
+    """
+    if temperature == 0:
+        return list(logits)
+    return [x / temperature + gumbel(seed, position, token) for token, x in enumerate(logits)]

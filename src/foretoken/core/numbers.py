@@ -1,4 +1,4 @@
-"""Numbers that people give, of whatever library, as Python's own; what is none is refused with a sentence."""
+"""Checks of the numbers that callers give: any library's number becomes Python's own, anything else is refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
     Args:
         name: What the number is called.
         value: What was given.
-        least: The smallest that is allowed; None for any.
-        most: The largest that is allowed, where there is a least; None for any.
+        least: The smallest that is allowed. If None, any is.
+        most: The largest that is allowed, if there is a least. If None, any is.
 
     Raises:
         ForetokenError: If it is no whole number, or out of the range.

@@ -25,11 +25,11 @@ __all__ = [
     "TEXT_DRAFTERS",
     "AdaptiveNgram",
     "Anpd",
+    "CustomDrafter",
     "DraftModel",
     "DraftModelDrafter",
     "EarlyExit",
     "EarlyExitDrafter",
-    "Given",
     "Lookahead",
     "LookaheadDrafter",
     "Mixed",
@@ -66,7 +66,7 @@ TEXT_DRAFTERS = tuple(name for name, recipe in RECIPES.items() if sees_only_toke
 
 
 def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
-    """The recipe of what a caller calls a drafter; None for plain decoding.
+    """The recipe of the drafter that a caller asks for. None means plain decoding.
 
     Args:
         drafter: A name with or without options, such as "mixed" or "early-exit:layer=4"; a recipe; a drafter of the
@@ -86,12 +86,12 @@ def recipe_of(drafter: str | Recipe | Drafter | None) -> Recipe | None:
         return drafter
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
         raise RequestError(f"The drafter is {drafter!r:.100}: give a name, a recipe, an object that drafts, or None.")
-    return Given(drafter)
+    return CustomDrafter(drafter)
 
 
 @dataclass(frozen=True)
-class Given(Recipe):
-    """A drafter of the caller's own, used as it is for answer after answer.
+class CustomDrafter(Recipe):
+    """A drafter object of the caller's own, used for every answer.
 
     Its probabilities are counted on if it says so in an attribute ``calibrated``, as ``NgramMixer`` does.
 
@@ -99,7 +99,7 @@ class Given(Recipe):
         drafter: The drafter.
     """
 
-    name = "given"
+    name = "custom"
     drafter: Any
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Lookahead decoding: a window of guesses rides in every forward, and what comes of it are n-grams to guess with.
+"""Lookahead decoding: every forward carries a window of guesses, which yields n-grams to draft from.
 
 Fu et al., "Break the Sequential Dependency of LLM Inference Using Lookahead Decoding" (arXiv 2402.02057). The window is
 Jacobi iteration over the next few positions: each forward replaces its guesses by what the target says there. Most are

@@ -1,4 +1,4 @@
-"""The n-gram core: every context of every store votes for what followed it, and a learned mixer weighs the votes.
+"""N-gram drafting: every context votes for what followed it, and a learned mixer weighs the votes.
 
 Context mixing, as in the best compressors (Mahoney, "Adaptive weighing of context models for lossless data
 compression", 2005), applied to drafting. Five kinds of votes for the next token:
@@ -42,10 +42,10 @@ TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fi
 class NgramMixer:
     """Drafts the most probable continuations, each node with a probability that means what it says.
 
-    It reads earlier answers and adds none: whoever has the whole answer keeps it, by ``SharedNgrams.add``.
+    It reads earlier answers and adds none: the caller, who has the whole answer, adds it with ``SharedNgrams.add``.
 
     Args:
-        memory: What it shares with other sequences; a memory of its own where None.
+        memory: What it shares with other sequences. If None, it has a memory of its own.
         references: Documents, as tokens, that the answer may quote or edit (LLMA, arXiv 2304.04487).
         trees: Whether to draft trees; for a target that verifies only chains, a chain made as one is longer.
         floor: The least probability of a path that is worth a node; by default 0.0285 in a tree and 0.009 in a chain,

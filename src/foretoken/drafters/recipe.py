@@ -1,4 +1,4 @@
-"""Recipes: what a drafter is made of, its options, and what it needs; it is made anew for every answer."""
+"""Recipes: a drafter's name, its options, what it needs, and how it is made for one answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, Need, RewindableTarget, Target, require
+from foretoken.core.contracts import Drafter, Helpers, Need, RewindableTarget, Target, require
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
@@ -18,7 +18,7 @@ from foretoken.ngrams.shared import SharedNgrams
 
 @dataclass(frozen=True)
 class Parts:
-    """What there is to make a drafter of, for one answer.
+    """What the drafter of one answer can be made of. ``of`` collects it from an engine.
 
     Args:
         target: The target that verifies the drafts.
@@ -37,6 +37,34 @@ class Parts:
     references: Sequence[Sequence[int]] = ()
     draft_target: Callable[[Any], RewindableTarget] | None = None
     exit_target: Callable[[int | None], RewindableTarget] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        helpers: Helpers,
+        target: Target,
+        ngrams: Callable[[], SharedNgrams] = SharedNgrams,
+        costs: CostCurve | None = None,
+        references: Sequence[Sequence[int]] = (),
+    ) -> Parts:
+        """The parts that an engine has.
+
+        Args:
+            helpers: The engine, or what it has to help a drafter.
+            target: As ``Parts``.
+            ngrams: As ``Parts``.
+            costs: As ``Parts``. If None, nobody knows them.
+            references: As ``Parts``.
+        """
+        draft_target, exit_target = helpers.draft_target, helpers.exit_target
+        return cls(
+            target,
+            ngrams,
+            CostCurve() if costs is None else costs,
+            references,
+            None if draft_target is None else lambda model: draft_target(model, target),
+            None if exit_target is None else lambda layer: exit_target(layer, target),
+        )
 
 
 class Recipe:

@@ -1,4 +1,4 @@
-"""Token recycling: the likeliest successors that the target's own logits named for each token, drafted from again."""
+"""Token recycling: draft the successors that the target's own logits lately ranked highest for each token."""
 
 from __future__ import annotations
 

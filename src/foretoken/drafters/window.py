@@ -1,4 +1,4 @@
-"""Lookahead's window beside the guesses of another drafter, which sees what the target says in its rows."""
+"""Lookahead's window beside another drafter, which learns from what the target says in the window's rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs the target model: one file or folder an engine, imported when a model asks for it."""
+"""Engines, which run the target model: one file or folder each, imported when a model asks for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from foretoken.core.errors import ModelError
 if TYPE_CHECKING:
     from foretoken.engines.base import Engine
 
-# Which module's ``load(name, dtype, device, trust_remote_code)`` gives the engine of a model: the first that matches.
+# Which module's ``load(name, dtype, device, trust_remote_code)`` gives the engine of a model: the first whose pattern
+# matches the model's name. The module's name is also that of the extra that installs the engine's library.
 ENGINES = {
     "toy": "foretoken.engines.toy",
     "*": "foretoken.engines.transformers.engine",
@@ -45,6 +46,7 @@ def _imported(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
+        if error.name is None or error.name.startswith("foretoken"):
             raise
-        raise ModelError(f"This model needs {error.name}: pip install 'foretoken[transformers]'.") from error
+        extra = module.split(".")[2]
+        raise ModelError(f"This model needs {error.name}: pip install 'foretoken[{extra}]'.") from error

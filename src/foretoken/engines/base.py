@@ -5,12 +5,13 @@ We run the loop; the engine runs the model's forwards. ``LanguageModel`` needs n
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from foretoken.core.budget import Budget
-from foretoken.core.contracts import Drafter, RewindableTarget, Step, Target
+from foretoken.core.contracts import Drafter, Helpers, Step, Target
 from foretoken.core.decode import decode
 from foretoken.core.errors import RequestError
 from foretoken.core.sampling import Sampling
@@ -113,12 +114,13 @@ class Request:
         )
 
 
-class Engine(Tokens, Protocol):
+class Engine(Tokens, Helpers, Protocol):
     """A model in the hands of a library. An engine may inherit from this class, for what is the same in most.
 
     Attributes:
         name: What the engine is called, such as "transformers".
-        max_length: The most tokens of prompt and answer together; None for no limit.
+        max_length: The most tokens of prompt and answer together. None means no limit.
+        honours: The fields of ``Sampling`` that its targets choose by; others are refused.
         own_options: Names of options that ``prepare`` takes beside those of every engine.
         model: The library's own object.
         tokenizer: Likewise; None if the library has none.
@@ -126,6 +128,7 @@ class Engine(Tokens, Protocol):
 
     name: str
     max_length: int | None = None
+    honours: frozenset[str] = frozenset({"temperature", "seed"})
     own_options: frozenset[str] = frozenset()
     model: Any = None
     tokenizer: Any = None
@@ -146,7 +149,9 @@ class Engine(Tokens, Protocol):
         max_new_tokens: int | None = None,
         own: Mapping[str, Any] = NOTHING,
     ) -> Request:
-        """Everything for one answer. What ``sampling`` leaves open is as the model's own settings say.
+        """Prepare one answer. Settings that ``sampling`` leaves open follow the model's own.
+
+        This implementation is for engines whose models have no settings of their own.
 
         Args:
             prompt: Token ids.
@@ -157,40 +162,13 @@ class Engine(Tokens, Protocol):
         Raises:
             ForetokenError: If the engine cannot honour a setting, or the prompt leaves no room for an answer.
         """
-        ...
+        for name in sampling.given:
+            if name not in self.honours:
+                raise RequestError(f"The {self.name} engine does not choose tokens by {name}: leave it out.")
+        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+        target = self.target(sampling.temperature or 0.0, seed)
+        return Request(target, list(prompt), max_new_tokens or DEFAULT_NEW_TOKENS)
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> Target:
         """The model with a cache of its own, which chooses by temperature and seed alone: to measure with."""
         ...
-
-    @property
-    def draft_target(self) -> Callable[[Any, Target], RewindableTarget] | None:
-        """Gives a smaller model, by name or as an object, that chooses as a target does.
-
-        None if the engine runs no second model.
-        """
-        return None
-
-    @property
-    def exit_target(self) -> Callable[[int | None, Target], RewindableTarget] | None:
-        """Gives the first layers of a target's model, on its cache; how many, or None for a third of them.
-
-        None if the engine cannot leave a forward early.
-        """
-        return None
-
-
-def refuse_settings(engine: str, sampling: Sampling, honoured: Collection[str]) -> None:
-    """Refuse what an engine cannot honour.
-
-    Args:
-        engine: Its name.
-        sampling: What is asked for.
-        honoured: The fields of ``Sampling`` that it takes.
-
-    Raises:
-        ForetokenError: If another one is given.
-    """
-    for name in sampling.given:
-        if name not in honoured:
-            raise RequestError(f"The {engine} engine does not choose tokens by {name}: leave it out.")

@@ -252,7 +252,7 @@ def process_group(
 
     Args:
         device: "cpu", "cuda", or None for GPUs if there are any.
-        max_ranks: The most processes that there is work for; None for no limit.
+        max_ranks: The most processes that have work. If None, there is no limit.
         patience: How long to wait for the others, here and in each collective.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Stop strings: an answer ends where one first stands in the text that the user gets."""
+"""Stop strings: an answer ends where one first appears in its text."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""Driven: a language model without weights, for tests, documentation and whoever writes an engine."""
+"""Driven: a language model without weights, for tests, documentation and authors of engines."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from foretoken.core.contracts import Need, Scores, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
-from foretoken.core.noise import gumbel
+from foretoken.core.noise import gumbel, perturbed
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import DEFAULT_NEW_TOKENS, NOTHING, BatchEncoder, Engine, Messages, Request, refuse_settings
+from foretoken.engines.base import NOTHING, BatchEncoder, Engine, Messages, Request
+from foretoken.engines.detokenize import BytesDetokenizer
 from foretoken.memory.fingerprint import fingerprint
 
 CHARACTERS = [*map(chr, range(32, 127)), "\n"]  # the tokens of the engine
@@ -100,10 +100,7 @@ class ToyScores(Scores):
             tokens, logits = self._logits(row)
             if self.target.processor:
                 logits = self.target.processor(tokens, logits)
-            if self.target.temperature > 0:
-                noise = [gumbel(self.target.seed, len(tokens), token) for token in range(len(logits))]
-                logits = [x / self.target.temperature + g for x, g in zip(logits, noise, strict=True)]
-            self._cache[row] = logits
+            self._cache[row] = perturbed(logits, self.target.temperature, self.target.seed, len(tokens))
         return self._cache[row]
 
     def choose(self, row: int) -> int:
@@ -137,12 +134,13 @@ class ToyEngine(Engine):
 
     Args:
         model_seed: Decides the model.
-        max_length: The context's limit, in tokens; None for no limit.
+        max_length: The context's limit, in tokens. If None, there is none.
     """
 
     name = "toy"
     vocab_size = len(CHARACTERS)
     cost_key = "toy"
+    honours = frozenset({"temperature", "seed", "processors"})
 
     def __init__(self, model_seed: int = 0, max_length: int | None = None) -> None:
         self.model_seed, self.max_length = model_seed, max_length
@@ -172,8 +170,8 @@ class ToyEngine(Engine):
             [vocabulary[character] for character in text if character in vocabulary] for text in texts
         ]
 
-    def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> ToyDetokenizer:
-        return ToyDetokenizer()
+    def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> BytesDetokenizer:
+        return BytesDetokenizer(lambda token: CHARACTERS[token].encode())
 
     def prepare(
         self,
@@ -182,27 +180,14 @@ class ToyEngine(Engine):
         max_new_tokens: int | None = None,
         own: Mapping[str, Any] = NOTHING,
     ) -> Request:
-        refuse_settings(self.name, sampling, ("temperature", "seed", "processors"))
-        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
-        target = self.target(sampling.temperature or 0.0, seed)
+        request = super().prepare(prompt, sampling, max_new_tokens, own)
         if sampling.processors:
-            target.processor = _in_order(sampling.processors)
-        return Request(target, list(prompt), max_new_tokens or DEFAULT_NEW_TOKENS)
+            assert isinstance(request.target, ToyTarget)
+            request.target.processor = _in_order(sampling.processors)
+        return request
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> ToyTarget:
         return ToyTarget(self.vocab_size, temperature, seed, self.model_seed, max_length=self.max_length)
-
-
-class ToyDetokenizer:
-    """A token is a character."""
-
-    pending = ""
-
-    def push(self, token: int) -> str:
-        return CHARACTERS[token]
-
-    def flush(self) -> str:
-        return ""
 
 
 def load(name: str, dtype: str, device: str | None, trust_remote_code: bool) -> Engine:

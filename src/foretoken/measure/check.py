@@ -1,4 +1,4 @@
-"""The numeric promise on one model: where a drafted answer leaves the plain one, if anywhere, and how near the tie was.
+"""The numeric promise on one model: where drafted and plain answers part, if they do, and how near the tie was.
 
 A forward over many rows rounds unlike a forward over one. In float32 that must never show; in half precision two logits
 that nearly tie may change places.

@@ -1,4 +1,4 @@
-"""The same prompt plain and drafted, in turns: are the tokens the same, and what is gained?"""
+"""Answer a prompt plainly and drafted, in turns: are the tokens the same, and how much faster is it?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a drafted answer leaves the plain one, and how near the tie was."""
+"""Where a drafted answer first differs from the plain one, and how near the tie was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods that are compared: every drafter there is, and combinations, a line for each."""
+"""The methods that are compared, one a line: every drafter, and combinations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Method:
 
 
 WIDE, WIDE_FLOOR = 60, 0.003  # where rows cost next to nothing; so many candidates lookahead's 15, 5, 15 has
-SUBJECTS = "the subject's"  # draft model, whatever that is
+ANY_MODEL = "--draft-model"  # in the place of the smaller model that the measured model has
 
 PLAIN = Method("plain", None, 0)
 
@@ -75,9 +75,9 @@ METHODS = {
         Method("lookahead", Lookahead(), WIDE),
         Method("lookahead-window", Lookahead(text=False), WIDE),
         Method("lookahead-adaptive", Lookahead(), None),
-        Method("draft-model", DraftModel(SUBJECTS, floor=0.0), 4),
-        Method("draft-model-chain", DraftModel(SUBJECTS, floor=0.0, trees=False), 7),
-        Method("draft-model-adaptive", DraftModel(SUBJECTS), None),
+        Method("draft-model", DraftModel(ANY_MODEL, floor=0.0), 4),
+        Method("draft-model-chain", DraftModel(ANY_MODEL, floor=0.0, trees=False), 7),
+        Method("draft-model-adaptive", DraftModel(ANY_MODEL), None),
         Method("early-exit", EarlyExit(floor=0.0), 4),
         Method("early-exit-adaptive", EarlyExit(), None),
         Method("transformers", None, 0, generate={}),

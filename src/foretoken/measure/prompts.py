@@ -1,4 +1,4 @@
-"""What is asked when a model is measured: prompts of several kinds, some with a recorded answer."""
+"""The prompts that models are measured with: several kinds, some with a recorded answer."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
@@ -15,19 +14,18 @@ from foretoken.core.budget import FixedBudget
 from foretoken.core.costs import CostCurve
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
-from foretoken.drafters import Parts
+from foretoken.drafters import DraftModel, Parts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.helpers import TransformersHelpers
 from foretoken.engines.transformers.positions import context_length
-from foretoken.engines.transformers.second_model import draft_target
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.harness import Answer, Row, in_turns
 from foretoken.measure.loops import loops
+from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import Method
 from foretoken.measure.prompts import Question
-from foretoken.measure.subject import Subject
 from foretoken.measure.transformers_loop import generate
 from foretoken.memory.namespace import Namespace
 
@@ -74,7 +72,7 @@ class Conditions:
 
 
 def measure(
-    subject: Subject, questions: Sequence[Question], methods: Sequence[Method], conditions: Conditions
+    measured: MeasuredModel, questions: Sequence[Question], methods: Sequence[Method], conditions: Conditions
 ) -> Iterator[list[Row]]:
     """For each question a row of every method; none if the answer ends with the prefill's token.
 
@@ -82,7 +80,7 @@ def measure(
     once. Transformers' own loop is left out if answers are sampled: it draws another text for the same seed.
 
     Args:
-        subject: What answers.
+        measured: What answers.
         questions: What is asked, at least one.
         methods: Plain decoding and others.
         conditions: Of all answers.
@@ -93,45 +91,41 @@ def measure(
     """
     methods = [method for method in methods if method.generate is None or not conditions.temperature]
     for question in questions:
-        check_request(len(question.prompt), _length(question, conditions), context_length(subject.model))
+        check_request(len(question.prompt), _length(question, conditions), context_length(measured.model))
     for method in methods:  # what is compiled at first use is compiled now
         warm_up = replace(conditions, max_new_tokens=WARM_UP)
-        _player(subject, replace(method, drafted=WARM_UP), warm_up)(replace(questions[0], record=None))
+        _player(measured, replace(method, drafted=WARM_UP), warm_up)(replace(questions[0], record=None))
     rounds = [
-        {method.name: _player(subject, method, conditions) for method in methods} for _ in range(conditions.rounds)
+        {method.name: _player(measured, method, conditions) for method in methods} for _ in range(conditions.rounds)
     ]
     for question, answers in zip(questions, in_turns(rounds, questions), strict=True):
         plain = answers["plain"]
         if plain[0].stats.steps:
-            yield [_row(subject, question, name, own, plain, conditions) for name, own in answers.items()]
+            yield [_row(measured, question, name, own, plain, conditions) for name, own in answers.items()]
         else:
             yield []
 
 
-def _player(subject: Subject, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
+def _player(measured: MeasuredModel, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
     """A method in one round."""
     if method.generate is not None:
-        return _TransformersPlayer(subject.model, method.generate, conditions)
-    return _Player(subject, method, conditions)
+        return _TransformersPlayer(measured.model, method.generate, conditions)
+    return _Player(measured, method, conditions)
 
 
 class _Player:
     """A drafter in one round, and the memory of its answers from question to question."""
 
-    def __init__(self, subject: Subject, method: Method, conditions: Conditions) -> None:
+    def __init__(self, measured: MeasuredModel, method: Method, conditions: Conditions) -> None:
         self.conditions, self.drafted = conditions, method.drafted
-        self.costs = subject.costs if method.drafted is None else CostCurve()
-        self.target = TransformersTarget(subject.model, conditions.choice, max_length=context_length(subject.model))
-        self.namespace = Namespace(background=subject.background)
-        smaller = subject.draft_model  # whatever a recipe calls it
-        parts = Parts(
-            self.target,
-            ngrams=lambda: self.namespace.ngrams,
-            costs=self.costs,
-            draft_target=None if smaller is None else lambda _: draft_target(smaller, self.target.choice),
-            exit_target=partial(ExitTarget, self.target),
-        )
-        self.drafter = None if method.recipe is None else method.recipe.make(parts)
+        self.costs = measured.costs if method.drafted is None else CostCurve()
+        self.target = TransformersTarget(measured.model, conditions.choice, max_length=context_length(measured.model))
+        self.namespace = Namespace(background=measured.background)
+        recipe = method.recipe
+        if isinstance(recipe, DraftModel):  # whatever it calls the model
+            recipe = replace(recipe, model=measured.draft_model)
+        parts = Parts.of(TransformersHelpers(measured.model), self.target, lambda: self.namespace.ngrams, self.costs)
+        self.drafter = None if recipe is None else recipe.make(parts)
 
     def __call__(self, question: Question) -> Answer:
         learning = self.namespace.new_budget(self.costs) if self.drafted is None else None
@@ -174,7 +168,7 @@ def stop_tokens(model: PreTrainedModel) -> list[int]:
 
 
 def _row(
-    subject: Subject,
+    measured: MeasuredModel,
     question: Question,
     method: str,
     answers: Sequence[Answer],
@@ -193,7 +187,7 @@ def _row(
     row = Row(
         prompt=question.id,
         kind=question.kind,
-        dtype=subject.dtype,
+        dtype=measured.dtype,
         decoding="recorded" if known else conditions.decoding,
         method=method,
         looped=loops(text),
@@ -208,7 +202,7 @@ def _row(
         prefill_seconds=statistics.median(answer.stats.prefill_seconds for answer in answers),
         speed=statistics.median(p.token_seconds / own.token_seconds for p, own in zip(plain, answers, strict=True)),
         differs_at=differs_at,
-        gap=None if differs_at is None else gap(subject.model, [*question.prompt, *text[:differs_at]]),
+        gap=None if differs_at is None else gap(measured.model, [*question.prompt, *text[:differs_at]]),
     )
     if row.difference is not None and (known or row.dtype in ("float64", "float32")):
         raise TextChanged(f"Drafting changed a text. {row.difference}")

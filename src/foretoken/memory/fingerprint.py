@@ -1,4 +1,4 @@
-"""Which tokenizer this is: sixteen digits that tell two vocabularies apart."""
+"""A tokenizer's fingerprint: sixteen digits that tell two vocabularies apart."""
 
 from __future__ import annotations
 

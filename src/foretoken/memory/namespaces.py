@@ -44,7 +44,7 @@ class Namespaces:
     """The namespaces of a model, filled in the background from a history and a corpus.
 
     Nobody waits for what is loaded. Beyond ``max_bytes`` the namespaces that were not used for longest are forgotten,
-    but for those whose answers run; one with a history is loaded again when it is asked for again.
+    except those whose answers are running. One with a history is loaded again when it is asked for.
 
     Args:
         vocabulary: The model's tokens.
@@ -112,7 +112,7 @@ class Namespaces:
         return Namespace(name, self._background, load=partial(self._load, name), write=partial(self._write, name))
 
     def settle(self, name: str | None) -> None:
-        """See how large a namespace has become, once an answer has ended, and forget others where all take too much."""
+        """Measure a namespace after an answer, and forget the least recently used if all take too much."""
         with self._lock:
             if name is None or name not in self._by_namespace:
                 return
@@ -122,7 +122,7 @@ class Namespaces:
                 del self._num_bytes[oldest]
 
     def wait(self) -> None:
-        """Until all that is loaded in the background is there."""
+        """Wait until everything that is loaded in the background is there."""
         for thread in list(self._threads):
             thread.join()
 
@@ -201,7 +201,7 @@ class Namespaces:
         self._stopped = True
 
     def after_fork(self) -> None:
-        """Be of use to a forked child, which has not its parent's threads: what they were loading is loaded again."""
+        """Repair a forked child, which lacks its parent's threads: what they were loading is loaded again."""
         self._lock, self._threads = threading.RLock(), []
         for name in self._loading:
             self._alive.pop(name, None)
@@ -241,7 +241,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def check_namespace(namespace: object) -> None:
-    """Refuse what is no name of a namespace.
+    """Refuse what cannot name a namespace.
 
     Raises:
         ForetokenError: If it is neither None nor a text of at least one character.

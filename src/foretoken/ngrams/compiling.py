@@ -1,4 +1,4 @@
-"""Compiled loops, kept on disk from one process to the next where a disk allows it.
+"""Compiled loops, which are kept on disk between processes if the disk allows it.
 
 numba's own cache is not used, because it raises where its files cannot be read or written, and because it may run the
 code of an older source after a crash or on a full disk: it writes its index first and the code afterwards.

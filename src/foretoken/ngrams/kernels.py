@@ -3,7 +3,7 @@
 Drafts read arrays that another thread may be appending to or learning in. Such a draft may be made of numbers half old
 and half new, and is a worse draft then. But every index lies within its array and every loop ends, whatever is read. So
 writers never move what is in use within an array: if there is no room, they fill larger arrays and put these in the
-place of the old ones, which stay as they are for whoever still reads them.
+place of the old ones, which stay unchanged for those that still read them.
 
 Python calls the ``compiled`` ones; the helpers are compiled as their parts. What the arrays mean is said at the named
 tuples; the ideas are told in ``drafters/ngram.py``.

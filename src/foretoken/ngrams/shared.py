@@ -1,4 +1,4 @@
-"""What outlives an answer: statistics of earlier answers, a background corpus, and what the mixer has learned."""
+"""What the answers of a namespace share: statistics of earlier ones, a background corpus and the mixer's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The costs of forwards as somebody names them on the command line."""
+"""The costs of forwards as the option ``--costs`` names them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Reading:
 
     Args:
         tokenizer: As ``load_tokenizer`` takes it.
-        limit: The most items of a file; None for all.
+        limit: The most items of a file. If None, all.
         max_prompt: How many tokens of a prompt are kept, its last ones.
         max_output: How many tokens of an answer are kept, its first ones.
         followups: Whether later turns are items too.

@@ -1,4 +1,4 @@
-"""The methods as one page: how fast each is on what, and what it accepts for the rows that it takes."""
+"""The methods as one page: how fast each is on each kind of text, and what it accepts for its rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One page that needs nothing else: headings, plots and words in a single file of HTML."""
+"""A self-contained page: headings, plots and text in a single HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures as one page that needs nothing else: plots of what was accepted, what it took and what was known."""
+"""The figures of a replay as one page: plots of acceptance, of the drafter's time and of calibration."""
 
 from __future__ import annotations
 

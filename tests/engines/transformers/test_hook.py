@@ -18,8 +18,10 @@ from transformers.generation.stopping_criteria import (
 
 import foretoken
 from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError
+from foretoken.core.costs import CostCurve
 from foretoken.drafters import DRAFTERS, DraftModel, EarlyExit, NgramMixer
 from foretoken.engines import base
+from foretoken.memory.namespace import Namespace
 from helpers.drafting import named
 from helpers.shapes import SMALL, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
@@ -294,6 +296,30 @@ def test_an_ngram_drafter_of_ones_own_has_an_adaptive_budget_too(monkeypatch):
         ours(model, torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False, drafter=drafter)
     assert [type(budget) for budget in budgets] == [AdaptiveBudget, AdaptiveBudget, type(None)]
     assert budgets[0] is not budgets[1]  # a drafter of one's own learns from its own caller only
+
+
+def test_a_drafter_of_ones_own_begins_with_the_budget_of_its_last_call_and_with_nobody_elses(monkeypatch):
+    model, own, prompt = tiny_model("llama"), NgramMixer(), torch.tensor([[1, 2, 3]])
+    before: list[AdaptiveBudget | None] = []
+
+    def new_budget(self: Namespace, costs: CostCurve) -> AdaptiveBudget:
+        before.append(self._budget)
+        return AdaptiveBudget(costs=costs)
+
+    monkeypatch.setattr(Namespace, "new_budget", new_budget)
+    for drafter in ("ngram", own, own, NgramMixer(), "ngram"):
+        ours(model, prompt, max_new_tokens=3, do_sample=False, drafter=drafter)
+    of_own, of_last = before[2], before[4]
+    assert before[1] is None and of_own is not None
+    assert before[3] is None and of_last is not None and of_last is not of_own
+
+
+def test_a_drafter_that_takes_no_weak_reference_drafts_too():
+    class Slotted(NgramMixer):
+        __hash__ = None  # type: ignore[assignment]
+
+    model, options = tiny_model("llama"), {"max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(ours(model, drafter=Slotted(), **options), theirs(model, **options))
 
 
 def test_an_ngram_drafter_of_ones_own_remembers_its_answers_and_nobody_elses():

@@ -1,4 +1,4 @@
-"""Which attention functions are known to let each of several rows see only what comes before it."""
+"""Attention implementations that are known to hide from each row of a forward what comes after it."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class Choice:
 
     Args:
         processors: A ``LogitsProcessorList``, or anything called with token ids [1, length] and float32 logits
-            [1, vocab] that returns logits [1, vocab]; None for the logits as they are.
-        seed: Decides the token at each position under sampling; None for greedy.
+            [1, vocab] that returns logits [1, vocab]. If None, the logits stay as they are.
+        seed: Decides the token at each position under sampling. If None, decoding is greedy.
     """
 
     processors: Processors | None = None

@@ -1,4 +1,4 @@
-"""What a model's forwards cost depends on this, and on the machine."""
+"""What the cost of a model's forwards depends on, besides the machine."""
 
 from __future__ import annotations
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 import transformers as tf
 
-from foretoken.core.contracts import RewindableTarget, Target
 from foretoken.core.decode import check_request
 from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.sampling import Sampling
@@ -17,25 +16,24 @@ from foretoken.engines.base import NOTHING, Engine, Request
 from foretoken.engines.stop_strings import StopStrings
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.cost_key import cost_key
-from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.generation_config import (
     apply_sampling,
     check_generation_config,
     config_stop_strings,
     without_stop_strings,
 )
+from foretoken.engines.transformers.helpers import TransformersHelpers
 from foretoken.engines.transformers.inputs import input_device
 from foretoken.engines.transformers.loading import load_model, load_tokenizer, reason
 from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.processors import CountPenalties
 from foretoken.engines.transformers.request import Prepared, read_request, refuse_modes
-from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.threads import settle_threads
 from foretoken.engines.transformers.tokens import TransformersTokens
 
 
-class TransformersEngine(TransformersTokens):
+class TransformersEngine(TransformersTokens, TransformersHelpers):
     """A causal language model whose cache can rewind, and its tokenizer.
 
     Args:
@@ -49,6 +47,7 @@ class TransformersEngine(TransformersTokens):
     """
 
     name = "transformers"
+    honours = frozenset(field.name for field in fields(Sampling))
     own_options = frozenset({"generation_config"})
 
     def __init__(
@@ -58,10 +57,9 @@ class TransformersEngine(TransformersTokens):
         dtype: str = "auto",
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(tokenizer)
+        TransformersTokens.__init__(self, tokenizer)
+        TransformersHelpers.__init__(self, model, tokenizer, dtype, trust_remote_code)
         self.model, self.max_length = model.eval(), context_length(model)
-        self._dtype, self._trust_remote_code = dtype, trust_remote_code
-        self._draft_models: dict[str, tf.PreTrainedModel] = {}
         self.target()  # refuses what cannot rewind, before any prompt
 
     @property
@@ -151,31 +149,6 @@ class TransformersEngine(TransformersTokens):
         except Exception as error:  # transformers' own checks of the config, and what is unfit for them, of any kind
             raise RequestError(f"The generation config cannot be used: {reason(error)}") from error
         return prepared
-
-    def draft_target(self, model: str | tf.PreTrainedModel, target: Target) -> RewindableTarget:
-        """A smaller model of the same tokens, by name or as an object, that chooses as ``target`` does.
-
-        Raises:
-            ForetokenError: If it cannot be loaded, cannot rewind, or has other tokens.
-        """
-        assert isinstance(target, TransformersTarget)
-        if isinstance(model, tf.PreTrainedModel):  # sizes alone may differ within a family
-            check_same_tokens(model, self.model, self.tokenizer, self.tokenizer)
-            return draft_target(model, target.choice)
-        if model not in self._draft_models:
-            self._draft_models[model] = load_draft_model(
-                model, self.model, self.tokenizer, self._dtype, self._trust_remote_code
-            )
-        return draft_target(self._draft_models[model], target.choice)
-
-    def exit_target(self, layer: int | None, target: Target) -> RewindableTarget:
-        """The first layers of the target's model, on its cache; a third of them if None.
-
-        Raises:
-            ForetokenError: If there are not so many layers, or they cannot be reached.
-        """
-        assert isinstance(target, TransformersTarget)
-        return ExitTarget(target, layer)
 
 
 def load(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Engine:

@@ -1,4 +1,4 @@
-"""A generation config: its values' types, which transformers takes from a file as they stand, and ours in it."""
+"""Generation configs: check the types of their values, which transformers does not, and write a sampling into one."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -20,12 +19,11 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
-from foretoken.drafters import DEFAULT_DRAFTER, DraftModel, EarlyExit, Given, Parts, Recipe, recipe_of
+from foretoken.drafters import DEFAULT_DRAFTER, CustomDrafter, DraftModel, EarlyExit, Parts, Recipe, recipe_of
 from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.cost_key import cost_key
-from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.helpers import TransformersHelpers
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
-from foretoken.engines.transformers.second_model import check_same_tokens, draft_target
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.costs import costs_of
 from foretoken.memory.namespace import Namespace
@@ -35,8 +33,8 @@ _HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "l
 OUTPUTS = "output_"
 
 # There is one caller here, so that a model has one namespace: a caller who shares a model with others gives a
-# ``NgramMixer`` of their own.
-_NAMESPACES: WeakKeyDictionary[PreTrainedModel, Namespace] = WeakKeyDictionary()
+# ``NgramMixer`` of their own, which has a namespace to itself. By the model or the drafter, then by the model.
+_NAMESPACES: WeakKeyDictionary[Any, WeakKeyDictionary[PreTrainedModel, Namespace]] = WeakKeyDictionary()
 
 
 def generate(
@@ -54,13 +52,14 @@ def generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
 
-    Not called by hand: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls
-    it. ``drafter`` and what follows it may be given to ``model.generate`` beside it. Under sampling the seed is
+    Do not call it: ``model.generate(**inputs, custom_generate=foretoken.generate)`` prepares everything and calls it.
+    ``drafter`` and the arguments after it may be given to ``model.generate`` as well. Under sampling the seed is
     drawn from torch's generator, so ``torch.manual_seed`` decides the text; it is not the text that transformers' own
     sampling, which draws its numbers differently, gives for that seed.
 
-    All calls with one model object are taken for one caller's: they draft from each other's answers, and share what was
-    learned of costs and gains. ``LanguageModel`` has namespaces; here a ``NgramMixer`` of one's own keeps apart.
+    All calls with one model object count as one caller's: they draft from each other's answers and share what was
+    learned of costs and gains. To keep callers apart, give each a ``NgramMixer`` of its own, or use ``LanguageModel``,
+    which has namespaces.
 
     Args:
         model: The target.
@@ -70,9 +69,9 @@ def generate(
         generation_config: As prepared by transformers.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
             "early-exit:layer=4"; a recipe; a drafter of your own; "none" or None for plain decoding.
-        budget: How many tokens to draft; where None just what pays, and seven with "anpd", "prompt-lookup" and a
-            drafter of your own.
-        stats: Filled with what the decode cost, for whoever wants to know.
+        budget: How many tokens to draft. If None, as many as should save time; seven with "anpd", "prompt-lookup" and
+            a drafter of your own.
+        stats: Filled with what the decode cost. If None, nothing is reported.
         draft_model: A smaller model of the same tokens, for the drafter "draft-model".
         exit_layer: After how many layers the drafter "early-exit" leaves. If None, a third of them.
         **model_kwargs: As prepared by transformers.
@@ -113,12 +112,12 @@ def generate(
         )
     stats = DecodeStats() if stats is None else stats
     recipe = _recipe(drafter, draft_model, exit_layer)
-    # A drafter of the caller's own keeps apart what it learns of costs and gains, too.
-    namespace = Namespace() if isinstance(recipe, Given) else _NAMESPACES.setdefault(model, Namespace())
+    namespace = _namespace(model, recipe.drafter if isinstance(recipe, CustomDrafter) else model)
     costs = CostCurve()
     if recipe is not None and recipe.calibrated:
         costs = costs_of(cost_key(model), lambda: TransformersTarget(model))
-    made = None if recipe is None else recipe.make(_parts(target, namespace, costs))
+    parts = Parts.of(TransformersHelpers(model), target, lambda: namespace.ngrams, costs)
+    made = None if recipe is None else recipe.make(parts)
     learning = namespace.new_budget(costs) if budget is None and recipe is not None and recipe.calibrated else None
     streamer: BaseStreamer | None = caller.get("streamer")
     request = prepared.on(target)
@@ -172,20 +171,13 @@ def _recipe(
     return EarlyExit(exit_layer) if drafter == EarlyExit.name else recipe_of(drafter)
 
 
-def _parts(target: TransformersTarget, namespace: Namespace, costs: CostCurve) -> Parts:
-    """What there is to make a drafter of."""
-
-    def second(model: Any) -> TransformersTarget:
-        check_same_tokens(model, target.model)
-        return draft_target(model, target.choice)
-
-    return Parts(
-        target,
-        ngrams=lambda: namespace.ngrams,
-        costs=costs,
-        draft_target=second,
-        exit_target=partial(ExitTarget, target),
-    )
+def _namespace(model: PreTrainedModel, owner: Any) -> Namespace:
+    """The namespace of all calls with a model that have the same owner: the model, or the caller's own drafter."""
+    try:
+        of_owner = _NAMESPACES.setdefault(owner, WeakKeyDictionary())
+    except TypeError:  # a drafter that takes no weak reference, or no hash
+        return Namespace()
+    return of_owner.setdefault(model, Namespace())
 
 
 def _streaming(streamer: BaseStreamer, stop: Callable[[Sequence[int]], bool] | None) -> Callable[[Sequence[int]], bool]:

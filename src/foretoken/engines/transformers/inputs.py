@@ -1,4 +1,4 @@
-"""Where a model takes its inputs, and whether it prepares them as every other does."""
+"""Where a model takes its inputs, and whether it prepares them as transformers does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def overrides(model: PreTrainedModel, name: str) -> bool:
 
 
 def _prepares_alike(model: PreTrainedModel) -> bool:
-    """Whether the model's own method prepares what transformers' does, for a prompt and for one more token."""
+    """Whether the model prepares the same inputs as transformers, for a prompt and for one more token."""
     ids = torch.zeros(1, 3, dtype=torch.long, device="cpu")
     empty, filled = DynamicCache(), DynamicCache()
     filled.update(torch.zeros(1, 1, 2, 1, device="cpu"), torch.zeros(1, 1, 2, 1, device="cpu"), 0)

@@ -223,7 +223,7 @@ def _check_weights(name: str, info: dict[str, Any]) -> None:
     missing, mismatched = info["missing_keys"], info["mismatched_keys"]
     if missing:
         raise ModelError(
-            f"The weights of {name!r} lack {len(missing)} tensors, {min(missing)} for one: download them again."
+            f"The weights of {name!r} lack {len(missing)} tensors, such as {min(missing)}: download them again."
         )
     if mismatched:
         tensor, found, wanted = min(mismatched)

@@ -36,7 +36,7 @@ class Positions:
         return self._reread_beyond is not None and num_cached <= self._reread_beyond < num_tokens
 
     def max_draft_depth(self, num_tokens: int) -> int | None:
-        """How far a forward may reach beyond so many tokens; None for no limit."""
+        """How far a forward may reach beyond so many tokens. None means no limit."""
         # Some models have no positions beyond their context, so that a draft must not reach there.
         room = None if self._context is None else max(self._context - num_tokens, 0)
         if self._rope_switch is None:
@@ -84,7 +84,7 @@ def rope_switch(model: PreTrainedModel) -> tuple[int, bool] | None:
 def reread_beyond(model: PreTrainedModel) -> int | None:
     """The length beyond which the model's own generate reads the text anew, with other rotary frequencies.
 
-    Phi-3's long variants do so where a text crosses the context that they were first trained on; None for all others.
+    Phi-3's long variants do so where a text crosses the context they were first trained on. None for all others.
     """
     length = getattr(model.config, "original_max_position_embeddings", None)
     return length if overrides(model, PREPARES) else None

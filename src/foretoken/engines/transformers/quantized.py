@@ -1,4 +1,4 @@
-"""Which models compute a row otherwise where others are computed with it."""
+"""Quantized models whose rows depend on the other rows of a forward."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def read_request(
 
     Args:
         input_ids: The prompt, [1, length], padded on the left where ``attention_mask`` is 0.
-        attention_mask: [1, length]; None for no padding.
+        attention_mask: [1, length]. If None, nothing is padded.
         logits_processor: Every processor of the request, in transformers' order.
         stopping_criteria: Every criterion of the request.
         config: The prepared configuration.

@@ -1,4 +1,4 @@
-"""The target's answer to a draft: rows of logits, each chosen from when it is asked for."""
+"""The target's answer to a draft: rows of logits. A row's token is chosen when it is asked for."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class TransformersTarget:
         model: Any ``AutoModelForCausalLM`` model with an attention cache.
         choice: How tokens are chosen; greedy by default.
         cache: A cache to go on with, whose tokens begin the prompt. If None, every prompt gets a new one.
-        max_length: The most tokens of prompt and answer together; None for no limit.
+        max_length: The most tokens of prompt and answer together. If None, there is no limit.
         prefill_chunk: The most prompt tokens read in one forward, to bound memory on long prompts.
 
     Raises:

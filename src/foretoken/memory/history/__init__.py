@@ -1,4 +1,4 @@
-"""Answers of earlier requests, kept on disk: what a drafter remembers from one process to the next."""
+"""The history: answers that are kept on disk, so that drafters remember them from one process to the next."""
 
 from __future__ import annotations
 

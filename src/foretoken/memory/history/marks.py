@@ -1,4 +1,4 @@
-"""What a history's file looks like: how it is begun, and how it is told from files that are not ours."""
+"""The marks of a history's file: how a new one begins, and how it is told from other files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class UnfitFileError(sqlite3.DatabaseError):
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Which file lies at this path; None for no file.
+    """Which file lies at this path. None if there is none.
 
     Raises:
         OSError: If it cannot be told, or what lies there is a folder or a device.

@@ -1,4 +1,4 @@
-"""One SQLite file that threads and processes share: opened, locked, given up, and set aside where it is damaged."""
+"""One SQLite file that threads and processes share. It is opened and locked, and set aside if it is damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("foretoken")
 
 
 class SqliteFile:
-    """A file that need not be there, nor usable: whoever works on it gets a result all the same.
+    """A file that may be missing or unusable; work on it then gives a default result.
 
     Args:
         path: The file.

@@ -15,7 +15,7 @@ from foretoken.ngrams.background import Background
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """A model, and the help that drafters may take.
 
     Args:

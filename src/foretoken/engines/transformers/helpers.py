@@ -1,0 +1,60 @@
+"""The models that draft for a model of transformers: a smaller one, or its own first layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foretoken.core.contracts import Helpers, RewindableTarget, Target
+from foretoken.engines.transformers.exit import ExitTarget
+from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
+from foretoken.engines.transformers.target import TransformersTarget
+
+
+class TransformersHelpers(Helpers):
+    """What a model of transformers has to help a drafter.
+
+    Args:
+        model: The larger model.
+        tokenizer: Its tokenizer. If None, a draft model must be loaded already and have as many tokens.
+        dtype: In which dtype a draft model that is named is loaded; see ``foretoken.load``.
+        trust_remote_code: Whether a draft model's own code may run.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._dtype, self._trust_remote_code = dtype, trust_remote_code
+        self._draft_models: dict[str, PreTrainedModel] = {}
+
+    def draft_target(self, model: Any, target: Target) -> RewindableTarget:
+        """A smaller model of the same tokens, by name or as an object, that chooses as ``target`` does.
+
+        Raises:
+            ForetokenError: If it cannot be loaded, cannot rewind, or has other tokens.
+        """
+        assert isinstance(target, TransformersTarget)
+        tokenizer = self._tokenizer
+        if tokenizer is None or isinstance(model, PreTrainedModel):  # sizes alone may differ within a family
+            check_same_tokens(model, self._model, tokenizer, tokenizer)
+            return draft_target(model, target.choice)
+        if model not in self._draft_models:
+            self._draft_models[model] = load_draft_model(
+                model, self._model, tokenizer, self._dtype, self._trust_remote_code
+            )
+        return draft_target(self._draft_models[model], target.choice)
+
+    def exit_target(self, layer: int | None, target: Target) -> RewindableTarget:
+        """The first layers of the target's model, on its cache. If None, a third of them.
+
+        Raises:
+            ForetokenError: If there are not so many layers, or they cannot be reached.
+        """
+        assert isinstance(target, TransformersTarget)
+        return ExitTarget(target, layer)

@@ -58,13 +58,14 @@ def _part(function: F) -> F:
 
 
 @_part
-def _exceeds(row: Floats, start: int, bound: np.float32) -> np.bool_:
+def _exceeds(row: Floats, start: int, bound: np.float32) -> bool:
     """Whether one of the ``BLOCK`` logits from ``start`` on is above ``bound``; the compiler makes vectors of it."""
     largest = row[start]
     for i in range(1, BLOCK):
         if row[start + i] > largest:
             largest = row[start + i]
-    return largest > bound
+    above: bool = largest > bound
+    return above
 
 
 @_part

@@ -21,7 +21,7 @@ OPEN_FILES = (("/", "dev"), ("/", "proc"))  # where the names of open files and 
 def writing(path: Path, mode: int | None = None, folders: bool = False) -> Iterator[IO[bytes]]:
     """Write a file beside ``path`` and put it in place once the block has ended without an error.
 
-    Until then, and if the block raises, whatever was at ``path`` stays as it was. A link is written through. A pipe or
+    Until then, and if the block raises, ``path`` stays as it was. A link is written through. A pipe or
     a device, such as /dev/stdout, is written directly, because it cannot be replaced.
 
     Args:

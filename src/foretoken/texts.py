@@ -1,4 +1,4 @@
-"""Texts from files of any origin: plain, .gz or .xz, in the encoding that a byte order mark names, in bounded memory.
+"""Texts from any files: plain, .gz or .xz, in the encoding that a byte order mark names, in bounded memory.
 
 Without a mark a file is UTF-8. No encoding is guessed: a text that does not fit is refused, and of JSON lines the line.
 """
@@ -49,7 +49,7 @@ codecs.register_error(MARK_WRONG, lambda error: ("\udc80", cast(UnicodeDecodeErr
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[io.BufferedReader[Any]]:
-    """The bytes of a file, unpacked as they are read where it is a .gz or an .xz.
+    """The bytes of a file. If it is a .gz or .xz, they are unpacked as they are read.
 
     Raises:
         ForetokenError: If the file cannot be read, at once or in the block: for want of permission, because it is

@@ -38,7 +38,7 @@ class Chunk:
 
 
 class Stream:
-    """An answer while it is written: iterate for chunks; ``result`` is what there is so far.
+    """An answer while it is written. Iterate over its chunks; ``result`` holds the answer so far.
 
     Args:
         steps: Of ``decode``.

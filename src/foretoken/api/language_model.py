@@ -74,7 +74,7 @@ class LanguageModel:
 
     @property
     def costs(self) -> CostCurve:
-        """What the model's forwards cost on this machine; measured, in about a second, if nobody has before."""
+        """What the model's forwards cost on this machine. The first use measures it, in about a second."""
         return costs_of(self.engine.cost_key, self.engine.target)
 
     @property

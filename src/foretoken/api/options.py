@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
         seed: Decides the text under sampling. If None, the engine draws one (transformers from torch's generator).
         processors: Further changes of the logits, called as the engine's library calls its own.
         stop: Strings that end the answer, which keeps them, beside the model's own. It ends where one first stands in
-            its text; a string that names a special token is found, too, though the text skips it.
+            its text; a string that names a special token is also found, though the text skips it.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
             "early-exit:layer=4"; a recipe, such as ``EarlyExit(layer=4)``; a drafter of your own; "none" or None for
             plain decoding.

@@ -26,7 +26,7 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 
 
 def plain(text: str) -> str:
-    r"""The text with a backslash form for whatever a terminal would obey.
+    r"""The text with a backslash form for every character that a terminal would obey.
 
     >>> print(plain("a\x1b[31mb\n"))
     a\x1b[31mb\n
@@ -44,11 +44,11 @@ class PlainConsole(Console):
 
     @property
     def is_dumb_terminal(self) -> bool:
-        """Whether it obeys nothing; one that does not say what it is, too."""
+        """Whether the terminal obeys no codes, or does not say what it is."""
         return super().is_dumb_terminal or (self.is_terminal and not os.environ.get("TERM"))
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that is printed passes here, a table's cells and titles, too."""
+        """Every printed string passes here, the cells and titles of tables included."""
         return super().render_str("\n".join(map(plain, text.split("\n"))), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:

@@ -66,7 +66,7 @@ def export(
     history: HistoryFile = None,
     namespace: Namespace = None,
 ) -> None:
-    """Save answers to a file, the oldest first."""
+    """Save answers to a file, oldest first."""
     with open_history(history) as answers:
         err.print(f"{counted(answers.export(file, namespace))} exported.", style="dim")
 

@@ -185,10 +185,10 @@ def silence_transformers() -> None:
 
 
 def corpus_of(replaying: ReplayOptions, tokenizer: str) -> str | None:
-    """The folder of the corpus that a replay's drafters draft from; None if none of them does.
+    """The folder of the corpus that a replay's drafters draft from. None if no drafter does.
 
     Raises:
-        ForetokenError: As ``background_folder``, and if a folder was named that none of them drafts from.
+        ForetokenError: As ``background_folder``, and if a folder was named and no drafter drafts from it.
     """
     recipes = [recipe_of(drafter) for drafter in replaying.drafter or TEXT_DRAFTERS]
     if not any(recipe is not None and recipe.remembers for recipe in recipes):

@@ -66,7 +66,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How to answer. What is None follows the model's own generation config."""
+    """How to answer. Options that are None follow the model's own generation config."""
 
     max_new_tokens: Annotated[int, of_answer(help="Largest number of tokens to generate.")] = 256
     temperature: Annotated[

@@ -77,7 +77,7 @@ class AdaptiveBudget:
     - Where the drafter's answers are not worth its own time, it is asked less often.
     - Now and then a step is plain, so that t(1) stays known.
 
-    It learns from a text, so it belongs to one answer. Whoever answers again for the same people may begin with a copy.
+    It learns from a text, so it belongs to one answer. The next answer of the same namespace may begin with a copy.
 
     Args:
         max_tokens: The most guesses of a draft.

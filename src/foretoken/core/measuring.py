@@ -49,7 +49,7 @@ def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve
 
 
 class _Ruler:
-    """A target with a short text, which is begun anew where no further token fits."""
+    """A target with a short text, which starts again when no further token fits."""
 
     def __init__(self, target: Target) -> None:
         self.target = target

@@ -37,7 +37,7 @@ class Sampling:
         processors: Further changes of the logits, in order, called as the engine's library calls its own.
 
     Raises:
-        ForetokenError: If a number is none or out of its range.
+        ForetokenError: If a setting is not a number, or out of its range.
 
     >>> Sampling(temperature=0.8, top_p=0.9).samples, Sampling(temperature=0).samples, Sampling().samples
     (True, False, None)

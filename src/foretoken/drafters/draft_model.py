@@ -21,7 +21,7 @@ from foretoken.drafters.recipe import Parts, Recipe, option
 
 
 class Share:
-    """How often something held, of late: a mean over at most ``MEMORY`` times, begun with a belief.
+    """How often something held lately: a mean over at most ``MEMORY`` times that starts from a belief.
 
     Args:
         value: What to believe at first, a share of 1.
@@ -98,7 +98,7 @@ class Node(NamedTuple):
 
 
 class DraftModelDrafter:
-    """Draft with a smaller model, as far as a further token is worth the smaller model's time.
+    """Draft with a smaller model while a further token is worth the smaller model's time.
 
     The chain's tokens stay in the smaller model's cache, so that accepted ones are not read again. Beside them stand
     the tokens that came second, where they are likelier than what the chain would bring next: they cost no forward.
@@ -224,7 +224,7 @@ class DraftModelDrafter:
 
 @dataclass(frozen=True)
 class DraftModel(Recipe):
-    """Draft model: a smaller model of the same tokens guesses, as far as its time pays.
+    """Draft model: a smaller model of the same tokenizer drafts while its time pays.
 
     Args:
         model: The smaller model: a name that the engine loads, or a loaded model.

@@ -53,7 +53,7 @@ class NgramMixer:
         rate: How fast the mixer's weights learn.
         price: What one more row costs, as a share of a forward over one, or None while nobody knows; asked when a
             sequence begins. Where rows are cheaper than ``floor`` it is lowered.
-        recycle: Whether to draft from what the target's logits name, too; needs a target that has logits.
+        recycle: Whether to draft also from the tokens that the target's logits rank highest.
 
     >>> drafter = NgramMixer()
     >>> drafter.begin([1, 2, 3, 4, 1, 2, 3])
@@ -214,7 +214,7 @@ class Ngram(Recipe):
 
 @dataclass(frozen=True)
 class Mixed(Ngram):
-    """The n-gram core with token recycling: what the model's own logits named votes, too.
+    """The n-gram core with token recycling: the model's own likeliest tokens vote, too.
 
     Args:
         floor: As ``Ngram`` has it.

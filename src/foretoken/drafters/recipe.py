@@ -23,7 +23,7 @@ class Parts:
     Args:
         target: The target that verifies the drafts.
         ngrams: Gives what the answer's namespace shares. Only a drafter that remembers calls it.
-        costs: Seconds of a forward over n rows. Empty if nobody knows.
+        costs: Seconds of a forward over n rows. Empty if unknown.
         references: Documents that the answer may quote or edit, as tokens.
         draft_target: Gives a smaller model, by its name or as an object, as a target that chooses as the larger one
             does. None if the engine runs no second model.
@@ -53,7 +53,7 @@ class Parts:
             helpers: The engine, or what it has to help a drafter.
             target: As ``Parts``.
             ngrams: As ``Parts``.
-            costs: As ``Parts``. If None, nobody knows them.
+            costs: As ``Parts``. If None, they are unknown.
             references: As ``Parts``.
         """
         draft_target, exit_target = helpers.draft_target, helpers.exit_target
@@ -112,7 +112,7 @@ class Recipe:
         require(repr(self.name), self.needs, parts.target)
 
     def prepare(self) -> None:
-        """Do once what the first answer would wait for, such as compiling; ``make`` does it, too."""
+        """Do in advance what the first ``make`` would do, such as compiling."""
         if "top" in self.needs:
             from foretoken.ngrams.likeliest import compile_likeliest  # only now: numba takes time to import
 
@@ -138,7 +138,7 @@ def options_of(recipe: type[Recipe]) -> tuple[Field[Any], ...]:
 
 
 def sees_only_tokens(recipe: Recipe | type[Recipe]) -> bool:
-    """Whether the drafter asks no model for anything, so that recorded answers judge it, too."""
+    """Whether the drafter asks no model for anything, so that replaying recorded answers can judge it."""
     return not recipe.needs and not recipe.runs_model
 
 
@@ -154,7 +154,7 @@ def parse_recipe(text: str, recipes: Mapping[str, type[Recipe]]) -> Recipe:
 
     Args:
         text: A name, or a name and its options: "name:option=value,option=value".
-        recipes: What there is, by name.
+        recipes: All recipes, by name.
 
     Raises:
         ForetokenError: If there is no such recipe, it has no such option, or a value does not fit.

@@ -19,7 +19,7 @@ class StopStrings:
     looked for in the text that shows them.
 
     Args:
-        strings: What to look for, none of them empty.
+        strings: What to look for; no string is empty.
         tokens: The model's tokens.
         prompt: Token ids of what comes before the answer.
         others: Any other reason to stop.

@@ -152,7 +152,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
     Args:
         lm: The model, in the dtype to be checked.
         max_new_tokens: Length of the answers.
-        prompts: What to answer. If None, one text up to each of ``CONTEXTS``, as far as the model's context goes.
+        prompts: What to answer. If None, one text up to each of ``CONTEXTS`` that fits the model's context.
 
     Raises:
         ForetokenError: If a prompt leaves no room for its answer, or the engine shows no logits.

@@ -21,7 +21,7 @@ Answered = TypeVar("Answered")
 def in_turns(
     rounds: Sequence[Mapping[str, Callable[[Asked], Answered]]], questions: Iterable[Asked]
 ) -> Iterator[dict[str, list[Answered]]]:
-    """Let every method answer every question, one after the other, so that whatever slows the machine slows all.
+    """Let the methods answer each question in turns, so that a slow moment of the machine slows them all.
 
     Args:
         rounds: For each round the methods by name, the same names in every round.

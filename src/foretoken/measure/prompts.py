@@ -45,7 +45,7 @@ def parse_prompts(text: str, encode: Callable[[str], Sequence[int]], limit: int 
         limit: How many of each kind are taken. If None, all.
 
     Raises:
-        ForetokenError: If a line is not such a prompt, an id comes twice, or there is none.
+        ForetokenError: If a line is not such a prompt, an id comes twice, or there are no prompts.
     """
     if limit is not None and limit < 1:
         raise ForetokenError(f"limit is {limit}: take at least 1 prompt of each kind.")

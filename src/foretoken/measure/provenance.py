@@ -12,7 +12,7 @@ from foretoken.provenance import code_and_machine
 
 
 def of_model(workload: str, seed: int) -> dict[str, Any]:
-    """What somebody needs to measure a model's speed again: the workload, the model's libraries, the device."""
+    """What is needed to repeat a measurement: the workload, the model's libraries, the device."""
     return {
         **code_and_machine(),
         "workload_sha256": hashlib.sha256(workload.encode()).hexdigest(),

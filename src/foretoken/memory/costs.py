@@ -1,4 +1,4 @@
-"""What a model's forwards cost on this machine: measured once and kept in the cache folder, in numbers alone."""
+"""What a model's forwards cost on this machine: measured once and kept in the cache folder, as numbers only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KNOWN: dict[Path, CostCurve] = {}  # of this process, by the file that keeps it
 
 
 def costs_of(cost_key: str, target: Callable[[], Target]) -> CostCurve:
-    """What forwards of a model cost here; measured, in about a second, if nobody has measured them before.
+    """What forwards of a model cost here. The first call for a model measures it, in about a second.
 
     A file that cannot be read or written is no fault: the costs are measured again.
 
@@ -99,7 +99,7 @@ def write_costs(path: Path, costs: CostCurve, folders: bool = False) -> None:
 
 
 def _numbers(value: Any) -> list[float]:
-    """A list of numbers between ``LEAST`` and ``MOST``; an empty one where the value is none."""
+    """A list of numbers between ``LEAST`` and ``MOST``. Empty if the value is not such a list."""
     fits = isinstance(value, list) and all(
         isinstance(number, int | float) and not isinstance(number, bool) and LEAST <= number <= MOST for number in value
     )

@@ -23,7 +23,7 @@ class Namespace:
     compiles nor counts anything.
 
     Args:
-        name: Its name. If None, nobody can ask for it again.
+        name: Its name. If None, it cannot be asked for again.
         background: A background corpus. If None, there is none yet; see ``use``.
         load: Called once with the new statistics, to add what earlier processes kept.
         write: Called with every answer that is kept, to write it where it outlives the process.

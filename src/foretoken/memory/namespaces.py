@@ -87,7 +87,7 @@ class Namespaces:
         return self._vocabulary.fingerprint
 
     def of(self, name: str | None) -> Namespace:
-        """The namespace of this name. If None, a new one that nobody else has.
+        """The namespace of this name. If None, a new one that is not shared.
 
         Raises:
             ForetokenError: As ``check_namespace``.

@@ -1,4 +1,4 @@
-"""Reliability: whether guesses that a drafter gives 70 % are right 70 % of the time."""
+"""Calibration: whether guesses that a drafter gives 70 % are right 70 % of the time."""
 
 from __future__ import annotations
 

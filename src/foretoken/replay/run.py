@@ -56,7 +56,7 @@ def run_jobs(
 
 
 def attempt(job: Job) -> JobResult | str:
-    """The result, or the sentence that says why there is none: Ray makes pages of an exception."""
+    """The result, or the sentence that says why there is none. Ray would print pages for an exception."""
     try:
         return run_job(job)
     except ForetokenError as error:

@@ -59,7 +59,7 @@ def _is_known(name: str) -> bool:
 
 
 def _runs_theirs(module: nn.Module, name: str) -> bool:
-    """Whether a module is none of attention, or one whose code is transformers'."""
+    """Whether a module is not attention, or is attention with transformers' own code."""
     if "is_causal" not in vars(module) and "Attention" not in type(module).__name__:
         return True
     # Accelerate puts a forward on the object, which calls the one that was there.

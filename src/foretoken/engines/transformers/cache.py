@@ -76,7 +76,7 @@ class KVCache:
         self.states.reset()
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Further ids, into a buffer that doubles, so that they need not be joined anew."""
+        """Append ids to a buffer that doubles, so that they are not copied at every step."""
         end = self._length + len(tokens)
         if end > self._ids.shape[1]:
             grown = self._ids.new_empty(1, 2 * end)

@@ -64,7 +64,7 @@ def _prepares_alike(model: PreTrainedModel) -> bool:
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sets of inputs are the same, but for what is None."""
+    """Whether two sets of inputs are the same, apart from values that are None."""
     given = {name for name in one.keys() | other.keys() if one.get(name) is not None or other.get(name) is not None}
     return all(_same(one.get(name), other.get(name)) for name in given)
 

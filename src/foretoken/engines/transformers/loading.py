@@ -1,6 +1,6 @@
 """Models and tokenizers from a folder, the hub or the package, with a clear sentence where that fails.
 
-A model's own code runs only where the caller says so. Transformers asks on standard input where nobody has decided, so
+A model's own code runs only if the caller says so. Transformers asks on standard input if nobody has decided, so
 here it is always decided.
 """
 
@@ -156,7 +156,7 @@ def find_device(name: str | None) -> torch.device:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether something failed, rather than that somebody wants to stop: tokenizers' panics are no ``Exception``."""
+    """Whether an error is a failure and not a request to stop: the panics of tokenizers are no ``Exception``."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

@@ -82,7 +82,7 @@ def rope_switch(model: PreTrainedModel) -> tuple[int, bool] | None:
 
 
 def reread_beyond(model: PreTrainedModel) -> int | None:
-    """The length beyond which the model's own generate reads the text anew, with other rotary frequencies.
+    """The length beyond which the model's own generate reads the text again, with other rotary frequencies.
 
     Phi-3's long variants do so where a text crosses the context they were first trained on. None for all others.
     """

@@ -34,7 +34,7 @@ class Prepared:
         max_new_tokens: The most tokens to add.
         choice: How tokens are chosen.
         stop_tokens: Tokens that end the answer.
-        stop: Any other stopping criterion, asked after every token; None where there is none.
+        stop: Any other stopping criterion, asked after every token. If None, there is none.
         num_padding: How many tokens of padding stood before the prompt.
         prefill_chunk: The most prompt tokens to read in one forward.
     """

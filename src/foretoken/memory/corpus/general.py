@@ -1,4 +1,4 @@
-"""The background corpus that comes with the package, cut by each model's own tokenizer once and kept in a cache."""
+"""The general corpus, which comes with the package: tokenized once for each tokenizer, and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def general_folder(
 
 
 def _build(encode: Encode, fingerprint: str, folder: Path, progress: Progress | None) -> None:
-    """Go on with a build, or begin anew where what is there is damaged: by its name the folder is ours."""
+    """Continue a build, or start again if it is damaged: the folder's name says that it is ours."""
     texts = phrases()
     try:
         refuse_others(folder)

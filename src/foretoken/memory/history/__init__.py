@@ -115,7 +115,7 @@ class History(SqliteFile):
         timeout: The most seconds that a call waits for other threads and processes; ``os.fork`` waits as long.
 
     Raises:
-        ForetokenError: If ``max_bytes`` is no whole number from 0 on, or another argument is none at all.
+        ForetokenError: If ``max_bytes`` is not a whole number from 0 on, or another argument cannot be used.
     """
 
     def __init__(

@@ -35,11 +35,11 @@ class SqliteFile:
 
     Args:
         path: The file.
-        strict: Raise ForetokenError where it cannot be used, instead of one warning and doing nothing from then on.
+        strict: Raise ForetokenError if the file cannot be used. Otherwise warn once and do nothing from then on.
         timeout: The most seconds that one use of it waits for other threads and processes.
 
     Raises:
-        ForetokenError: If the path or the timeout is none.
+        ForetokenError: If the path or the timeout cannot be one.
     """
 
     def __init__(self, path: Path, *, strict: bool, timeout: float) -> None:

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -155,7 +156,8 @@ class Windows(Stateless):
 
     def observe(self, step: Step) -> None:
         if step.draft.num_lookahead:
-            self.heard.append(step.scores.top(range(1 + len(step.draft) - self.columns, 1 + len(step.draft)), 7))
+            top = step.scores.top(range(1 + len(step.draft) - self.columns, 1 + len(step.draft)), 7)
+            self.heard.append(Top(*(np.asarray(part).tolist() for part in top)))
 
 
 class PaperWindows(Windows):

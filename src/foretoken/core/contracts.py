@@ -24,13 +24,15 @@ _NEEDS: dict[Need, str] = {
 class Top(NamedTuple):
     """The tokens of the largest logits after some rows, best first, and their probabilities before any processor.
 
+    Both are nested lists or arrays, whatever the engine has at hand: ``numpy.asarray`` reads either.
+
     Args:
-        tokens: [rows][k].
-        probs: [rows][k], of the softmax over the vocabulary at temperature 1.
+        tokens: [rows, k]. Fewer than k if the vocabulary is smaller.
+        probs: [rows, k], of the softmax over the vocabulary at temperature 1.
     """
 
-    tokens: list[list[int]]
-    probs: list[list[float]]
+    tokens: Any
+    probs: Any
 
 
 class Scores(Protocol):

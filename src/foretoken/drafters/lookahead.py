@@ -278,7 +278,7 @@ class LookaheadDrafter:
         tips = list(range(len(step.draft) + 1 - width, len(step.draft) + 1))
         if len(self.columns[0]) == 1:
             tips[0] = 0  # column 0 is the last token alone
-        said = [tokens[0] for tokens in step.scores.top(tips, 1).tokens]
+        said = [int(tokens[0]) for tokens in step.scores.top(tips, 1).tokens]
         columns = [[*column, token] for column, token in zip(self.columns, said, strict=True)]
         if len(columns[0]) < self.shape.ngram:  # warm-up
             self.columns = columns[1:]
@@ -321,4 +321,5 @@ class Lookahead(Recipe):
 
     def make(self, parts: Parts) -> LookaheadDrafter:
         self.check(parts)
+        self.prepare()
         return LookaheadDrafter(self.window, self.ngram, self.guesses, text=self.text)

@@ -132,7 +132,7 @@ class NgramMixer:
         accepted[list(step.path)] = 1
         top = step.scores.top(range(1 + len(draft)), NAMED)
         rows = (np.array(draft.tokens, np.int32), np.array(draft.parents, np.int32), accepted)
-        named = (np.array(top.tokens, np.int32), np.array(top.probs, np.float32))
+        named = (np.asarray(top.tokens, np.int32), np.asarray(top.probs, np.float32))
         windows = _ROOM.for_drafts(len(draft)).windows
         with memory.lock:
             memory.make_room_for_named(kernels.NAMED_ORDERS * (1 + len(draft)))
@@ -196,6 +196,7 @@ class Ngram(Recipe):
     rate: float = option(0.01, least=0.0)
 
     def prepare(self) -> None:
+        super().prepare()
         compile_loops(self.recycle)
 
     def make(self, parts: Parts) -> NgramMixer:

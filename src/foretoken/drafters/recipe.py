@@ -113,6 +113,10 @@ class Recipe:
 
     def prepare(self) -> None:
         """Do in advance what the first ``make`` would do, such as compiling."""
+        if "top" in self.needs:
+            from foretoken.ngrams.likeliest import compile_likeliest  # only now: numba takes time to import
+
+            compile_likeliest()
 
     def make(self, parts: Parts) -> Drafter:
         """A drafter for one answer.

@@ -131,4 +131,5 @@ class Recycle(Recipe):
     floor: float = option(0.003, least=0.0)
 
     def make(self, parts: Parts) -> RecycleDrafter:
+        self.prepare()
         return RecycleDrafter(self.k, self.floor)

@@ -131,12 +131,12 @@ class ParallelScores(Scores):
         table = torch.zeros(2, len(rows), k, dtype=torch.float64, device="cpu")
         if mine:
             tokens, probs = self.scores.top([self.rows[rows[i]] for i in mine], k)
-            found = torch.tensor([tokens, probs], dtype=torch.float64, device="cpu")
+            found = torch.stack([torch.as_tensor(part, dtype=torch.float64, device="cpu") for part in (tokens, probs)])
             found[0] += 1  # so that 0 is no token, where the vocabulary has fewer than k
             table[:, mine, : found.shape[2]] = found
         table = self.ranks.sum(table)
         table = table[:, :, (table[0] > 0).any(0)]
-        return Top((table[0].long() - 1).tolist(), table[1].tolist())
+        return Top(table[0].long().numpy() - 1, table[1].numpy())
 
 
 class Ranks:

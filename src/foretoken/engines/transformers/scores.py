@@ -49,11 +49,9 @@ class TransformersScores(Scores):
         chosen = self.choose(row)  # where there are processors, they are asked there and once
         return self._compared.get(row, Compared(self.logits[row], chosen)).runner_up
 
-    @torch.inference_mode()
     def top(self, rows: Sequence[int], k: int) -> Top:
-        every = len(rows) == len(self.logits) and list(rows) == list(range(len(rows)))
-        tokens, probs = top(self.logits if every else self.logits[list(rows)], k)
-        return Top(tokens.tolist(), probs.tolist())
+        every = rows == range(len(self.logits))  # which need no copy
+        return top(self.logits if every else self.logits[list(rows)], k)
 
     def _row_ids(self, row: int) -> Tensor:
         """The token ids up to and with a row, [1, length]."""

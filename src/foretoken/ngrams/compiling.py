@@ -71,7 +71,7 @@ def definition(function: Any, options: dict[str, Any]) -> str:
     Functions and constants count wherever they are defined, so that no change of any file is missed. Of other packages
     only names are read.
     """
-    return repr((options, _described(function, set())))
+    return repr((_described(options, set()), _described(function, set())))
 
 
 def _described(value: Any, seen: set[Any]) -> Any:
@@ -83,7 +83,11 @@ def _described(value: Any, seen: set[Any]) -> Any:
             return value.__qualname__
         seen.add(value)
         code = _described_code(value.__code__, value.__globals__, seen)
-        return value.__qualname__, _helper_options.get(value), value.__defaults__, code
+        return value.__qualname__, _described(_helper_options.get(value), seen), value.__defaults__, code
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return sorted(map(repr, value))
+    if isinstance(value, dict):
+        return [(name, _described(part, seen)) for name, part in value.items()]
     if isinstance(value, np.ndarray):
         return repr(value.dtype), value.shape, value.tobytes()
     if hasattr(value, "__name__"):  # a class, a module, a function of another package

@@ -20,6 +20,7 @@ import numpy as np
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.extending import register_jitable
 
@@ -134,7 +135,8 @@ class Kept(NullCache):
         return str(folders()[0])
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        # Compiled code needs numba's runtime, and none of what ``target_context.refresh`` imports to compile.
+        rtsys.initialize(target_context)
         with suppress(Exception):
             name, key = self._name_and_key(sig, target_context.codegen())
             for folder in folders():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from foretoken.core.contracts import Candidates, Heads, Need, Scores, Target, Top
+from foretoken.core.contracts import Candidates, Need, Scores, Target, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
 from foretoken.core.noise import gumbel, perturbed
@@ -125,7 +125,7 @@ class ToyScores(Scores):
         return [[0, *self.context, *self.draft.path(row - 1)][-2:] for row in rows]
 
 
-class ToyHeads(Heads):
+class ToyHeads:
     """Heads that know the model of a ``ToyTarget``, and mistake the first tokens of some contexts for each other.
 
     Args:

@@ -15,12 +15,10 @@ from types import ModuleType
 import numba
 import numpy as np
 import pytest
-from numba.core.dispatcher import Dispatcher
 
 import foretoken
 from foretoken.memory.corpus import counts
 from foretoken.ngrams import background, compiling, kernels
-from foretoken.ngrams.compiling import definition
 
 # Prints how often the code of a loop was found on the disk.
 CODE = """
@@ -31,6 +29,25 @@ counts.Table(16).add(np.array([1, 2, 3], np.uint32), 0, 0, 0, 2**64 - 1)
 print(sum(counts._add.stats.cache_hits.values()))
 """
 COMPILED, FOUND = 0, 1
+
+# Prints what the code of every compiled function depends on.
+DEFINITIONS = """
+import importlib
+import pkgutil
+
+from numba.core.dispatcher import Dispatcher
+
+import foretoken.memory.corpus
+import foretoken.ngrams
+from foretoken.ngrams.compiling import Kept, definition
+
+for package in (foretoken.ngrams, foretoken.memory.corpus):
+    for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if isinstance(value, Dispatcher) and value.__module__ == module.__name__ and isinstance(value._cache, Kept):
+                print(definition(value._cache._function, value._cache._options))
+"""
 
 
 @pytest.fixture
@@ -178,8 +195,12 @@ def test_two_processes_at_once(source, tmp_path):
 
 
 def test_what_code_depends_on_is_written_alike_in_every_process():
-    functions = [value for module in (kernels, counts) for value in vars(module).values()]
-    definitions = [definition(function, {}) for function in functions if isinstance(function, Dispatcher)]
-    assert len(definitions) > 10
-    assert len(set(definitions)) == len(definitions)
-    assert not any(" at 0x" in text for text in definitions)  # where an object lies in memory
+    texts = []
+    for seed in ("1", "2"):  # of the hashes by which sets are ordered
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        printed = subprocess.check_output([sys.executable, "-c", DEFINITIONS], env=env, text=True)
+        texts.append(printed.splitlines())
+    assert len(texts[0]) > 5
+    assert len(set(texts[0])) == len(texts[0])
+    assert texts[0] == texts[1]
+    assert not any(" at 0x" in text for text in texts[0])  # where an object lies in memory

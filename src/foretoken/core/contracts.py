@@ -1,4 +1,4 @@
-"""What the parts ask of each other: Drafter, Target, Scores, and the Step they share."""
+"""What the parts ask of each other: Drafter, Target, Scores, Heads, and the Step they share."""
 
 from __future__ import annotations
 
@@ -33,6 +33,51 @@ class Top(NamedTuple):
 
     tokens: Any
     probs: Any
+
+
+class Candidates(NamedTuple):
+    """What heads say of the next token after some rows, best first by ``logprobs``.
+
+    Args:
+        tokens: int [rows, k], as ``numpy.asarray`` reads it.
+        logprobs: float [rows, k], log softmax(logits / temperature) of the heads; at temperature 1 if the target's
+            choice is greedy.
+        noise: float [rows, k], the noise that the choice adds to each token at this position; 0 if it is greedy.
+    """
+
+    tokens: Any
+    logprobs: Any
+    noise: Any
+
+
+class Heads(Protocol):
+    """Trained heads that read what the target's output head read, and guess the tokens after the pending one.
+
+    The pending token is the last committed one, which the target has not read yet.
+    """
+
+    @property
+    def num_heads(self) -> int:
+        """How many tokens in a row they guess."""
+        ...
+
+    def start(self, state: Any, token: int, position: int) -> Candidates:
+        """What the first head says of the token after the pending one: one row.
+
+        Args:
+            state: ``Scores.hidden([row])[0]`` of the row that chose the pending token.
+            token: The pending token.
+            position: How many tokens come before the guessed one.
+        """
+        ...
+
+    def extend(self, rows: Sequence[int], ranks: Sequence[int]) -> Candidates:
+        """What the next head says, called at most ``num_heads`` - 1 times after ``start``.
+
+        Row i continues candidate ``ranks[i]`` of row ``rows[i]`` of the last ``Candidates``. Heads that do not depend
+        on each other's tokens say the same in every row.
+        """
+        ...
 
 
 class Scores(Protocol):
@@ -71,7 +116,11 @@ class Scores(Protocol):
 
 
 class Target(Protocol):
-    """A language model with a rewindable cache, one sequence at a time."""
+    """A language model with a rewindable cache, one sequence at a time.
+
+    A target that must know before the prefill what its scores will be asked for has a method ``expect``, which takes
+    that ``frozenset[Need]``.
+    """
 
     @property
     def provides(self) -> frozenset[Need]:
@@ -120,7 +169,7 @@ class RewindableTarget(Target, Protocol):
 
 
 class Helpers(Protocol):
-    """The further targets that an engine runs for drafters. An engine overrides what it can run."""
+    """The further models and the heads that an engine runs for drafters. An engine overrides what it can run."""
 
     @property
     def draft_target(self) -> Callable[[Any, Target], RewindableTarget] | None:
@@ -135,6 +184,14 @@ class Helpers(Protocol):
         """Gives the first layers of a target's model, on its cache; how many, or None for a third of them.
 
         None if the engine cannot leave a forward early.
+        """
+        return None
+
+    @property
+    def heads(self) -> Callable[[Target], Heads] | None:
+        """Gives trained heads for one answer of a target, whose choice says their temperature and noise.
+
+        None if there are none for this model, or the engine runs none.
         """
         return None
 
@@ -236,3 +293,10 @@ def require(name: str, needs: frozenset[Need], target: Target) -> None:
             f"which the target {type(target).__name__} does not provide: use a drafter that needs only tokens, such as "
             '"ngram", or another target.'
         )
+
+
+def announce(needs: frozenset[Need], target: Target) -> None:
+    """Let a target know what the next answer's scores will be asked for, if it wants to."""
+    expect: Callable[[frozenset[Need]], None] | None = getattr(target, "expect", None)
+    if expect is not None:
+        expect(needs)

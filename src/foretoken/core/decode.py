@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from foretoken.core.budget import Budget, FixedBudget
-from foretoken.core.contracts import Drafter, FinishReason, Scores, Step, Target, needs_of, require
+from foretoken.core.contracts import Drafter, FinishReason, Scores, Step, Target, announce, needs_of, require
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import whole
@@ -100,6 +100,7 @@ class _Answer:
 
     def steps(self) -> Iterator[Step]:
         """The prefill's step, which has no draft, then one for each forward over a draft."""
+        announce(frozenset() if self.drafter is None else needs_of(self.drafter), self.target)
         if self.drafter is not None:
             self.drafter.begin(self.context)
         step = self.verify(Draft(), self.target.prefill(self.context), 0.0)

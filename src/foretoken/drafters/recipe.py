@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, Helpers, Need, RewindableTarget, Target, require
+from foretoken.core.contracts import Drafter, Heads, Helpers, Need, RewindableTarget, Target, require
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
@@ -29,6 +29,7 @@ class Parts:
             does. None if the engine runs no second model.
         exit_target: Gives the first layers of the target's model as a target on the same cache; how many, or None for a
             third of them. None if the engine cannot leave a forward early.
+        heads: Gives the trained heads of the target's model. None if it has none.
     """
 
     target: Target
@@ -37,6 +38,7 @@ class Parts:
     references: Sequence[Sequence[int]] = ()
     draft_target: Callable[[Any], RewindableTarget] | None = None
     exit_target: Callable[[int | None], RewindableTarget] | None = None
+    heads: Callable[[], Heads] | None = None
 
     @classmethod
     def of(
@@ -56,7 +58,7 @@ class Parts:
             costs: As ``Parts``. If None, they are unknown.
             references: As ``Parts``.
         """
-        draft_target, exit_target = helpers.draft_target, helpers.exit_target
+        draft_target, exit_target, heads = helpers.draft_target, helpers.exit_target, helpers.heads
         return cls(
             target,
             ngrams,
@@ -64,6 +66,7 @@ class Parts:
             references,
             None if draft_target is None else lambda model: draft_target(model, target),
             None if exit_target is None else lambda layer: exit_target(layer, target),
+            None if heads is None else lambda: heads(target),
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from foretoken.core.contracts import Need, Scores, Top
+from foretoken.core.contracts import Candidates, Need, Scores, Target, Top
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
 from foretoken.core.noise import gumbel, perturbed
@@ -32,7 +32,7 @@ class ToyTarget:
         max_length: The context's limit, in tokens.
     """
 
-    provides: frozenset[Need] = frozenset({"top", "runner_up"})
+    provides: frozenset[Need] = frozenset({"top", "runner_up", "hidden"})
     supports_trees = True
     max_draft_depth: int | None = None
 
@@ -71,6 +71,10 @@ class ToyTarget:
         del self.cache[num_tokens:]
         self.draft = Draft()
 
+    def logits(self, before: int, last: int) -> list[float]:
+        """The logits after these two tokens, before any processor."""
+        return [2 * gumbel(self.model_seed, before * self.vocab + last, token) for token in range(self.vocab)]
+
     def _forward(self, tokens: Sequence[int], draft: Draft) -> ToyScores:
         self.forwards += 1
         self.cache += tokens
@@ -87,12 +91,8 @@ class ToyScores(Scores):
 
     def _logits(self, row: int) -> tuple[list[int], list[float]]:
         """The tokens up to and with a row, and its logits."""
-        target = self.target
         tokens = self.context + self.draft.path(row - 1)
-        before, last = [0, *tokens][-2:]
-        return tokens, [
-            2 * gumbel(target.model_seed, before * target.vocab + last, token) for token in range(target.vocab)
-        ]
+        return tokens, self.target.logits(*[0, *tokens][-2:])
 
     def _compared(self, row: int) -> list[float]:
         """What the row's choice is the argmax of; the processor is asked once."""
@@ -120,6 +120,48 @@ class ToyScores(Scores):
             tokens.append(sorted(range(len(every)), key=every.__getitem__, reverse=True)[:k])
             probs.append([every[token] for token in tokens[-1]])
         return Top(tokens, probs)
+
+    def hidden(self, rows: Sequence[int]) -> list[list[int]]:
+        return [[0, *self.context, *self.draft.path(row - 1)][-2:] for row in rows]
+
+
+class ToyHeads:
+    """Heads that know the model of a ``ToyTarget``, and mistake the first tokens of some contexts for each other.
+
+    Args:
+        target: Whose model, temperature and seed they know.
+        num_heads: How many tokens in a row they guess.
+        wrong: In one of so many contexts they are wrong.
+    """
+
+    def __init__(self, target: ToyTarget, num_heads: int = 3, wrong: int = 3) -> None:
+        self.target, self.num_heads, self.wrong = target, num_heads, wrong
+        self._position = 0  # of the guessed tokens
+        self._contexts: list[tuple[int, int]] = []  # of the last candidates' rows
+        self._candidates = Candidates([], [], [])
+
+    def start(self, state: Sequence[int], token: int, position: int) -> Candidates:
+        # The state's own last token came before the pending one; what it knows besides is not needed here.
+        return self._guess([(state[-1], token)], position)
+
+    def extend(self, rows: Sequence[int], ranks: Sequence[int]) -> Candidates:
+        tokens = self._candidates.tokens
+        followed = [(self._contexts[row][1], tokens[row][rank]) for row, rank in zip(rows, ranks, strict=True)]
+        return self._guess(followed, self._position + 1)
+
+    def _guess(self, contexts: list[tuple[int, int]], position: int) -> Candidates:
+        target, every = self.target, range(self.target.vocab)
+        tokens, logprobs, noise = [], [], []
+        for before, last in contexts:
+            logits = target.logits(before, last)
+            if (before + 2 * last) % self.wrong == 0:
+                logits[:3] = logits[2::-1]
+            probs = _softmax([x / (target.temperature or 1.0) for x in logits])
+            tokens.append(sorted(every, key=probs.__getitem__, reverse=True))
+            logprobs.append([math.log(probs[token] or 1e-300) for token in tokens[-1]])
+            noise.append([gumbel(target.seed, position, x) if target.temperature else 0.0 for x in tokens[-1]])
+        self._position, self._contexts, self._candidates = position, contexts, Candidates(tokens, logprobs, noise)
+        return self._candidates
 
 
 def _softmax(logits: Sequence[float]) -> list[float]:
@@ -185,6 +227,11 @@ class ToyEngine(Engine):
             assert isinstance(request.target, ToyTarget)
             request.target.processor = _in_order(sampling.processors)
         return request
+
+    def heads(self, target: Target) -> ToyHeads:
+        """Heads that are often right."""
+        assert isinstance(target, ToyTarget)
+        return ToyHeads(target)
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> ToyTarget:
         return ToyTarget(self.vocab_size, temperature, seed, self.model_seed, max_length=self.max_length)

@@ -20,6 +20,7 @@ import numpy as np
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.extending import register_jitable
 
@@ -71,7 +72,7 @@ def definition(function: Any, options: dict[str, Any]) -> str:
     Functions and constants count wherever they are defined, so that no change of any file is missed. Of other packages
     only names are read.
     """
-    return repr((options, _described(function, set())))
+    return repr((_described(options, set()), _described(function, set())))
 
 
 def _described(value: Any, seen: set[Any]) -> Any:
@@ -83,7 +84,11 @@ def _described(value: Any, seen: set[Any]) -> Any:
             return value.__qualname__
         seen.add(value)
         code = _described_code(value.__code__, value.__globals__, seen)
-        return value.__qualname__, _helper_options.get(value), value.__defaults__, code
+        return value.__qualname__, _described(_helper_options.get(value), seen), value.__defaults__, code
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return sorted(map(repr, value))
+    if isinstance(value, dict):
+        return [(name, _described(part, seen)) for name, part in value.items()]
     if isinstance(value, np.ndarray):
         return repr(value.dtype), value.shape, value.tobytes()
     if hasattr(value, "__name__"):  # a class, a module, a function of another package
@@ -130,7 +135,8 @@ class Kept(NullCache):
         return str(folders()[0])
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        # Compiled code needs numba's runtime, and none of what ``target_context.refresh`` imports to compile.
+        rtsys.initialize(target_context)
         with suppress(Exception):
             name, key = self._name_and_key(sig, target_context.codegen())
             for folder in folders():

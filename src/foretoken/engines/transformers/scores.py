@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 
 
 class TransformersScores(Scores):
-    """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once."""
+    """Logits of a forward, [rows, vocab]; a row is processed when asked for, and once.
 
-    def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft) -> None:
+    Args:
+        target: Whose they are.
+        logits: [rows, vocab].
+        draft: What the rows after the first one read.
+        states: What the output head read, [rows, width]. None where nobody will ask.
+    """
+
+    def __init__(self, target: TransformersTarget, logits: Tensor, draft: Draft, states: Tensor | None = None) -> None:
+        self.states = states
         # Transformers' own loop chooses from float32: where two logits are one number there, the first token wins.
         self.logits = logits.float() if logits.dtype == torch.float64 else logits
         self.choice, self.draft = target.choice, draft
@@ -52,6 +60,12 @@ class TransformersScores(Scores):
     def top(self, rows: Sequence[int], k: int) -> Top:
         every = rows == range(len(self.logits))  # which need no copy
         return top(self.logits if every else self.logits[list(rows)], k)
+
+    def hidden(self, rows: Sequence[int]) -> Tensor:
+        if self.states is None:
+            return cast(Tensor, super().hidden(rows))
+        first = rows[0]
+        return self.states[first : first + 1] if len(rows) == 1 else self.states[list(rows)]
 
     def _row_ids(self, row: int) -> Tensor:
         """The token ids up to and with a row, [1, length]."""

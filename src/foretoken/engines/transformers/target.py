@@ -20,6 +20,7 @@ from foretoken.engines.transformers.inputs import input_device, refuse_own_input
 from foretoken.engines.transformers.positions import Positions
 from foretoken.engines.transformers.quantized import rows_share_a_scale
 from foretoken.engines.transformers.scores import TransformersScores
+from foretoken.engines.transformers.states import output_head, reading
 from foretoken.engines.transformers.tree_mask import tree_mask
 
 PREFILL_CHUNK = 4096  # tokens
@@ -38,8 +39,6 @@ class TransformersTarget:
     Raises:
         ForetokenError: If the model is no causal language model or its cache cannot rewind.
     """
-
-    provides: frozenset[Need] = frozenset({"top", "runner_up"})
 
     def __init__(
         self,
@@ -64,8 +63,15 @@ class TransformersTarget:
         self._mask_dtype = model.dtype if len(dtypes) == 1 else torch.float32
         takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_row_only = {"logits_to_keep": 1} if takes_rows else {}
+        self._head = output_head(model)
+        self._reads_states = False  # whether the scores will be asked for what the output head reads
         self._draft: Draft | None = None  # what the last score added to the cache, until keep
         self._mark = Mark(0, {})  # where the cache was before it
+
+    @property
+    def provides(self) -> frozenset[Need]:
+        known: frozenset[Need] = frozenset({"top", "runner_up"})
+        return known if self._head is None else known | {"hidden"}
 
     @property
     def max_draft_depth(self) -> int | None:
@@ -83,6 +89,9 @@ class TransformersTarget:
     def num_cached(self) -> int:
         """How many tokens the cache holds."""
         return self.cache.num_cached
+
+    def expect(self, needs: frozenset[Need]) -> None:
+        self._reads_states = "hidden" in needs
 
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[int]) -> Scores:
@@ -106,13 +115,13 @@ class TransformersTarget:
                 self._forward(self.ids[:, start : start + chunk], **self._last_row_only)
                 start += chunk
                 self.cache.drop_out_of_window()
-            logits = self._forward(self.ids[:, start:], **self._last_row_only)
+            logits, states = self._forward(self.ids[:, start:], **self._last_row_only)
         except BaseException:
             self.cache.go_back(mark)
             raise
         self.cache.check_holds(len(prompt), mark)
         self.cache.drop_out_of_window()
-        return TransformersScores(self, logits[-1:], Draft())
+        return TransformersScores(self, logits[-1:], Draft(), None if states is None else states[-1:])
 
     @torch.inference_mode()
     def score(self, last_token: int, draft: Draft) -> Scores:
@@ -128,14 +137,15 @@ class TransformersTarget:
             self.cache.clear()
         self._mark = self.cache.mark()
         try:
-            logits = self._forward(input_ids, **extra)
+            logits, states = self._forward(input_ids, **extra)
             self.cache.check_holds(length + 1 + len(draft), self._mark)
             self.cache.append([last_token])
         except BaseException:  # layers that were reached have grown
             self.cache.go_back(self._mark)
             raise
         self._draft = draft
-        return TransformersScores(self, logits[-1 - len(draft) :], draft)
+        rows = slice(-1 - len(draft), None)
+        return TransformersScores(self, logits[rows], draft, None if states is None else states[rows])
 
     @torch.inference_mode()
     def keep(self, path: Sequence[int]) -> None:
@@ -162,15 +172,20 @@ class TransformersTarget:
         self.cache.rewind(num_tokens)
         self._draft = None
 
-    def _forward(self, input_ids: Tensor, **extra: Any) -> Tensor:
-        """Logits of the rows, [rows, vocab]; the cache grows by them."""
+    def _forward(self, input_ids: Tensor, **extra: Any) -> tuple[Tensor, Tensor | None]:
+        """Logits of the rows, [rows, vocab], and their states if they will be asked for; the cache grows by the rows.
+
+        The states are what the output head read, [rows, width].
+        """
         if self._positions.are_taken and "position_ids" not in extra:
             start = self.num_cached
             extra["position_ids"] = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
-        states = self.cache.states
-        outputs = self.model(input_ids=input_ids, past_key_values=states, use_cache=True, return_dict=True, **extra)
-        logits: Tensor = outputs.logits[0]
-        return logits
+        extra |= {"past_key_values": self.cache.states, "use_cache": True, "return_dict": True}
+        if self._head is None or not self._reads_states:
+            return self.model(input_ids=input_ids, **extra).logits[0], None
+        with reading(self._head) as read:
+            logits = self.model(input_ids=input_ids, **extra).logits[0]
+        return logits, read[-1][0]
 
     def _tree_arguments(self, draft: Draft, num_cached: int) -> dict[str, Any]:
         """The mask, one per kind of layer where there are several, and the positions."""

@@ -134,7 +134,7 @@ def test_medusa_heads_are_residual_blocks_and_a_projection() -> None:
     for i in range(3):
         x = state.double().numpy()
         for j in range(2):
-            y = w[f"blocks.{i}.{j}.weight"] @ x + w[f"blocks.{i}.{j}.bias"]
+            y = w[f"blocks.{i}.layers.{j}.weight"] @ x + w[f"blocks.{i}.layers.{j}.bias"]
             x = x + y / (1 + np.exp(-y))
         expected.append(w[f"lm_heads.{i}.weight"] @ x)
     np.testing.assert_allclose(module.all(state).detach().numpy(), expected, rtol=1e-4, atol=1e-5)

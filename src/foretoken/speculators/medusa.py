@@ -42,10 +42,25 @@ class MedusaConfig:
                 raise ModelError(f"{name} of Medusa heads must be at least {least}, not {getattr(self, name)}.")
 
 
-class MedusaHeads(IndependentHeads):
-    """Blocks x + SiLU(Linear(x)), then a projection onto the vocabulary, for each head.
+class ResidualBlocks(nn.Module):
+    """Blocks x + SiLU(Linear(x)), one after the other; each starts as the identity."""
 
-    Without training a head guesses what the base's output head chooses, as its blocks start at zero.
+    def __init__(self, width: int, num_blocks: int, bias: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(num_blocks))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + functional.silu(layer(x))
+        return x
+
+
+class MedusaHeads(IndependentHeads):
+    """Residual blocks, then a projection onto the vocabulary, for each head. Its parameters have vLLM's names.
+
+    Without training a head guesses what the base's output head chooses.
 
     Args:
         config: Their shape.
@@ -58,15 +73,12 @@ class MedusaHeads(IndependentHeads):
         self.config = config
         width = config.hidden_size
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Linear(width, width, bias=config.fc_bias) for _ in range(config.medusa_num_layers))
-            for _ in range(config.medusa_num_heads)
+            ResidualBlocks(width, config.medusa_num_layers, config.fc_bias) for _ in range(config.medusa_num_heads)
         )
         self.lm_heads = nn.ModuleList(
             nn.Linear(width, config.vocab_size, bias=False)
             for _ in range(1 if config.shared_output else config.medusa_num_heads)
         )
-        for parameter in self.blocks.parameters():
-            nn.init.zeros_(parameter)
         if output_head is not None:
             assert isinstance(output_head.weight, Tensor)
             with torch.no_grad():
@@ -76,8 +88,4 @@ class MedusaHeads(IndependentHeads):
 
     def each(self, states: Tensor) -> Iterator[Tensor]:
         for i, block in enumerate(self.blocks):
-            assert isinstance(block, nn.ModuleList)
-            x = states
-            for layer in block:
-                x = x + functional.silu(layer(x))
-            yield self.lm_heads[min(i, len(self.lm_heads) - 1)](x)
+            yield self.lm_heads[min(i, len(self.lm_heads) - 1)](block(states))

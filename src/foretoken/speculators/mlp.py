@@ -9,7 +9,6 @@ Stage i turns a state and a token into the next state, from which its head guess
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foretoken.core.errors import ModelError
-from foretoken.speculators.module import SpeculatorModule
+from foretoken.speculators.module import SequentialHeads
 
 EPSILON = 1e-6
 
@@ -77,7 +76,7 @@ class RMSNormWithBias(nn.Module):
         return _normalised(x) * self.weight + self.bias
 
 
-class MLPSpeculator(SpeculatorModule):
+class MLPSpeculator(SequentialHeads):
     """The stages of an MLP speculator. Its parameters have the published names.
 
     Tied stages share the last module of each list: one embedding, head and norm, and two projections.
@@ -104,31 +103,14 @@ class MLPSpeculator(SpeculatorModule):
         self.token_scale = emb_weight / state_weight  # the norm takes care of the common factor
 
     def step(self, stage: int, state: Tensor, tokens: Tensor) -> Tensor:
-        """The state after a stage.
-
-        Args:
-            stage: Counted from 0.
-            state: [..., base_width] of the base before stage 0, [..., inner_dim] of the stage before it otherwise.
-            tokens: int64 [...]. The tokens guessed last: before stage 0, those that the base chose.
-
-        Returns:
-            [..., inner_dim].
-        """
         if stage == 0 and self.config.scale_input:
             state = _normalised(state) / math.sqrt(2)
         state = _of(self.proj, stage)(state) + self.token_scale * _of(self.emb, stage)(tokens)
         return functional.gelu(_of(self.ln, stage)(state))
 
     def logits(self, stage: int, state: Tensor) -> Tensor:
-        """The logits [..., vocab] of a stage's head for ``state`` [..., inner_dim], as ``step`` returned it."""
         guess: Tensor = _of(self.head, stage)(state)
         return guess
-
-    def head_logits(self, states: Tensor, tokens: Tensor) -> Iterator[Tensor]:
-        length = states.shape[1]
-        for i in range(self.num_heads):
-            states = self.step(i, states, tokens[:, 1 + i : 1 + i + length])
-            yield self.logits(i, states)
 
 
 def _normalised(x: Tensor) -> Tensor:

@@ -67,3 +67,30 @@ class IndependentHeads(SpeculatorModule):
 
     def head_logits(self, states: Tensor, tokens: Tensor) -> Iterator[Tensor]:
         return self.each(states)
+
+
+class SequentialHeads(SpeculatorModule):
+    """Stages that each read the token guessed last, and turn the state of the stage before into their own."""
+
+    @abstractmethod
+    def step(self, stage: int, state: Tensor, tokens: Tensor) -> Tensor:
+        """The state after a stage.
+
+        Args:
+            stage: Counted from 0.
+            state: [..., base_width], the base's, before stage 0; otherwise what the stage before returned.
+            tokens: int64 [...]. The tokens guessed last; before stage 0, those that the base chose.
+
+        Returns:
+            [..., width of the stages' own states].
+        """
+
+    @abstractmethod
+    def logits(self, stage: int, state: Tensor) -> Tensor:
+        """The logits [..., vocab] of a stage, given the state that its ``step`` returned."""
+
+    def head_logits(self, states: Tensor, tokens: Tensor) -> Iterator[Tensor]:
+        length = states.shape[1]
+        for stage in range(self.num_heads):
+            states = self.step(stage, states, tokens[:, 1 + stage : 1 + stage + length])
+            yield self.logits(stage, states)

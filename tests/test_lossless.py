@@ -20,12 +20,14 @@ from transformers import (
 )
 
 from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
+from foretoken.core.contracts import Heads
 from foretoken.core.draft import Draft
 from foretoken.core.verify import Commit
-from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, SharedNgrams
+from foretoken.drafters import AdaptiveNgram, HeadsDrafter, NgramMixer, PromptLookupDrafter, SharedNgrams
+from foretoken.drafters.head_trees import BestFirst, read_shape
 from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.drafters.recycle import RecycleDrafter
-from foretoken.engines.toy import ToyTarget
+from foretoken.engines.toy import ToyHeads, ToyTarget
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.corpus.build import build
@@ -52,6 +54,12 @@ def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int
     ngrams: list[Drafter] = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookupDrafter(), mixed(prompt, answer)]
     shown: list[Drafter] = [RecycleDrafter(), LookaheadDrafter(3, 3, 3), mixed(prompt, answer, recycle=True)]
     return [*ngrams, *shown, RandomTrees(seed, vocab), oracle]
+
+
+def heads(guessers: Heads) -> list[Drafter]:
+    """Trained heads in each shape of tree; the chain without noise."""
+    shapes = [BestFirst(0.01, 8), read_shape("3x2x1", 4), read_shape("[[0], [0, 0], [1], [0, 0, 1], [0, 0, 0]]", 5)]
+    return [HeadsDrafter(guessers, BestFirst(0.0, 1), noise=False), *(HeadsDrafter(guessers, one) for one in shapes)]
 
 
 def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> NgramMixer:
@@ -104,7 +112,7 @@ def test_toy_output_does_not_depend_on_the_drafter(
     plain, plain_stats = run(target, None, prompt, **options)
     assert plain_stats.steps == len(plain) - 1
     adaptive = AdaptiveBudget(budget, {1: 1.0, 33: 1.1})  # a machine on which drafts pay, whatever this one is
-    for drafter in drafters(seed, prompt, plain, 5):
+    for drafter in [*drafters(seed, prompt, plain, 5), *heads(ToyHeads(target))]:
         for policy in (FixedBudget(budget), adaptive):
             drafted, stats = run(target, drafter, prompt, **options, budget=policy)
             assert drafted == plain

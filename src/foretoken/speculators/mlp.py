@@ -73,7 +73,7 @@ class RMSNormWithBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _normalised(x) * self.weight + self.bias
+        return functional.rms_norm(x, self.weight.shape, self.weight, EPSILON) + self.bias
 
 
 class MLPSpeculator(SequentialHeads):
@@ -104,17 +104,13 @@ class MLPSpeculator(SequentialHeads):
 
     def step(self, stage: int, state: Tensor, tokens: Tensor) -> Tensor:
         if stage == 0 and self.config.scale_input:
-            state = _normalised(state) / math.sqrt(2)
-        state = _of(self.proj, stage)(state) + self.token_scale * _of(self.emb, stage)(tokens)
+            state = functional.rms_norm(state, state.shape[-1:], eps=EPSILON) / math.sqrt(2)
+        state = torch.add(_of(self.proj, stage)(state), _of(self.emb, stage)(tokens), alpha=self.token_scale)
         return functional.gelu(_of(self.ln, stage)(state))
 
     def logits(self, stage: int, state: Tensor) -> Tensor:
         guess: Tensor = _of(self.head, stage)(state)
         return guess
-
-
-def _normalised(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPSILON)
 
 
 def _of(modules: nn.ModuleList, stage: int) -> nn.Module:

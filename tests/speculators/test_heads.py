@@ -14,9 +14,10 @@ from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers.choice import gumbel
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
 from foretoken.speculators.heads import TorchHeads
+from foretoken.speculators.lstm import LSTMSpeculator, LSTMSpeculatorConfig
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
-from foretoken.speculators.module import IndependentHeads
+from foretoken.speculators.module import IndependentHeads, SequentialHeads
 
 WIDTH, VOCAB = 6, 100
 
@@ -24,6 +25,11 @@ WIDTH, VOCAB = 6, 100
 def mlp(tied: bool = True) -> MLPSpeculator:
     torch.manual_seed(0)
     return MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, 5, 3, tie_weights=tied, scale_input=tied))
+
+
+def lstm() -> LSTMSpeculator:
+    torch.manual_seed(0)
+    return LSTMSpeculator(LSTMSpeculatorConfig(VOCAB, WIDTH, 5, 3))
 
 
 def independent(kind: str) -> IndependentHeads:
@@ -41,10 +47,9 @@ def state() -> Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("module", [mlp(), mlp(tied=False), lstm()], ids=["tied", "untied", "lstm"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_row_follows_the_node_it_extends(tied: bool, temperature: float) -> None:
-    module = mlp(tied)
+def test_a_row_follows_the_node_it_extends(module: SequentialHeads, temperature: float) -> None:
     heads = TorchHeads(module, temperature, k=10)
     first = heads.start(state(), 7, 20)
     second = heads.extend([0, 0], [2, 0])

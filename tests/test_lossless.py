@@ -33,6 +33,7 @@ from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.corpus.build import build
 from foretoken.ngrams.background import Background
 from helpers.drafting import Oracle, RandomTrees
+from helpers.heads import KINDS, torch_heads
 from helpers.shapes import CONFIGS, VOCAB, tiny_model
 
 prompts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -163,7 +164,8 @@ def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, 
     plain, _ = run(target, None, prompt, **options)
     trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
-    for drafter in drafters(seed, prompt, plain, VOCAB):
+    trained = [one for kind in KINDS for one in heads(torch_heads(tiny_model(shape), kind, choice))]
+    for drafter in [*drafters(seed, prompt, plain, VOCAB), *trained]:
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain
         if isinstance(drafter, Oracle) and len(plain) > 8:

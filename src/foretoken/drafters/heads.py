@@ -266,6 +266,7 @@ class Speculator(Recipe):
                 "The drafter 'speculator' needs trained heads, and there are none for this model: name their folder as "
                 "the speculator, or use another drafter."
             )
+        parts.heads()  # which says so if they belong to another model
 
     def make(self, parts: Parts) -> HeadsDrafter:
         self.check(parts)

@@ -23,8 +23,8 @@ TIMES = {"code": 1.0, "edits": 0.6, "books": 0.35, "answers": 2.0}
 HELD_OUT = 50  # one document in so many was held out from the model
 
 RUNS = {
-    "mlp-speculator": ["--heads", "4", "--inner-dim", "256", "--steps", "1000", "--own-steps", "2200"],
-    "blockwise": ["--heads", "4", "--steps", "500", "--own-steps", "1000"],
+    "mlp-speculator": ["--heads", "4", "--inner-dim", "256", "--steps", "1200", "--own-steps", "3200"],
+    "blockwise": ["--heads", "4", "--inner-dim", "256", "--steps", "600", "--own-steps", "1200"],
 }
 
 
@@ -32,7 +32,6 @@ def write_data(args: argparse.Namespace, path: Path) -> None:
     """Write the training documents as JSON lines, the kinds in turns."""
     lines: list[tuple[float, str]] = []
     for kind, texts in documents(args).items():
-        # The tokens of train_tiny's documents came in blocks of 256, and every fiftieth of the whole was held out.
         trained = [text for i, text in enumerate(texts) if i % HELD_OUT]
         count = round(TIMES[kind] * len(trained))
         lines += [(i / count, trained[i % len(trained)]) for i in range(count)]
@@ -61,6 +60,7 @@ def main() -> None:
     for kind, options in RUNS.items():
         command = [sys.executable, "-m", "foretoken", "train", kind, "--base", "tiny", "--data", str(data)]
         command += ["--output", str(args.work / kind), "--work", str(args.work / "shared"), "--dtype", "float32"]
+        command += ["--batch", "1024", "--judge-every", "200", "--html", str(args.work / f"{kind}.html")]
         subprocess.run([*command, *options], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
-from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
+from foretoken.speculators.mlp import MLPSpeculatorConfig
 from foretoken.speculators.module import SpeculatorModule
 from foretoken.training.base import FrozenBase
 from foretoken.training.factored import FactoredMLPSpeculator
@@ -54,22 +55,12 @@ def start(shape: Shape, base: FrozenBase) -> SpeculatorModule:
 
 
 def finished(module: SpeculatorModule) -> nn.Module:
-    """What is saved: the published tensors."""
-    return module.folded() if isinstance(module, FactoredMLPSpeculator) else module
-
-
-def num_saved(module: SpeculatorModule) -> int:
-    """How many weights the saved speculator has."""
-    return sum(weight.numel() for weight in finished(module).parameters())
-
-
-def is_sequential(module: SpeculatorModule) -> bool:
-    """Whether its heads read the tokens before theirs."""
-    return isinstance(module, MLPSpeculator)
+    """A copy in the published tensors and in float16, as it is saved."""
+    return (module.folded() if isinstance(module, FactoredMLPSpeculator) else copy.deepcopy(module)).half()
 
 
 def _float32(head: nn.Linear) -> nn.Linear:
     """The base's output head in the dtype that is trained in."""
-    copy = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device=head.weight.device)
-    copy.load_state_dict(head.state_dict())
-    return copy.requires_grad_(False)
+    same = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device=head.weight.device)
+    same.load_state_dict(head.state_dict())
+    return same.requires_grad_(False)

@@ -54,7 +54,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(STEPS):
         square = x @ x.T
         x = a * x + (b * square + c * (square @ square)) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    nearest: Tensor = x.T if tall else x
+    return nearest.to(matrix.dtype)
 
 
 def optimizers_of(module: nn.Module, vocab_size: int, rate: float) -> list[torch.optim.Optimizer]:

@@ -134,7 +134,7 @@ class Shards:
 
     def _write_states(self, ids: NDArray[np.int64], path: Path) -> None:
         with writing(path, folders=True) as file:
-            np.lib.format.write_array_header_2_0(  # type: ignore[no-untyped-call]
+            np.lib.format.write_array_header_2_0(
                 file, {"descr": "<f2", "fortran_order": False, "shape": (*ids.shape, self._base.width)}
             )
             for start in range(0, len(ids), 8):

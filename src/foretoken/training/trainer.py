@@ -27,8 +27,8 @@ from foretoken.training.tokens import TokenStream
 
 SEGMENT = 64  # rows of a window in a batch
 CLIP = 1.0  # largest norm of a gradient
-JUDGED = 8  # held-out texts of the base's own
-SHARD = 32  # windows of a shard
+JUDGED = 32  # held-out texts of the base's own
+SHARD = 384  # windows of a shard
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Training:
             )
             device = self._base.device
             losses = self._losses(torch.from_numpy(states).to(device).float(), torch.from_numpy(ids).to(device))
-            (torch.stack(losses).sum() * (len(part) / len(mine))).backward()  # type: ignore[no-untyped-call]
+            (torch.stack(losses).sum() * (len(part) / len(mine))).backward()
             total += torch.stack(losses).detach().cpu() * (len(part) / len(mine))
         weights = [weight for weight in self.module.parameters() if weight.grad is not None]
         processes.average([total, *(weight.grad for weight in weights if weight.grad is not None)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing as mp
 import signal
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,18 @@ def arithmetic_for_every_dtype() -> Iterator[None]:
         for query in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
             patch.setattr(torch.ops.mkldnn, query, lambda: True, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def server() -> ForkServerContext:
+    """Forks processes with torch and transformers already imported.
+
+    There is one server in a process, and what it imports is settled when it starts.
+    """
+    context = mp.get_context("forkserver")
+    engines = ["foretoken.engines.parallel", "foretoken.engines.transformers.engine"]
+    context.set_forkserver_preload([*engines, "hypothesis", "pytest"])
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -20,17 +20,20 @@ from transformers import (
 )
 
 from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores, Target, Verdict, decode
+from foretoken.core.contracts import Heads
 from foretoken.core.draft import Draft
 from foretoken.core.verify import Commit
-from foretoken.drafters import AdaptiveNgram, NgramMixer, PromptLookupDrafter, SharedNgrams
+from foretoken.drafters import AdaptiveNgram, HeadsDrafter, NgramMixer, PromptLookupDrafter, SharedNgrams
+from foretoken.drafters.head_trees import BestFirst, read_shape
 from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.drafters.recycle import RecycleDrafter
-from foretoken.engines.toy import ToyTarget
+from foretoken.engines.toy import ToyHeads, ToyTarget
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.corpus.build import build
 from foretoken.ngrams.background import Background
 from helpers.drafting import Oracle, RandomTrees
+from helpers.heads import KINDS, torch_heads
 from helpers.shapes import CONFIGS, VOCAB, tiny_model
 
 prompts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -52,6 +55,12 @@ def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int
     ngrams: list[Drafter] = [AdaptiveNgram(), AdaptiveNgram(max_order=2), PromptLookupDrafter(), mixed(prompt, answer)]
     shown: list[Drafter] = [RecycleDrafter(), LookaheadDrafter(3, 3, 3), mixed(prompt, answer, recycle=True)]
     return [*ngrams, *shown, RandomTrees(seed, vocab), oracle]
+
+
+def heads(guessers: Heads) -> list[Drafter]:
+    """Trained heads in each shape of tree; the chain without noise."""
+    shapes = [BestFirst(0.01, 8), read_shape("3x2x1", 4), read_shape("[[0], [0, 0], [1], [0, 0, 1], [0, 0, 0]]", 5)]
+    return [HeadsDrafter(guessers, BestFirst(0.0, 1), noise=False), *(HeadsDrafter(guessers, one) for one in shapes)]
 
 
 def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> NgramMixer:
@@ -104,7 +113,7 @@ def test_toy_output_does_not_depend_on_the_drafter(
     plain, plain_stats = run(target, None, prompt, **options)
     assert plain_stats.steps == len(plain) - 1
     adaptive = AdaptiveBudget(budget, {1: 1.0, 33: 1.1})  # a machine on which drafts pay, whatever this one is
-    for drafter in drafters(seed, prompt, plain, 5):
+    for drafter in [*drafters(seed, prompt, plain, 5), *heads(ToyHeads(target))]:
         for policy in (FixedBudget(budget), adaptive):
             drafted, stats = run(target, drafter, prompt, **options, budget=policy)
             assert drafted == plain
@@ -155,7 +164,8 @@ def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, 
     plain, _ = run(target, None, prompt, **options)
     trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
-    for drafter in drafters(seed, prompt, plain, VOCAB):
+    trained = [one for kind in KINDS for one in heads(torch_heads(tiny_model(shape), kind, choice))]
+    for drafter in [*drafters(seed, prompt, plain, VOCAB), *trained]:
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain
         if isinstance(drafter, Oracle) and len(plain) > 8:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foretoken
 from foretoken.engines.transformers.loading import TINY
+from helpers.drafting import WITHOUT_HEADS
 
 PROMPTS = sorted((Path(__file__).parent.parent / "examples" / "prompts").iterdir())
 OPTIONS = [{"temperature": 0}, {"temperature": 0.8, "top_p": 0.95, "seed": 5}]
@@ -32,7 +33,7 @@ def test_it_is_small_and_loads_as_any_other():
 @pytest.mark.parametrize(("path", "options"), [*zip(PROMPTS, cycle(OPTIONS))], ids=[path.name for path in PROMPTS])
 def test_its_text_is_the_same_with_and_without_drafting(lm, path, options):
     plain = lm.generate(path.read_text(), max_new_tokens=48, drafter="none", **options)
-    for name in foretoken.drafters.DRAFTERS:
+    for name in WITHOUT_HEADS:
         drafter = "draft-model:model=tiny" if name == "draft-model" else name
         drafted = lm.generate(path.read_text(), max_new_tokens=48, drafter=drafter, **options)
         assert drafted.tokens == plain.tokens and drafted.stats.steps <= plain.stats.steps

@@ -27,9 +27,9 @@ from foretoken.drafters import (
     recipe_of,
 )
 from foretoken.engines import base
-from foretoken.engines.toy import ToyTarget
+from foretoken.engines.toy import ToyHeads, ToyTarget
 from foretoken.engines.transformers.target import TransformersTarget
-from helpers.drafting import named
+from helpers.drafting import WITHOUT_HEADS, named
 from helpers.shapes import LLAMA, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -46,7 +46,7 @@ def test_what_pays_is_the_budget_of_all_that_know_their_chances(monkeypatch):
         lm.generate("abc", drafter=drafter, **options)
         return budgets.pop()
 
-    for name in DRAFTERS:
+    for name in WITHOUT_HEADS:
         known = RECIPES[name].calibrated
         assert isinstance(budget_of(named(name, tiny_model("qwen2"))), AdaptiveBudget if known else type(None))
     assert Mixed.calibrated and not Anpd.calibrated and not PromptLookup.calibrated
@@ -73,7 +73,12 @@ def test_only_mixed_recycles_and_only_mixed_and_ngram_draft_from_what_is_remembe
 
 def test_a_recipe_says_what_its_drafter_needs():
     target = TransformersTarget(tiny_model("llama"))
-    parts = Parts(target, draft_target=lambda model: TransformersTarget(model), exit_target=lambda layer: target)
+    parts = Parts(
+        target,
+        draft_target=lambda model: TransformersTarget(model),
+        exit_target=lambda layer: target,
+        heads=lambda: ToyHeads(ToyTarget(VOCAB)),
+    )
     for name in DRAFTERS:
         recipe = recipe_of(named(name, tiny_model("qwen2")))
         assert recipe is not None and needs_of(recipe.make(parts)) == recipe.needs
@@ -89,7 +94,7 @@ class Blind(ToyTarget):
 def test_what_a_target_does_not_show_is_said_before_any_prompt(name):
     recipe = RECIPES[name]
     if recipe.needs:
-        with pytest.raises(ForetokenError, match=f"The drafter '{name}' needs the likeliest tokens of a row"):
+        with pytest.raises(ForetokenError, match=f"The drafter '{name}' needs the .* of a row"):
             recipe().check(Parts(Blind()))
     elif not recipe.runs_model:
         recipe().check(Parts(Blind()))
@@ -103,7 +108,12 @@ class NoTrees(TransformersTarget):
 
 def test_without_trees_lookahead_is_refused_and_the_others_draft_chains():
     target = NoTrees(tiny_model("llama"))
-    parts = Parts(target, draft_target=lambda model: TransformersTarget(model), exit_target=lambda layer: target)
+    parts = Parts(
+        target,
+        draft_target=lambda model: TransformersTarget(model),
+        exit_target=lambda layer: target,
+        heads=lambda: ToyHeads(ToyTarget(VOCAB)),
+    )
     for name in DRAFTERS:
         recipe = recipe_of(named(name, tiny_model("qwen2")))
         if name == "lookahead":
@@ -119,6 +129,11 @@ def test_an_engine_without_a_second_model_says_so():
     for drafter in ("draft-model:model=tiny", "early-exit"):
         with pytest.raises(ForetokenError, match=f"'{drafter.partition(':')[0]}' runs .* this engine"):
             recipe_of(drafter).check(Parts(ToyTarget()))
+
+
+def test_a_model_without_trained_heads_says_so():
+    with pytest.raises(ForetokenError, match="'speculator' needs trained heads, and there are none for this model"):
+        model(drafter="speculator")
 
 
 def test_a_draft_model_of_one_family_may_have_another_padding():

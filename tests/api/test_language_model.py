@@ -9,8 +9,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from foretoken import FixedBudget, ForetokenError, LanguageModel
-from foretoken.drafters import DRAFTERS
-from helpers.drafting import named
+from helpers.drafting import WITHOUT_HEADS, named
 from helpers.shapes import LLAMA, tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -28,7 +27,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", WITHOUT_HEADS)
 def test_text_is_the_same_with_and_without_drafting(lm, options, drafter):
     plain = lm.generate("hello, hello", drafter="none", **options)
     drafted = lm.generate("hello, hello", drafter=named(drafter, tiny_model("qwen2")), **options)
@@ -87,7 +86,7 @@ def test_stop_strings_and_stop_tokens_end_the_answer(lm):
     whole = lm.generate("abc", max_new_tokens=60, drafter="none")
     stop = whole.text[20:23]
     end = whole.text.index(stop) + len(stop)
-    for name in (*DRAFTERS, "none"):
+    for name in (*WITHOUT_HEADS, "none"):
         drafter = named(name, tiny_model("qwen2"))
         result = lm.generate("abc", max_new_tokens=60, stop=["not in it", stop], drafter=drafter)
         assert (result.text, result.finish_reason) == (whole.text[:end], "stop")

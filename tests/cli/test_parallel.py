@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing as mp
 import os
 import socket
 import sys
@@ -32,12 +31,11 @@ def command(end: Connection, environment: dict[str, str], *words: str) -> None:
             end.send((exit_.code or 0, out.getvalue()))
 
 
-def test_two_processes_write_one_answer(model_folder):
+def test_two_processes_write_one_answer(server, model_folder):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     words = [*ASK, "--model", str(model_folder), "--temperature", "0.9", "--json"]
-    server = mp.get_context("forkserver")
     pipes = [server.Pipe() for _ in range(2)]
     for rank, (_, end) in enumerate(pipes):
         server.Process(target=command, args=(end, meeting | {"RANK": str(rank)}, *words), daemon=True).start()

@@ -29,7 +29,8 @@ def run(monkeypatch, capsys, tokenizer):
     """Run a command here; (exit status, standard output, standard error)."""
 
     def run(command: str, *arguments: object) -> tuple[int, str, str]:
-        words = [command, "--tokenizer", tokenizer, "--jobs", 1, *arguments]
+        corpus = [] if "--background" in arguments else ["--background", "none"]
+        words = [command, "--tokenizer", tokenizer, "--jobs", 1, *corpus, *arguments]
         return call(monkeypatch, capsys, *words)
 
     return run

@@ -88,7 +88,7 @@ FIXED = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 32)
     "chances", [always(0.5), always(0.8), always(0.95), mixed], ids=["half", "good", "best", "mix"]
 )
 def test_it_is_about_as_good_as_the_best_fixed_budget(cost, chances):
-    best = max(simulate(FixedBudget(size), cost, chances, 1500) for size in FIXED)
+    best = max(simulate(FixedBudget(size), cost, chances, 700) for size in FIXED)
     assert simulate(AdaptiveBudget(), cost, chances) > 0.95 * best
 
 

@@ -48,7 +48,7 @@ def blur(tokens: Sequence[int], logits: list[float]) -> list[float]:
     return [x + gumbel(7, len(tokens), token) for token, x in enumerate(logits)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     prompt=prompts,
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
@@ -123,7 +123,7 @@ def test_a_rewound_toy_drafts_as_a_fresh_one(seed):
 
 
 @pytest.mark.parametrize("shape", CONFIGS)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_rewound_cache_drafts_as_a_fresh_one(shape, seed):
     drafts_after_rewinds(lambda: TransformersTarget(tiny_model(shape), Choice(seed=seed)), VOCAB, seed)

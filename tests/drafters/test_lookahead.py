@@ -47,7 +47,7 @@ def answer(
     return [token for step in steps for token in step.tokens], len(steps)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     prompt=prompts,
     shape=shapes,
@@ -104,7 +104,7 @@ def reference(next_token, drafter: LookaheadDrafter, prompt: Sequence[int], num_
     return list(islice(lookahead(next_token, prompt, first, **settings), num_steps))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     prompt=prompts,
     shape=shapes.filter(lambda shape: shape[:2] != (1, 2)),  # whose window is the last token's own row
@@ -192,7 +192,7 @@ def papers_layout(levels: Sequence[Sequence[int]], candidates: Sequence[Sequence
     return names, positions, {(row, other) for row in names for other in names if sees(row, other)}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 20), st.integers(2, 7), st.integers(1, 20)).filter(
         lambda shape: shape[:2] != (1, 2)

@@ -24,6 +24,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(0, 10),
     bool: st.booleans(),
     type(None): st.none(),
+    str: st.one_of(TEXTS, st.sampled_from(["best", "4x3x2x2", "[[0], [0, 0]]"])),
     Any: TEXTS,
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from foretoken import Draft, Drafter, Scores, Step
 from foretoken.core.contracts import FinishReason
-from foretoken.drafters import DraftModel, Parts, Recipe
+from foretoken.drafters import DRAFTERS, DraftModel, Parts, Recipe, Speculator
 
 
 def verified(
@@ -23,6 +23,9 @@ def verified(
     for token in tokens[:-1]:
         path.append(next(child for child in draft.children(path[-1]) if draft.tokens[child] == token))
     return Step(draft, tuple(tokens), scores, finish_reason, tuple(path[1:]))
+
+
+WITHOUT_HEADS = tuple(name for name in DRAFTERS if name != Speculator.name)  # for a model that has no trained heads
 
 
 class Stateless:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foretoken.core.errors import ForetokenError
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
 from foretoken.speculators.formats import load_speculator, save_speculator
+from foretoken.speculators.lstm import LSTMSpeculator, LSTMSpeculatorConfig
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
 from foretoken.speculators.module import SpeculatorModule
@@ -160,6 +161,35 @@ def for_vllm(arrays: Arrays, layers: int = 2) -> Arrays:
     return found
 
 
+LSTM = {
+    "architectures": ["ArcticLSTMSpeculatorPreTrainedModel"],
+    "base_model_archs": ["LlamaForCausalLM"],
+    "method": "sum_lstm",
+    "model_type": "mlp_speculator",
+    "vocab_size": VOCAB,
+    "input_hidden_dim": WIDTH,
+    "inner_dim": "4",
+    "proj_dim": "4",
+    "emb_dim": "4",
+    "n_predict": 3,
+    "tie_weights": True,
+    "tie_lstm_embs": True,
+    "scale_input": True,
+}
+
+
+def lstm_arrays(prefix: str = "") -> Arrays:
+    """As ArcticTraining's state_dict names them: what gates and stages share is there for each of them."""
+    found = {f"head.{i}.weight": random(VOCAB, INNER) for i in range(3)}
+    for k, gate in enumerate(("forget", "input", "cell", "output")):
+        found[f"{gate}_emb.0.weight"] = random(VOCAB, INNER) + 1
+        for i in range(2):
+            found[f"{gate}_proj.{i}.weight"] = random(INNER, INNER if i else WIDTH) + k + 10 * i
+    for name in ("cell_ln", "state_ln"):
+        found |= {f"{name}.0.weight": random(INNER), f"{name}.0.bias": random(INNER) + 1}
+    return {prefix + name: array for name, array in found.items()}
+
+
 # Reading what others write
 
 
@@ -193,7 +223,7 @@ def test_tied_stages_need_five_groups_of_tensors(tmp_path: Path, copies: bool) -
 
 
 def test_stages_that_are_said_to_be_tied_and_differ_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ForetokenError, match=r"ties the stages' weights, but emb\.1\.weight differs"):
+    with pytest.raises(ForetokenError, match=r"ties the weights, but emb\.1\.weight differs"):
         load(folder_of(tmp_path, shape_of(tied=True), tensors_of()))
 
 
@@ -203,6 +233,49 @@ def test_stages_that_are_said_to_be_tied_and_differ_are_refused(tmp_path: Path) 
 def test_arctics_layout_by_hand(tmp_path: Path, architectures: object) -> None:
     config = shape_of(tied=True) | {"architectures": architectures, "base_model_archs": ["LlamaForCausalLM"]}
     assert isinstance(load(folder_of(tmp_path, config, tensors_of(1, 2, prefix=""))), MLPSpeculator)
+
+
+@pytest.mark.parametrize("prefix", ["speculator.", ""])
+@pytest.mark.parametrize("name", ["ArcticLSTMSpeculatorPreTrainedModel", "MLPVariantSpeculatorPreTrainedModel"])
+def test_arctics_lstm_by_hand(tmp_path: Path, prefix: str, name: str) -> None:
+    arrays = lstm_arrays()
+    module = load(folder_of(tmp_path, LSTM | {"architectures": [name]}, lstm_arrays(prefix)))
+    assert isinstance(module, LSTMSpeculator)
+    assert module.config == LSTMSpeculatorConfig(VOCAB, WIDTH, INNER, 3, scale_input=True)
+    for i in range(2):
+        gates = [arrays[f"{gate}_proj.{i}.weight"] for gate in ("forget", "input", "output", "cell")]
+        np.testing.assert_array_equal(module.state_dict()[f"proj.{i}.weight"], np.concatenate(gates))
+    np.testing.assert_array_equal(module.state_dict()["emb.weight"], arrays["forget_emb.0.weight"])
+    save_speculator(module, tmp_path / "again", "arctic", base_architectures=("LlamaForCausalLM",))
+    written = read_safetensors(tmp_path / "again" / "model.safetensors")
+    assert written.keys() == arrays.keys() - {"head.1.weight", "head.2.weight"}
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, arrays[name])
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config.items() >= (LSTM | {"torch_dtype": "float32"}).items()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "sum_rnn"}, "method 'sum_rnn'"),
+        ({"tie_weights": False}, "tie_weights False"),
+        ({"tie_lstm_embs": False}, "tie_lstm_embs False"),
+        ({"inner_dim": "4.4"}, r"'4\.4' as inner_dim"),
+        ({"proj_dim": "8"}, "must be equal"),
+        ({"input_hidden_dim": 8}, "states of width 8"),
+        ({"inner_dim": 5, "proj_dim": 5, "emb_dim": 5}, "has the shape"),
+    ],
+)
+def test_an_lstm_config_that_cannot_be_honoured(change: Json, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ForetokenError, match=words):
+        load(folder_of(tmp_path, LSTM | change, lstm_arrays()))
+
+
+def test_gates_that_are_said_to_be_tied_and_differ_are_refused(tmp_path: Path) -> None:
+    arrays = lstm_arrays() | {"cell_emb.0.weight": random(VOCAB, INNER)}
+    with pytest.raises(ForetokenError, match=r"ties the weights, but cell_emb\.0\.weight differs from emb\.weight"):
+        load(folder_of(tmp_path, LSTM, arrays))
 
 
 def test_both_layouts_of_medusa_map_onto_one_another(tmp_path: Path) -> None:
@@ -277,6 +350,7 @@ def speculators() -> list[tuple[SpeculatorModule, str]]:
         (plain, "arctic"),
         (tied, "published"),
         (tied, "arctic"),
+        (LSTMSpeculator(LSTMSpeculatorConfig(VOCAB, WIDTH, INNER, 3, scale_input=True)), "arctic"),
         (medusa, "published"),
         (medusa, "vllm"),
         (shared, "vllm"),
@@ -314,7 +388,7 @@ def test_what_is_written_has_the_published_names_and_keys(tied: bool, tmp_path: 
     expected = tensors_of(1, 2) if tied else tensors_of()
     arrays = read_safetensors(tmp_path / "model.safetensors")
     assert {name: array.shape for name, array in arrays.items()} == {n: a.shape for n, a in expected.items()}
-    np.testing.assert_array_equal(arrays["speculator.emb.0.weight"], module.emb[0].weight.detach().numpy())
+    np.testing.assert_array_equal(arrays["speculator.emb.0.weight"], module.state_dict()["emb.0.weight"])
 
 
 def test_arctics_config_names_the_bases_architecture(tmp_path: Path) -> None:
@@ -360,7 +434,7 @@ def without(key: str) -> Json:
         (shape_of() | {"top_k_tokens_per_head": [5, 4]}, "must be 3 positive numbers"),
         (shape_of() | {"top_k_tokens_per_head": "543"}, "must be a list of integers"),
         (shape_of() | {"architectures": ["LlamaForCausalLM"]}, "'LlamaForCausalLM'"),
-        (shape_of() | {"architectures": ["ArcticLSTMSpeculatorPreTrainedModel"]}, "'ArcticLSTMSpeculatorPreTrained"),
+        (shape_of() | {"architectures": ["ArcticLSTMSpeculatorPreTrainedModel"]}, "method None"),
         (shape_of() | {"architectures": ["A", "B"]}, "several architectures"),
         (shape_of() | {"architectures": 3}, "several architectures"),
         ({}, "nothing that is known"),

@@ -14,9 +14,10 @@ from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers.choice import gumbel
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
 from foretoken.speculators.heads import TorchHeads
+from foretoken.speculators.lstm import LSTMSpeculator, LSTMSpeculatorConfig
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
-from foretoken.speculators.module import IndependentHeads
+from foretoken.speculators.module import IndependentHeads, SequentialHeads
 
 WIDTH, VOCAB = 6, 100
 
@@ -26,13 +27,19 @@ def mlp(tied: bool = True) -> MLPSpeculator:
     return MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, 5, 3, tie_weights=tied, scale_input=tied))
 
 
+def lstm() -> LSTMSpeculator:
+    torch.manual_seed(0)
+    return LSTMSpeculator(LSTMSpeculatorConfig(VOCAB, WIDTH, 5, 3))
+
+
 def independent(kind: str) -> IndependentHeads:
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, VOCAB, bias=False)
     if kind == "blockwise":
         return BlockwiseHeads(BlockwiseConfig(VOCAB, WIDTH, 3, 5), head)
     module = MedusaHeads(MedusaConfig(VOCAB, WIDTH, 3, 1), head)
-    nn.init.normal_(module.blocks[2].layers[0].weight)
+    for parameter in module.blocks[2].parameters():
+        nn.init.normal_(parameter)
     return module
 
 
@@ -40,10 +47,9 @@ def state() -> Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("module", [mlp(), mlp(tied=False), lstm()], ids=["tied", "untied", "lstm"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_row_follows_the_node_it_extends(tied: bool, temperature: float) -> None:
-    module = mlp(tied)
+def test_a_row_follows_the_node_it_extends(module: SequentialHeads, temperature: float) -> None:
     heads = TorchHeads(module, temperature, k=10)
     first = heads.start(state(), 7, 20)
     second = heads.extend([0, 0], [2, 0])
@@ -69,7 +75,12 @@ def test_independent_heads_run_once_and_say_the_same_in_every_row(kind: str, mon
     module = independent(kind)
     runs: list[int] = []
     run = type(module).all
-    monkeypatch.setattr(type(module), "all", lambda self, state: (runs.append(1), run(self, state))[1])
+
+    def counted(self: IndependentHeads, state: Tensor) -> Tensor:
+        runs.append(1)
+        return run(self, state)
+
+    monkeypatch.setattr(type(module), "all", counted)
     heads = TorchHeads(module, 0.5)
     found = [heads.start(state(), 7, 20), heads.extend([0, 0], [0, 1]), heads.extend([0, 1, 1], [0, 1, 2])]
     for i, (candidates, rows) in enumerate(zip(found, (1, 2, 3), strict=True)):

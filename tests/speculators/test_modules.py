@@ -13,6 +13,7 @@ from torch import nn
 
 from foretoken.core.errors import ForetokenError
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
+from foretoken.speculators.lstm import LSTMSpeculator, LSTMSpeculatorConfig
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
 from foretoken.speculators.module import SpeculatorModule
@@ -46,6 +47,7 @@ def modules() -> list[SpeculatorModule]:
     return [
         shaken(MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, 4, 3))),
         shaken(MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, 4, 3, tie_weights=True, scale_input=True))),
+        shaken(LSTMSpeculator(LSTMSpeculatorConfig(VOCAB, WIDTH, 4, 3))),
         shaken(BlockwiseHeads(BlockwiseConfig(VOCAB, WIDTH, 3, 5), output_head())),
         shaken(MedusaHeads(MedusaConfig(VOCAB, WIDTH, 3, 2), output_head())),
         shaken(MedusaHeads(MedusaConfig(VOCAB, WIDTH, 2, 1, fc_bias=False, shared_output=True), output_head())),
@@ -80,6 +82,40 @@ def test_the_mlp_speculator_computes_the_published_formulas(n: int, tied: bool, 
     module = shaken(MLPSpeculator(config)).double()
     state, tokens = torch.randn(1, 1, WIDTH, dtype=torch.float64), torch.arange(n + 1)[None] % VOCAB
     expected = mlp_by_hand(weights(module), n, tied, scaled, state[0, 0].numpy(), tokens[0, 1:].tolist())
+    found = [logits[0, 0].detach().numpy() for logits in module.head_logits(state, tokens)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def lstm_by_hand(w: dict[str, Array], n: int, scaled: bool, state: Array, tokens: list[int]) -> list[Array]:
+    """ArcticInference's ``sum_lstm`` in numpy, a gate at a time."""
+    d = w["emb.weight"].shape[1]
+    state_weight = 0.5 ** (0.5 / n)
+    scale = math.sqrt((1 - state_weight**2) * d / 2) / state_weight
+
+    def activated(x: Array, name: str) -> Array:
+        x = x / np.sqrt((x**2).mean() + 1e-6) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
+
+    if scaled:
+        state = state / np.sqrt((state**2).mean() + 1e-6) / math.sqrt(2)
+    cell, found = np.zeros(d), []
+    for i in range(n):
+        forget, new, output, candidate = (
+            w[f"proj.{min(i, 1)}.weight"][gate * d : (gate + 1) * d] @ state + scale * w["emb.weight"][tokens[i]]
+            for gate in range(4)
+        )
+        cell = cell / (1 + np.exp(-forget)) + activated(candidate, "cell_ln") / (1 + np.exp(-new))
+        state = activated(cell, "state_ln") / (1 + np.exp(-output))
+        found.append(w["head.weight"] @ state)
+    return found
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_lstm_speculator_computes_arctics_formulas(n: int, scaled: bool) -> None:
+    module = shaken(LSTMSpeculator(LSTMSpeculatorConfig(VOCAB, WIDTH, 4, n, scaled))).double()
+    state, tokens = torch.randn(1, 1, WIDTH, dtype=torch.float64), torch.arange(n + 1)[None] % VOCAB
+    expected = lstm_by_hand(weights(module), n, scaled, state[0, 0].numpy(), tokens[0, 1:].tolist())
     found = [logits[0, 0].detach().numpy() for logits in module.head_logits(state, tokens)]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
@@ -174,6 +210,7 @@ def test_head_i_guesses_the_token_two_and_i_after_the_one_that_was_read(module: 
         (lambda: MLPSpeculatorConfig(VOCAB, WIDTH, -4, 3), "inner_dim"),
         (lambda: MLPSpeculatorConfig(VOCAB, WIDTH, 4, 3, top_k_tokens_per_head=(5, 4)), "3 positive numbers"),
         (lambda: MLPSpeculatorConfig(VOCAB, WIDTH, 4, 3, top_k_tokens_per_head=(5, 4, 0)), "3 positive numbers"),
+        (lambda: LSTMSpeculatorConfig(VOCAB, WIDTH, 0), "inner_dim"),
         (lambda: BlockwiseConfig(VOCAB, WIDTH, 0, 4), "num_heads"),
         (lambda: MedusaConfig(VOCAB, 0, 1, 4), "hidden_size"),
     ],

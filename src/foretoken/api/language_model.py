@@ -18,7 +18,7 @@ from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
 from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, Parts, Recipe, recipe_of
 from foretoken.engines import engine_of, load_engine
-from foretoken.engines.base import Engine, Messages, Request
+from foretoken.engines.base import FOUND, Engine, Messages, Request
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
 from foretoken.memory.costs import costs_of
 from foretoken.memory.history import History
@@ -39,6 +39,8 @@ class LanguageModel:
         background: A corpus to draft from: "general", which comes with the package, the folder of a store that
             ``foretoken corpus build`` made, or None.
         history: Keeps answers between runs. If None, they are forgotten with this object.
+        speculator: The folder of heads trained on the model's states; "auto" for the folder "speculator" within the
+            model's own, if there is one; None for none. An engine has its own.
 
     Raises:
         ForetokenError: If the model cannot be drafted for, the drafter is unknown, or the background corpus does not
@@ -53,8 +55,11 @@ class LanguageModel:
         *,
         background: str | Path | None = "general",
         history: History | None = None,
+        speculator: str | PathLike[str] | None = FOUND,
     ) -> None:
-        self.engine: Engine = model if tokenizer is None else engine_of(model, tokenizer)
+        if tokenizer is None and speculator != FOUND:
+            raise RequestError("An engine has a speculator of its own: leave it out here.")
+        self.engine: Engine = model if tokenizer is None else engine_of(model, tokenizer, speculator)
         self.drafter = recipe_of(drafter)
         if background not in (None, "general"):
             require_memory(self.drafter, "background")
@@ -206,6 +211,7 @@ def load(
     background: str | Path | None = "general",
     history: bool | str | Path | None = False,
     trust_remote_code: bool = False,
+    speculator: str | PathLike[str] | None = FOUND,
 ) -> LanguageModel:
     """A language model, ready to draft for.
 
@@ -222,6 +228,8 @@ def load(
             ``foretoken.memory.history.default_path()``; False or None to write nothing and forget them with the
             process. A file that cannot be used gets a warning and is left alone. Defaults to False.
         trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
+        speculator: The folder of heads trained on the model's states, as the drafter "speculator" needs them. "auto"
+            for the folder "speculator" within the model's own, if there is one; "none" or None for none.
 
     Raises:
         ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
@@ -233,7 +241,7 @@ def load(
     kept = None if history is None or history is False else History(None if history is True else Path(history))
     if kept is not None:
         kept.check()
-    engine = load_engine(model, dtype, device, trust_remote_code)
+    engine = load_engine(model, dtype, device, trust_remote_code, speculator)
     return LanguageModel(engine, drafter=drafter, background=background, history=kept)
 
 

@@ -99,6 +99,7 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
     given = {
         "--reference": bool(drafting.reference),
         "--background": drafting.background not in ("general", "none"),
+        "--speculator": drafting.speculator not in ("auto", "none"),
         "--history": history is not None,
         "--namespace": namespace != "default",
     }

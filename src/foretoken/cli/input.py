@@ -142,6 +142,7 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
             drafter=DEFAULT_DRAFTER if drafting.drafter is None else drafting.drafter,
             background=None if drafting.background == "none" else drafting.background,
             history=history,
+            speculator=drafting.speculator,
         )
         lm.engine.settle_threads()
     compile_first(lm.drafter)

@@ -43,6 +43,13 @@ Device = Annotated[
 Background = Annotated[
     str, of_draft(help='Corpus to draft from: "general", the folder of a corpus, or "none".', metavar="NAME")
 ]
+Speculator = Annotated[
+    str,
+    of_draft(
+        help='Folder of heads trained on the model\'s states, "auto" for the one in the model\'s folder, or "none".',
+        metavar="FOLDER",
+    ),
+]
 ShowDrafts = Annotated[bool, of_output("--show-drafts", help="Show accepted draft tokens in colour.")]
 AsJson = Annotated[bool, of_output("--json", help="Print JSON instead of text.")]
 JsonFile = Annotated[Path | None, of_output("--json", help="Write the numbers to this file.")]
@@ -116,6 +123,7 @@ class DraftOptions:
         of_draft(help="File that the answer may quote or edit (repeatable).", metavar="FILE"),
     ] = None
     background: Background = "general"
+    speculator: Speculator = "auto"
 
 
 @dataclass(frozen=True)

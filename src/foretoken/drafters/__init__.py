@@ -10,6 +10,7 @@ from foretoken.core.errors import RequestError
 from foretoken.drafters.anpd import AdaptiveNgram, Anpd
 from foretoken.drafters.draft_model import DraftModel, DraftModelDrafter
 from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
+from foretoken.drafters.heads import HeadsDrafter, Speculator
 from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
 from foretoken.drafters.ngram import Mixed, Ngram, NgramMixer
 from foretoken.drafters.prompt_lookup import PromptLookup, PromptLookupDrafter
@@ -30,6 +31,7 @@ __all__ = [
     "DraftModelDrafter",
     "EarlyExit",
     "EarlyExitDrafter",
+    "HeadsDrafter",
     "Lookahead",
     "LookaheadDrafter",
     "Mixed",
@@ -42,6 +44,7 @@ __all__ = [
     "Recycle",
     "RecycleDrafter",
     "SharedNgrams",
+    "Speculator",
     "WithWindow",
     "recipe_of",
 ]
@@ -58,6 +61,7 @@ RECIPES: dict[str, type[Recipe]] = {
         Lookahead,
         DraftModel,
         EarlyExit,
+        Speculator,
     )
 }
 DRAFTERS = tuple(RECIPES)

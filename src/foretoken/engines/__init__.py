@@ -12,15 +12,21 @@ from foretoken.core.errors import ModelError
 if TYPE_CHECKING:
     from foretoken.engines.base import Engine
 
-# Which module's ``load(name, dtype, device, trust_remote_code)`` gives the engine of a model: the first whose pattern
-# matches the model's name. The module's name is also that of the extra that installs the engine's library.
+# Which module's ``load(name, dtype, device, trust_remote_code, speculator)`` gives the engine of a model: the first
+# whose pattern matches the model's name. The module's name is also that of the extra that installs the library.
 ENGINES = {
     "toy": "foretoken.engines.toy",
     "*": "foretoken.engines.transformers.engine",
 }
 
 
-def load_engine(model: str, dtype: str, device: str | None, trust_remote_code: bool) -> Engine:
+def load_engine(
+    model: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    speculator: str | os.PathLike[str] | None = "auto",
+) -> Engine:
     """The engine of a model by its name; see ``foretoken.load``.
 
     Raises:
@@ -30,16 +36,16 @@ def load_engine(model: str, dtype: str, device: str | None, trust_remote_code: b
         raise ModelError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(model)
     place = next(module for pattern, module in ENGINES.items() if fnmatch(name, pattern))
-    return cast("Engine", _imported(place).load(name, dtype, device, trust_remote_code))
+    return cast("Engine", _imported(place).load(name, dtype, device, trust_remote_code, speculator))
 
 
-def engine_of(model: Any, tokenizer: Any) -> Engine:
+def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = "auto") -> Engine:
     """The engine of a model and a tokenizer that are loaded already: those of transformers come in two parts.
 
     Raises:
         ForetokenError: If it cannot be drafted for.
     """
-    return cast("Engine", _imported(ENGINES["*"]).TransformersEngine(model, tokenizer))
+    return cast("Engine", _imported(ENGINES["*"]).TransformersEngine(model, tokenizer, speculator=speculator))
 
 
 def _imported(module: str) -> Any:

@@ -18,6 +18,8 @@ from foretoken.core.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 256  # if neither the caller nor the model says how long an answer may be
 
+FOUND = "auto"  # stands for the trained heads in the model's own folder, if there are any
+
 NOTHING: Mapping[str, Any] = {}
 Messages = Sequence[Mapping[str, str]]
 BatchEncoder = Callable[[list[str]], list[list[int]]]

@@ -11,7 +11,7 @@ from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
 from foretoken.core.noise import gumbel, perturbed
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import NOTHING, BatchEncoder, Engine, Messages, Request
+from foretoken.engines.base import FOUND, NOTHING, BatchEncoder, Engine, Messages, Request
 from foretoken.engines.detokenize import BytesDetokenizer
 from foretoken.memory.fingerprint import fingerprint
 
@@ -237,12 +237,14 @@ class ToyEngine(Engine):
         return ToyTarget(self.vocab_size, temperature, seed, self.model_seed, max_length=self.max_length)
 
 
-def load(name: str, dtype: str, device: str | None, trust_remote_code: bool) -> Engine:
+def load(name: str, dtype: str, device: str | None, trust_remote_code: bool, speculator: Any) -> Engine:
     """The toy engine, which runs nowhere else and in no other numbers.
 
     Raises:
-        ForetokenError: If a dtype or a device is named.
+        ForetokenError: If a dtype, a device or a speculator is named.
     """
+    if speculator != FOUND:
+        raise RequestError("The toy model has heads of its own: leave out the speculator.")
     if dtype != "auto" or device is not None:
         raise RequestError("The toy model has no dtype and no device: leave them out.")
     return ToyEngine()

@@ -1,6 +1,7 @@
 """Speculators on disk: a folder with ``config.json`` and tensors in safetensors, in the layouts that others read.
 
 - MLP speculators: IBM's layout (arXiv 2404.19124, ``ibm-fms`` checkpoints) and ArcticInference's.
+- LSTM speculators: ArcticInference's layout.
 - Medusa heads: FasterDecoding's layout and vLLM's, up to version 0.32.
 - Blockwise heads: a layout of this project, as no other is in use.
 """
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.files import writing
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
+from foretoken.speculators.lstm import GATES, LSTMSpeculator, LSTMSpeculatorConfig
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
 
 Layout = Literal["published", "arctic", "vllm"]
-Loadable = MLPSpeculator | BlockwiseHeads | MedusaHeads
+Loadable = MLPSpeculator | LSTMSpeculator | BlockwiseHeads | MedusaHeads
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
 
@@ -39,12 +41,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST, MOST_HEADS = 1 << 24, 64  # of a size, and of heads or layers: a damaged config makes no million layers
 IBM = "MLPSpeculatorPreTrainedModel"
 ARCTIC = "ArcticMLPSpeculatorPreTrainedModel"
+ARCTIC_LSTM = "ArcticLSTMSpeculatorPreTrainedModel"
+ARCTIC_VARIANT = "MLPVariantSpeculatorPreTrainedModel"  # another name of it
 BLOCKWISE = "BlockwiseHeads"
 
 
-def load_speculator(
-    folder: str | Path, base_width: int, base_vocab: int, output_head: nn.Module
-) -> MLPSpeculator | BlockwiseHeads | MedusaHeads:
+def load_speculator(folder: str | Path, base_width: int, base_vocab: int, output_head: nn.Module) -> Loadable:
     """The speculator of a folder, of any kind, on the CPU and in the dtype of its file.
 
     Args:
@@ -89,8 +91,9 @@ def save_speculator(
     Args:
         module: Of a kind that ``load_speculator`` returns.
         folder: Made if it is missing. A speculator in it is replaced.
-        layout: ``published`` is IBM's of MLP speculators, FasterDecoding's of Medusa heads, this project's of blockwise
-            heads. ``arctic`` is ArcticInference's of MLP speculators, ``vllm`` that of Medusa heads in vLLM 0.32.
+        layout: ``published`` is IBM's of MLP speculators, FasterDecoding's of Medusa heads and this project's of
+            blockwise heads. ``arctic`` is ArcticInference's of MLP and LSTM speculators. ``vllm`` is that of Medusa
+            heads in vLLM 0.32.
         base_model: The base's name or folder, for the config. If None, it is left out.
         base_architectures: Architectures of the base, such as ``LlamaForCausalLM``. ArcticInference asks for them.
 
@@ -128,12 +131,14 @@ def _kind(config: Json) -> tuple[Callable[[Json, Tensors, nn.Module], Loadable],
     name, model_type = names[0] if names else None, config.get("model_type")
     if name in (IBM, ARCTIC) or (name is None and model_type == "mlp_speculator"):
         return _make_mlp, _rename_mlp
+    if name in (ARCTIC_LSTM, ARCTIC_VARIANT):
+        return _make_lstm, _rename_lstm
     if name == BLOCKWISE:
         return _make_blockwise, dict
     if name == "MedusaModel" or model_type == "medusa" or "medusa_num_heads" in config:
         return _make_medusa, _rename_medusa
     raise ModelError(
-        f"its config describes neither an MLP speculator nor Medusa heads nor blockwise heads, but "
+        f"its config describes no MLP or LSTM speculator, no Medusa and no blockwise heads, but "
         f"{name or model_type or 'nothing that is known'!r}."
     )
 
@@ -153,7 +158,16 @@ def _make_mlp(config: Json, tensors: Tensors, output_head: nn.Module) -> MLPSpec
         n_candidates=_integer(config, "n_candidates", 5),
     )
     if shape.tie_weights:
-        _drop_copies(tensors, shape.n_predict)
+        kinds = (
+            ("emb", 0, "weight"),
+            ("proj", 1, "weight"),
+            ("head", 0, "weight"),
+            ("ln", 0, "weight"),
+            ("ln", 0, "bias"),
+        )
+        for kind, first, parameter in kinds:
+            copies = [f"{kind}.{stage}.{parameter}" for stage in range(first + 1, shape.n_predict)]
+            _drop_copies(tensors, f"{kind}.{first}.{parameter}", copies)
     return MLPSpeculator(shape)
 
 
@@ -161,28 +175,57 @@ def _rename_mlp(tensors: Tensors) -> Tensors:
     return {name.removeprefix("speculator."): tensor for name, tensor in tensors.items()}
 
 
-def _drop_copies(tensors: Tensors, num_stages: int) -> None:
-    """Remove what tied stages repeat.
+def _drop_copies(tensors: Tensors, name: str, copies: list[str]) -> None:
+    """Remove what repeats a tensor that several stages or gates share.
 
     Raises:
-        ForetokenError: If a stage has other weights than the one that it shares them with.
+        ForetokenError: If a copy is none.
     """
-    for kind, parameter in (
-        ("emb", "weight"),
-        ("proj", "weight"),
-        ("head", "weight"),
-        ("ln", "weight"),
-        ("ln", "bias"),
-    ):
-        first = 1 if kind == "proj" else 0
-        for stage in range(first + 1, num_stages):
-            copy = tensors.pop(f"{kind}.{stage}.{parameter}", None)
-            original = tensors.get(f"{kind}.{first}.{parameter}")
-            if copy is not None and original is not None and not torch.equal(copy, original):
-                raise ModelError(
-                    f"its config ties the stages' weights, but {kind}.{stage}.{parameter} differs from "
-                    f"{kind}.{first}.{parameter}."
-                )
+    for copy in copies:
+        tensor = tensors.pop(copy, None)
+        if tensor is not None and name in tensors and not torch.equal(tensor, tensors[name]):
+            raise ModelError(f"its config ties the weights, but {copy} differs from {name}.")
+
+
+def _make_lstm(config: Json, tensors: Tensors, output_head: nn.Module) -> LSTMSpeculator:
+    for key, only in (("method", "sum_lstm"), ("tie_weights", True), ("tie_lstm_embs", True)):
+        if config.get(key) != only:
+            raise ModelError(f"{key} {config.get(key)!r} in its config is not supported, only {only!r}.")
+    inner, *others = (_dimension(config, key) for key in ("inner_dim", "proj_dim", "emb_dim"))
+    if others != [inner, inner]:
+        raise ModelError(f"inner_dim, proj_dim and emb_dim in its config must be equal, not {[inner, *others]}.")
+    shape = LSTMSpeculatorConfig(
+        vocab_size=_integer(config, "vocab_size"),
+        input_hidden_dim=_integer(config, "input_hidden_dim"),
+        inner_dim=inner,
+        n_predict=_integer(config, "n_predict"),
+        scale_input=_flag(config, "scale_input"),
+    )
+    _drop_copies(tensors, "head.weight", [f"head.{stage}.weight" for stage in range(1, shape.n_predict)])
+    _drop_copies(tensors, "emb.weight", [f"{gate}_emb.0.weight" for gate in GATES[1:]])
+    return LSTMSpeculator(shape)
+
+
+def _rename_lstm(tensors: Tensors) -> Tensors:
+    """One tensor of the four gates' projections of a stage, and the module's names."""
+    tensors = _rename_mlp(tensors)
+    for stage in (0, 1):
+        names = [f"{gate}_proj.{stage}.weight" for gate in GATES]
+        gates = [tensors[name] for name in names if name in tensors]
+        if len(gates) == len(GATES) and len({gate.shape for gate in gates}) == 1:
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in names}
+            tensors[f"proj.{stage}.weight"] = torch.cat(gates)
+    return {_LSTM_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+_LSTM_NAMES = {
+    "forget_emb.0.weight": "emb.weight",
+    "head.0.weight": "head.weight",
+    "cell_ln.0.weight": "cell_ln.weight",
+    "cell_ln.0.bias": "cell_ln.bias",
+    "state_ln.0.weight": "state_ln.weight",
+    "state_ln.0.bias": "state_ln.bias",
+}
 
 
 def _make_blockwise(config: Json, tensors: Tensors, output_head: nn.Module) -> BlockwiseHeads:
@@ -263,6 +306,14 @@ def _integer(config: Json, key: str, default: int | None = None) -> int:
     return value
 
 
+def _dimension(config: Json, key: str) -> int:
+    """A size that ArcticInference writes as a string."""
+    value = config.get(key)
+    return _integer(
+        {key: int(value)} if isinstance(value, str) and value.isascii() and value.isdigit() else config, key
+    )
+
+
 def _flag(config: Json, key: str) -> bool:
     value = config.get(key, False)
     if type(value) is not bool:
@@ -327,6 +378,30 @@ def _write_mlp(architecture: str, module: MLPSpeculator) -> tuple[Json, Tensors]
     return config, {f"speculator.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
+def _write_lstm(module: LSTMSpeculator) -> tuple[Json, Tensors]:
+    shape, state = module.config, module.state_dict()
+    config = {
+        "architectures": [ARCTIC_LSTM],
+        "model_type": "mlp_speculator",
+        "method": "sum_lstm",
+        "vocab_size": shape.vocab_size,
+        "input_hidden_dim": shape.input_hidden_dim,
+        **dict.fromkeys(("inner_dim", "proj_dim", "emb_dim"), str(shape.inner_dim)),
+        "n_predict": shape.n_predict,
+        "tie_weights": True,
+        "tie_lstm_embs": True,
+        "scale_input": shape.scale_input,
+        "top_k_tokens_per_head": [1] * shape.n_predict,  # ArcticInference drafts a chain
+    }
+    tensors = {name: state[own] for name, own in _LSTM_NAMES.items()}
+    # ArcticInference asks for every gate's, also of what the gates share.
+    tensors |= {f"{gate}_emb.0.weight": state["emb.weight"].clone() for gate in GATES[1:]}
+    for stage in (0, 1):
+        gates = state[f"proj.{stage}.weight"].chunk(len(GATES))
+        tensors |= {f"{gate}_proj.{stage}.weight": part.clone() for gate, part in zip(GATES, gates, strict=True)}
+    return config, tensors
+
+
 def _write_blockwise(module: BlockwiseHeads) -> tuple[Json, Tensors]:
     config = {
         "architectures": [BLOCKWISE],
@@ -372,6 +447,7 @@ def _write_medusa_for_vllm(module: MedusaHeads) -> tuple[Json, Tensors]:
 _WRITERS: dict[tuple[type, Layout], Callable[[Any], tuple[Json, Tensors]]] = {
     (MLPSpeculator, "published"): functools.partial(_write_mlp, IBM),
     (MLPSpeculator, "arctic"): functools.partial(_write_mlp, ARCTIC),
+    (LSTMSpeculator, "arctic"): _write_lstm,
     (BlockwiseHeads, "published"): _write_blockwise,
     (MedusaHeads, "published"): _write_medusa,
     (MedusaHeads, "vllm"): _write_medusa_for_vllm,

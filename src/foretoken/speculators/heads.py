@@ -80,9 +80,8 @@ class TorchHeads:
 
     def _look(self, logits: Tensor) -> None:
         """Find the best tokens of ``logits`` [rows, vocab], and bring them to this machine's memory."""
-        logits = logits.float() / self._temperature
-        largest, tokens = logits.topk(self._k)
-        self._tokens, self._logprobs = tokens.cpu(), (largest - logits.logsumexp(-1, keepdim=True)).cpu()
+        logprobs, tokens = (logits.float() / self._temperature).log_softmax(-1).topk(self._k)
+        self._tokens, self._logprobs = tokens.cpu(), logprobs.cpu()
         if not math.isfinite(float(self._logprobs[:, 0].sum())):
             raise ModelError(
                 "The speculator's logits are not numbers: its weights are damaged, or too large for its dtype. "

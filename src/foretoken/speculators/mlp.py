@@ -64,6 +64,21 @@ class MLPSpeculatorConfig:
             )
 
 
+def token_scale(num_stages: int, width: int) -> float:
+    """What a stage multiplies a token's embedding by.
+
+    So weighted, half of the last state's magnitude still comes from the base's state, in expectation.
+    """
+    state_weight = math.pow(0.5, 0.5 / num_stages)
+    emb_weight = math.sqrt((1 - state_weight**2) * width / 2)
+    return emb_weight / state_weight  # the norm takes care of the common factor
+
+
+def scaled_input(state: Tensor) -> Tensor:
+    """The base's state as ``scale_input`` has it."""
+    return functional.rms_norm(state, state.shape[-1:], eps=EPSILON) / math.sqrt(2)
+
+
 class RMSNormWithBias(nn.Module):
     """x / rms(x) * weight + bias over the last dimension; no mean is subtracted."""
 
@@ -73,7 +88,7 @@ class RMSNormWithBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _normalised(x) * self.weight + self.bias
+        return functional.rms_norm(x, self.weight.shape, self.weight, EPSILON) + self.bias
 
 
 class MLPSpeculator(SequentialHeads):
@@ -97,24 +112,17 @@ class MLPSpeculator(SequentialHeads):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=width**-0.5)
-        # So weighted, half of the last state's magnitude still comes from the base's state, in expectation.
-        state_weight = 0.5 ** (0.5 / config.n_predict)
-        emb_weight = math.sqrt((1 - state_weight**2) * width / 2)
-        self.token_scale = emb_weight / state_weight  # the norm takes care of the common factor
+        self.token_scale = token_scale(config.n_predict, width)
 
     def step(self, stage: int, state: Tensor, tokens: Tensor) -> Tensor:
         if stage == 0 and self.config.scale_input:
-            state = _normalised(state) / math.sqrt(2)
-        state = _of(self.proj, stage)(state) + self.token_scale * _of(self.emb, stage)(tokens)
+            state = scaled_input(state)
+        state = torch.add(_of(self.proj, stage)(state), _of(self.emb, stage)(tokens), alpha=self.token_scale)
         return functional.gelu(_of(self.ln, stage)(state))
 
     def logits(self, stage: int, state: Tensor) -> Tensor:
         guess: Tensor = _of(self.head, stage)(state)
         return guess
-
-
-def _normalised(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPSILON)
 
 
 def _of(modules: nn.ModuleList, stage: int) -> nn.Module:

@@ -60,7 +60,7 @@ def check_cache(target: TransformersTarget, text: list[int]) -> None:
 
 
 @pytest.mark.parametrize("shape", CONFIGS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(
     prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24),
     temperature=st.sampled_from([0.0, 0.8, 1.3]),

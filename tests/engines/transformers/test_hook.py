@@ -19,10 +19,10 @@ from transformers.generation.stopping_criteria import (
 import foretoken
 from foretoken import AdaptiveBudget, DecodeStats, Draft, FixedBudget, ForetokenError
 from foretoken.core.costs import CostCurve
-from foretoken.drafters import DRAFTERS, DraftModel, EarlyExit, NgramMixer
+from foretoken.drafters import DraftModel, EarlyExit, NgramMixer
 from foretoken.engines import base
 from foretoken.memory.namespace import Namespace
-from helpers.drafting import named
+from helpers.drafting import WITHOUT_HEADS, named
 from helpers.shapes import SMALL, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -172,7 +172,7 @@ def test_torchs_seed_decides_a_sample_whatever_drafts():
     model, smaller = tiny_model("llama"), tiny_model("qwen2")
     options = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "max_new_tokens": 40}
     said = []
-    for drafter in (*DRAFTERS, "none", None):
+    for drafter in (*WITHOUT_HEADS, "none", None):
         torch.manual_seed(11)
         said.append(ours(model, drafter=named(drafter, smaller) if drafter else None, **options).tolist())
     assert all(text == said[0] for text in said)
@@ -331,7 +331,7 @@ def test_an_ngram_drafter_of_ones_own_remembers_its_answers_and_nobody_elses():
     assert own.memory.answers.num_tokens == len(answer) + 1
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", WITHOUT_HEADS)
 def test_tensors_are_made_where_the_model_is(drafter):
     model = tiny_model("llama")
     options = {"max_new_tokens": 12, "budget": FixedBudget(6), "drafter": named(drafter, model)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import transformers as tf
 from foretoken.core.decode import check_request
 from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import NOTHING, Engine, Request
+from foretoken.engines.base import FOUND, NOTHING, Engine, Request
 from foretoken.engines.stop_strings import StopStrings
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.cost_key import cost_key
@@ -41,9 +42,11 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         tokenizer: Its tokenizer.
         dtype: In which dtype a draft model that is named is loaded; see ``foretoken.load``.
         trust_remote_code: Whether a draft model's own code may run.
+        speculator: The folder of trained heads; see ``foretoken.load``.
 
     Raises:
-        ForetokenError: If the model is no causal language model, or its cache cannot rewind.
+        ForetokenError: If the model is no causal language model, its cache cannot rewind, or the speculator's folder is
+            not there.
     """
 
     name = "transformers"
@@ -56,9 +59,10 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         tokenizer: tf.PreTrainedTokenizerBase,
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        speculator: str | PathLike[str] | None = FOUND,
     ) -> None:
         TransformersTokens.__init__(self, tokenizer)
-        TransformersHelpers.__init__(self, model, tokenizer, dtype, trust_remote_code)
+        TransformersHelpers.__init__(self, model, tokenizer, dtype, trust_remote_code, speculator)
         self.model, self.max_length = model.eval(), context_length(model)
         self.target()  # refuses what cannot rewind, before any prompt
 
@@ -151,11 +155,17 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         return prepared
 
 
-def load(name: str, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False) -> Engine:
+def load(
+    name: str,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    speculator: str | PathLike[str] | None = FOUND,
+) -> Engine:
     """The model of a folder in the Hugging Face layout or of the hub, or "tiny"; see ``foretoken.load``.
 
     Raises:
         ForetokenError: If it cannot be loaded.
     """
     model = load_model(name, dtype, device, trust_remote_code)
-    return TransformersEngine(model, load_tokenizer(name, trust_remote_code), dtype, trust_remote_code)
+    return TransformersEngine(model, load_tokenizer(name, trust_remote_code), dtype, trust_remote_code, speculator)

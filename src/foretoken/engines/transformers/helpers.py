@@ -1,14 +1,18 @@
-"""The models that draft for a model of transformers: a smaller one, or its own first layers."""
+"""What drafts for a model of transformers: a smaller model, its own first layers, or heads trained on its states."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foretoken.core.contracts import Helpers, RewindableTarget, Target
+from foretoken.core.contracts import Heads, Helpers, RewindableTarget, Target
+from foretoken.engines.base import FOUND
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
+from foretoken.engines.transformers.speculator import find_speculator, trained_heads
 from foretoken.engines.transformers.target import TransformersTarget
 
 
@@ -20,6 +24,11 @@ class TransformersHelpers(Helpers):
         tokenizer: Its tokenizer. If None, a draft model must be loaded already and have as many tokens.
         dtype: In which dtype a draft model that is named is loaded; see ``foretoken.load``.
         trust_remote_code: Whether a draft model's own code may run.
+        speculator: The folder of trained heads; "auto" for the one in the model's folder, if there is one; None for
+            none.
+
+    Raises:
+        ForetokenError: If the speculator's folder is not there.
     """
 
     def __init__(
@@ -28,9 +37,11 @@ class TransformersHelpers(Helpers):
         tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        speculator: str | PathLike[str] | None = FOUND,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._dtype, self._trust_remote_code = dtype, trust_remote_code
+        self._speculator = find_speculator(model, speculator)
         self._draft_models: dict[str, PreTrainedModel] = {}
 
     def draft_target(self, model: Any, target: Target) -> RewindableTarget:
@@ -58,3 +69,19 @@ class TransformersHelpers(Helpers):
         """
         assert isinstance(target, TransformersTarget)
         return ExitTarget(target, layer)
+
+    @property
+    def heads(self) -> Callable[[Target], Heads] | None:
+        """Gives the trained heads of the model, set to the choice of a target. None if there are none.
+
+        What it gives raises a ``ForetokenError`` if they cannot be read, or belong to another model.
+        """
+        folder = self._speculator
+        if folder is None:
+            return None
+
+        def heads(target: Target) -> Heads:
+            assert isinstance(target, TransformersTarget)
+            return trained_heads(self._model, folder, target.choice)
+
+        return heads

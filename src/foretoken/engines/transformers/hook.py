@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, CustomDrafter, DraftModel, EarlyExit, Parts, Recipe, recipe_of
+from foretoken.engines.base import FOUND
 from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.helpers import TransformersHelpers
@@ -48,6 +50,7 @@ def generate(
     stats: DecodeStats | None = None,
     draft_model: PreTrainedModel | None = None,
     exit_layer: int | None = None,
+    speculator: str | PathLike[str] | None = FOUND,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
@@ -74,6 +77,7 @@ def generate(
         stats: Filled with what the decode cost. If None, nothing is reported.
         draft_model: A smaller model of the same tokens, for the drafter "draft-model".
         exit_layer: After how many layers the drafter "early-exit" leaves. If None, a third of them.
+        speculator: The folder of trained heads; see ``foretoken.load``.
         **model_kwargs: As prepared by transformers.
 
     Returns:
@@ -116,7 +120,7 @@ def generate(
     costs = CostCurve()
     if recipe is not None and recipe.calibrated:
         costs = costs_of(cost_key(model), lambda: TransformersTarget(model))
-    parts = Parts.of(TransformersHelpers(model), target, lambda: namespace.ngrams, costs)
+    parts = Parts.of(TransformersHelpers(model, speculator=speculator), target, lambda: namespace.ngrams, costs)
     made = None if recipe is None else recipe.make(parts)
     learning = namespace.new_budget(costs) if budget is None and recipe is not None and recipe.calibrated else None
     streamer: BaseStreamer | None = caller.get("streamer")

@@ -1,0 +1,86 @@
+"""The trained heads of a model: found, checked against it, and set to know the choice of a target."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from transformers import PreTrainedModel, TemperatureLogitsWarper
+
+from foretoken.core.errors import ModelError
+from foretoken.engines.base import FOUND
+from foretoken.engines.transformers.choice import Choice, gumbel
+from foretoken.engines.transformers.processors import Padded
+from foretoken.engines.transformers.states import output_head
+from foretoken.speculators.formats import Loadable, load_speculator
+from foretoken.speculators.heads import TorchHeads
+
+FOLDER = "speculator"  # within the folder of the model that it belongs to
+
+_LOADED: WeakKeyDictionary[PreTrainedModel, dict[Path, Loadable]] = WeakKeyDictionary()
+
+
+def find_speculator(model: PreTrainedModel, named: str | PathLike[str] | None) -> Path | None:
+    """The folder of the trained heads that belong to a model.
+
+    Args:
+        model: The model.
+        named: The folder; "auto" for the one within the model's own folder, if there is one; "none" or None for none.
+
+    Raises:
+        ForetokenError: If the folder that was named is not there.
+    """
+    if named is None or named == "none":
+        return None
+    if not isinstance(named, str | PathLike):
+        raise ModelError(f"The speculator is {named!r:.100}: give the folder of trained heads, or None.")
+    if named == FOUND:
+        found = Path(model.name_or_path or os.devnull) / FOLDER  # a model that was made in memory has no folder
+        return found if found.is_dir() else None
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        return folder
+    raise ModelError(f"There is no speculator folder {str(named)!r}: give a folder of trained heads, or none.")
+
+
+def trained_heads(model: PreTrainedModel, folder: Path, choice: Choice) -> TorchHeads:
+    """The heads of a folder, for one answer; they are read once and kept as long as the model.
+
+    Args:
+        model: Whose output head's inputs they read.
+        folder: Where they are.
+        choice: The target's, whose temperature and noise they know.
+
+    Raises:
+        ForetokenError: If they cannot be read, or belong to another model.
+    """
+    head = output_head(model)
+    weight = getattr(head, "weight", None)
+    if head is None or weight is None:
+        raise ModelError(
+            f"{type(model).__name__} does not let its output head be reached, so that nothing can be drafted from its "
+            "states: leave out the speculator."
+        )
+    loaded = _LOADED.setdefault(model, {})
+    if folder not in loaded:
+        width, vocab = getattr(head, "in_features", weight.shape[-1]), getattr(head, "out_features", weight.shape[0])
+        loaded[folder] = load_speculator(folder, width, vocab, head)
+    module: nn.Module = loaded[folder].to(weight.device, model.dtype)
+    assert isinstance(module, Loadable)
+    noise = None if choice.seed is None else partial(gumbel, choice.seed)
+    return TorchHeads(module, temperature_of(choice), noise)
+
+
+def temperature_of(choice: Choice) -> float:
+    """By what the choice divides the logits; 0 if it is greedy."""
+    if choice.seed is None:
+        return 0.0
+    asked = choice.processors
+    processors = asked.processors if isinstance(asked, Padded) else asked
+    some = processors if isinstance(processors, list) else []
+    return math.prod(one.temperature for one in some if isinstance(one, TemperatureLogitsWarper))

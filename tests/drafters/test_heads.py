@@ -1,0 +1,171 @@
+"""Trained heads: they are asked as promised, shapes are as published, what is learned is right, noise helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foretoken import DecodeStats, Drafter, FixedBudget, ForetokenError, decode
+from foretoken.core.contracts import Candidates
+from foretoken.drafters import HeadsDrafter, Parts, Speculator
+from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
+from foretoken.drafters.heads import Calibration, Weights
+from foretoken.engines.parallel import ParallelTarget
+from foretoken.engines.replay import ReplayTarget
+from foretoken.engines.toy import ToyHeads, ToyTarget
+
+
+def acceptance_length(target: ToyTarget, drafter: Drafter, num_tokens: int = 400, budget: int = 8) -> float:
+    stats = DecodeStats()
+    for step in decode(target, drafter, [1, 2], max_new_tokens=num_tokens, budget=FixedBudget(budget)):
+        stats.add(step)
+    return stats.acceptance_length
+
+
+class Asked(ToyHeads):
+    """Checks that it is asked as the contract says."""
+
+    depth = 0
+
+    def start(self, state: Sequence[int], token: int, position: int) -> Candidates:
+        context = [*self.target.cache, token]
+        assert position == len(context)
+        assert list(state) == [0, *context[:-1]][-2:], "of the row that chose the pending token"
+        self.depth = 1
+        return super().start(state, token, position)
+
+    def extend(self, rows: Sequence[int], ranks: Sequence[int]) -> Candidates:
+        self.depth += 1
+        assert rows and self.depth <= self.num_heads and max(rows) < len(self._contexts)
+        assert len(set(zip(rows, ranks, strict=True))) == len(rows)
+        return super().extend(rows, ranks)
+
+
+SHAPES = [BestFirst(0.02, 8), BestFirst(0.0, 1), TopKPerHead((4, 3, 2, 2), 5), read_shape("[[0], [1], [0, 0]]", 1)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    budget=st.integers(1, 20),
+    num_heads=st.integers(1, 5),
+    temperature=st.sampled_from([0.0, 0.8]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_heads_are_asked_with_the_state_that_chose_the_pending_token(shape, budget, num_heads, temperature, seed):
+    target = ToyTarget(9, temperature, seed)
+    drafter = HeadsDrafter(Asked(target, num_heads), shape)
+    for step in decode(target, drafter, [1], max_new_tokens=30, budget=FixedBudget(budget)):
+        draft = step.draft
+        assert len(draft) <= budget and max(draft.depths, default=0) <= num_heads
+        assert all(0 <= prob <= 1 for prob in draft.probs)
+        for node in range(-1, len(draft)):
+            tokens = [draft.tokens[child] for child in draft.children(node)]
+            assert len(set(tokens)) == len(tokens)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_heads_that_know_the_model_and_the_noise_are_always_right(temperature):
+    target = ToyTarget(9, temperature, seed=3)
+    assert acceptance_length(target, HeadsDrafter(ToyHeads(target, 3, wrong=10**6), BestFirst(0.0, 1)), budget=3) > 3.7
+
+
+def test_the_noise_makes_guesses_better_and_its_weight_falls_where_it_tells_nothing():
+    target = ToyTarget(9, 0.8, seed=3)
+    with_noise, without = (acceptance_length(target, HeadsDrafter(ToyHeads(target), noise=noise)) for noise in (1, 0))
+    assert with_noise > 1.1 * without
+
+    class Misled(ToyHeads):
+        def start(self, state, token, position):
+            said = super().start(state, token, position)
+            return said._replace(noise=np.roll(said.noise, 3, axis=1))
+
+    drafter = HeadsDrafter(Misled(target, num_heads=1))
+    acceptance_length(target, drafter, 800)
+    assert drafter._weights is not None and drafter._weights.values[0, 1] < 0.2
+
+
+def test_weights_are_learned_by_the_likelihood():
+    rng = np.random.default_rng(0)
+    weights, truth = Weights(1, True), (0.5, 1.3)
+    for _ in range(3000):
+        evidence = rng.normal(0, 1.5, (2, 1, 6))
+        scores = truth[0] * evidence[0, 0] + truth[1] * evidence[1, 0]
+        right = int(np.argmax(scores + rng.gumbel(size=6)))
+        weights.learn(0, evidence[:, 0], weights.chances(0, evidence)[0], right)
+    assert np.allclose(weights.values[0], truth, atol=0.15)
+
+
+def test_chances_become_honest():
+    rng, calibration = np.random.default_rng(0), Calibration(1, 2)
+    said = np.array([[0.6, 0.3]])
+    steps = calibration.steps(said)
+    for _ in range(2000):
+        calibration.learn(0, said[0], steps[0], np.array([rng.random() < 0.3, False]))
+    probs = calibration.probs(0, said, steps)[0]
+    assert abs(probs[0] - 0.3) < 0.05 and probs[1] < 0.01
+
+
+def test_best_first_continues_only_what_can_be_drafted_and_drafts_the_most_probable_paths():
+    target = ToyTarget(9)
+    rows = []
+
+    class Counting(Asked):
+        def extend(self, of, ranks):
+            rows.append(len(of))
+            return super().extend(of, ranks)
+
+    drafter = HeadsDrafter(Counting(target, 4))
+    for step in decode(target, drafter, [1, 2], max_new_tokens=60, budget=FixedBudget(3)):
+        paths = [1.0]
+        for prob, parent in zip(step.draft.probs, step.draft.parents, strict=True):
+            paths.append(prob * paths[parent + 1])
+        assert paths == sorted(paths, reverse=True)
+    assert max(rows) <= 3
+
+
+def test_published_candidates_are_full_trees_of_which_the_best_leaves_stay():
+    target = ToyTarget(9, 0.8, seed=1)
+    drafter = HeadsDrafter(ToyHeads(target, 4), TopKPerHead((4, 3, 2, 2), 5))
+    for step in decode(target, drafter, [1, 2], max_new_tokens=60, budget=FixedBudget(60)):
+        leaves = [node for node in range(len(step.draft)) if not step.draft.children(node)]
+        if step.draft and max(step.draft.depths) == 4:
+            assert len(leaves) == 5 and {step.draft.depths[leaf] for leaf in leaves} == {4}
+
+
+def test_a_static_tree_is_the_same_at_every_step():
+    paths = read_shape("[[0], [0, 0], [1], [2], [1, 0], [0, 0, 0]]", 1)
+    assert isinstance(paths, RankPaths)
+    target = ToyTarget(9, 0.8, seed=1)
+    drafts = [
+        step.draft
+        for step in decode(
+            target, HeadsDrafter(ToyHeads(target), paths), [1, 2], max_new_tokens=40, budget=FixedBudget(9)
+        )
+    ]
+    whole = [draft for draft in drafts if draft and max(draft.depths) == 3]
+    assert len(whole) > 5 and {tuple(sorted(draft.depths)) for draft in whole} == {(1, 1, 1, 2, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "4x", "4x0", "9999x9", "[]", "[[0, 0]]", "[[-1]]", "[[true]]", "[[64]]", "[0]", '["0"]', "{}"]
+)
+def test_what_is_no_tree_is_one_sentence(text):
+    with pytest.raises(ForetokenError, match=r"There is no tree .*\.$"):
+        Speculator(tree=text)
+
+
+def test_targets_without_states_are_refused():
+    target = ToyTarget()
+    drafter = Speculator().make(Parts(target, heads=lambda: ToyHeads(target)))
+    for other in (ReplayTarget([1, 2], target), ParallelTarget.__new__(ParallelTarget)):
+        if isinstance(other, ParallelTarget):
+            other.target = target
+            assert "hidden" not in other.provides
+            continue
+        with pytest.raises(ForetokenError, match="needs the hidden states of a row"):
+            decode(other, drafter, [1], max_new_tokens=2)

@@ -99,7 +99,7 @@ def test_data_may_be_files_folders_and_json_lines(tmp_path):
     assert [path.name for path in files_of([folder])] == ["b.txt", "c.jsonl"]
     stream = TokenStream(tmp_path / "work", [folder], encode, "f", 0)
     assert len(stream) == 60_002
-    assert [lines for lines in stream.bad.values()] == [[2]]
+    assert list(stream.bad.values()) == [[2]]
 
 
 @pytest.mark.parametrize(

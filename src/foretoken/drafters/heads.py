@@ -66,7 +66,7 @@ class Weights:
     """
 
     START = (0.9, 0.75)  # fitted to an MLP speculator of the bundled model, at temperature 0.8
-    FIRST, MOST = 40.0, 1000.0  # what is believed of the start, and how much is never forgotten: sums of variances
+    FIRST, MOST = 12.0, 1000.0  # what is believed of the start, and how much is never forgotten: sums of variances
 
     def __init__(self, num_heads: int, noise: bool) -> None:
         self.values = np.tile(self.START if noise else (1.0, 0.0), (num_heads, 1))

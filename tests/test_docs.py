@@ -29,7 +29,11 @@ FILES = {
     "answers.jsonl": json.dumps({"output": "Hold the button for ten seconds."}) + "\n",
     "costs.json": json.dumps({"rows": [1, 16], "milliseconds": [20.0, 30.0]}),
 }
-TOO_LONG = {("check",), ("bench", "methods")}  # minutes; their options are checked all the same
+TOO_LONG = {
+    *(("train", kind) for kind in ("mlp-speculator", "blockwise", "medusa")),
+    ("check",),
+    ("bench", "methods"),
+}  # minutes; their options are checked all the same
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -23,7 +23,14 @@ from foretoken import AdaptiveBudget, DecodeStats, Drafter, FixedBudget, Scores,
 from foretoken.core.contracts import Heads
 from foretoken.core.draft import Draft
 from foretoken.core.verify import Commit
-from foretoken.drafters import AdaptiveNgram, HeadsDrafter, NgramMixer, PromptLookupDrafter, SharedNgrams
+from foretoken.drafters import (
+    AdaptiveNgram,
+    HeadsDrafter,
+    MixedHeadsDrafter,
+    NgramMixer,
+    PromptLookupDrafter,
+    SharedNgrams,
+)
 from foretoken.drafters.head_trees import BestFirst, read_shape
 from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.drafters.recycle import RecycleDrafter
@@ -61,6 +68,11 @@ def heads(guessers: Heads) -> list[Drafter]:
     """Trained heads in each shape of tree; the chain without noise."""
     shapes = [BestFirst(0.01, 8), read_shape("3x2x1", 4), read_shape("[[0], [0, 0], [1], [0, 0, 1], [0, 0, 0]]", 5)]
     return [HeadsDrafter(guessers, BestFirst(0.0, 1), noise=False), *(HeadsDrafter(guessers, one) for one in shapes)]
+
+
+def with_ngrams(guessers: Heads, prompt: Sequence[int], answer: Sequence[int]) -> Drafter:
+    """Trained heads beside the n-gram core."""
+    return MixedHeadsDrafter(mixed(prompt, answer, recycle=True), HeadsDrafter(guessers))
 
 
 def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> NgramMixer:
@@ -113,7 +125,11 @@ def test_toy_output_does_not_depend_on_the_drafter(
     plain, plain_stats = run(target, None, prompt, **options)
     assert plain_stats.steps == len(plain) - 1
     adaptive = AdaptiveBudget(budget, {1: 1.0, 33: 1.1})  # a machine on which drafts pay, whatever this one is
-    for drafter in [*drafters(seed, prompt, plain, 5), *heads(ToyHeads(target))]:
+    for drafter in [
+        *drafters(seed, prompt, plain, 5),
+        *heads(ToyHeads(target)),
+        with_ngrams(ToyHeads(target), prompt, plain),
+    ]:
         for policy in (FixedBudget(budget), adaptive):
             drafted, stats = run(target, drafter, prompt, **options, budget=policy)
             assert drafted == plain
@@ -165,6 +181,7 @@ def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, 
     trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
     trained = [one for kind in KINDS for one in heads(torch_heads(tiny_model(shape), kind, choice))]
+    trained.append(with_ngrams(torch_heads(tiny_model(shape), "mlp", choice), prompt, plain))
     for drafter in [*drafters(seed, prompt, plain, VOCAB), *trained]:
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain

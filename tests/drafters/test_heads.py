@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken import DecodeStats, Drafter, FixedBudget, ForetokenError, decode
-from foretoken.core.contracts import Candidates
-from foretoken.drafters import HeadsDrafter, Parts, Speculator
+from foretoken.core.contracts import Candidates, Need
+from foretoken.core.draft import Draft
+from foretoken.drafters import HeadsDrafter, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
 from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
 from foretoken.drafters.heads import Calibration, Weights
+from foretoken.drafters.mixed_heads import NAMES, Node, Opinion, Weighing
 from foretoken.engines.parallel import ParallelTarget
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyHeads, ToyTarget
@@ -169,3 +171,72 @@ def test_targets_without_states_are_refused():
             continue
         with pytest.raises(ForetokenError, match="needs the hidden states of a row"):
             decode(other, drafter, [1], max_new_tokens=2)
+
+
+def test_heads_and_the_text_together_are_better_than_either():
+    target = ToyTarget(9, 0.8, seed=5)
+    alone = (
+        acceptance_length(target, HeadsDrafter(ToyHeads(target))),
+        acceptance_length(target, NgramMixer(recycle=True)),
+    )
+    both = MixedHeadsDrafter(NgramMixer(recycle=True), HeadsDrafter(ToyHeads(target)))
+    assert acceptance_length(target, both) > 0.97 * max(alone)
+
+
+def test_a_node_of_both_has_one_chance_that_learns_whom_to_believe():
+    weighing, wrong = Weighing(), Opinion(NAMES, 3.0)
+    both = (wrong, Opinion(NAMES, -1.0))
+    before = weighing.prob(1, both)
+    for _ in range(300):
+        weighing.learn(Node(4, -1, 1, both, before), right=False)
+    assert weighing.prob(1, both) < 0.1 < before
+    assert weighing.prob(2, both) == before, "each depth learns by itself"
+
+
+class Fixed:
+    """Stands for a drafter: it says the same every time."""
+
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        return self.draft
+
+
+def test_the_tree_of_both_has_every_node_once():
+    one, two = Draft((4, 5, 6), (-1, 0, -1), (0.6, 0.5, 0.2)), Draft((4, 7, 5), (-1, 0, 0), (0.5, 0.4, 0.3))
+    draft = MixedHeadsDrafter(Fixed(one), Fixed(two)).propose([1], 9)  # type: ignore[arg-type]
+    paths = sorted(draft.path(node) for node in range(len(draft)))
+    assert paths == [[4], [4, 5], [4, 7], [6]]
+    assert MixedHeadsDrafter(Fixed(one), Fixed(Draft())).propose([1], 2).tokens == (4, 5)  # type: ignore[arg-type]
+
+
+def test_a_further_head_is_asked_only_while_its_time_pays(monkeypatch):
+    """The clock is the test's own: a forward takes a second and a further head as long as the case says."""
+    now, asked = [0.0], []
+    monkeypatch.setattr(heads.time, "perf_counter", lambda: now[0])
+
+    class Timed(ToyTarget):
+        def score(self, last_token, draft):
+            now[0] += 1.0
+            return super().score(last_token, draft)
+
+    class Slow(ToyHeads):
+        seconds = 0.0
+
+        def extend(self, rows, ranks):
+            now[0] += self.seconds
+            asked.append(len(rows))
+            return super().extend(rows, ranks)
+
+    counts = []
+    for seconds in (0.001, 5.0):
+        target = Timed(9)
+        guessers = Slow(target)
+        guessers.seconds = seconds
+        asked.clear()
+        acceptance_length(target, HeadsDrafter(guessers, by_clock=True), 200)
+        counts.append(len(asked))
+    assert counts[0] > 50 and counts[1] < 5

@@ -9,7 +9,7 @@ from typing import Any
 
 from foretoken import Draft, Drafter, Scores, Step
 from foretoken.core.contracts import FinishReason
-from foretoken.drafters import DRAFTERS, DraftModel, Parts, Recipe, Speculator
+from foretoken.drafters import RECIPES, DraftModel, Parts, Recipe
 
 
 def verified(
@@ -25,7 +25,8 @@ def verified(
     return Step(draft, tuple(tokens), scores, finish_reason, tuple(path[1:]))
 
 
-WITHOUT_HEADS = tuple(name for name in DRAFTERS if name != Speculator.name)  # for a model that has no trained heads
+# For a model that has no trained heads.
+WITHOUT_HEADS = tuple(name for name, recipe in RECIPES.items() if "hidden" not in recipe.needs)
 
 
 class Stateless:

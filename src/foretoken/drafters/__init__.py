@@ -12,6 +12,7 @@ from foretoken.drafters.draft_model import DraftModel, DraftModelDrafter
 from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
 from foretoken.drafters.heads import HeadsDrafter, Speculator
 from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
+from foretoken.drafters.mixed_heads import MixedHeadsDrafter, MixedSpeculator
 from foretoken.drafters.ngram import Mixed, Ngram, NgramMixer
 from foretoken.drafters.prompt_lookup import PromptLookup, PromptLookupDrafter
 from foretoken.drafters.recipe import Parts, Recipe, parse_recipe, sees_only_tokens
@@ -35,6 +36,8 @@ __all__ = [
     "Lookahead",
     "LookaheadDrafter",
     "Mixed",
+    "MixedHeadsDrafter",
+    "MixedSpeculator",
     "Ngram",
     "NgramMixer",
     "Parts",
@@ -62,6 +65,7 @@ RECIPES: dict[str, type[Recipe]] = {
         DraftModel,
         EarlyExit,
         Speculator,
+        MixedSpeculator,
     )
 }
 DRAFTERS = tuple(RECIPES)

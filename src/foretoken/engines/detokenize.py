@@ -14,8 +14,8 @@ class BytesDetokenizer:
 
     >>> pieces = [b"caf", b"\xc3", b"\xa9"]
     >>> detokenizer = BytesDetokenizer(pieces.__getitem__)
-    >>> [detokenizer.push(token) for token in range(3)]
-    ['caf', '', 'é']
+    >>> "|".join(detokenizer.push(token) for token in range(3))
+    'caf||é'
     """
 
     def __init__(self, piece: Callable[[int], bytes]) -> None:

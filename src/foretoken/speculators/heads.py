@@ -62,9 +62,9 @@ class TorchHeads:
         self._head, self._position = self._head + 1, self._position + 1
         if isinstance(self._module, IndependentHeads):
             return self._same(len(rows))
-        indices = torch.as_tensor(rows)
+        indices = torch.as_tensor(rows, dtype=torch.int64)
         self._states = self._states[indices.to(self._device)]
-        return self._stage(self._module, self._tokens[indices, torch.as_tensor(ranks)])
+        return self._stage(self._module, self._tokens[indices, torch.as_tensor(ranks, dtype=torch.int64)])
 
     def _stage(self, module: SequentialHeads, tokens: Tensor) -> Candidates:
         """The next stage's candidates after ``tokens``, one for each of its rows."""
@@ -80,9 +80,8 @@ class TorchHeads:
 
     def _look(self, logits: Tensor) -> None:
         """Find the best tokens of ``logits`` [rows, vocab], and bring them to this machine's memory."""
-        logits = logits.float() / self._temperature
-        largest, tokens = logits.topk(self._k)
-        self._tokens, self._logprobs = tokens.cpu(), (largest - logits.logsumexp(-1, keepdim=True)).cpu()
+        logprobs, tokens = (logits.float() / self._temperature).log_softmax(-1).topk(self._k)
+        self._tokens, self._logprobs = tokens.cpu(), logprobs.cpu()
         if not math.isfinite(float(self._logprobs[:, 0].sum())):
             raise ModelError(
                 "The speculator's logits are not numbers: its weights are damaged, or too large for its dtype. "

@@ -1,0 +1,210 @@
+"""The n-gram core and trained heads in one tree: what the text repeats, and what the model's state says of the rest.
+
+Both draft a tree. A node that either of them names gets one probability from a logistic mixer over the two chances, as
+the votes within the n-gram core do. Its weights depend on the depth, and on whether each drafter names the node, names
+others there, or has nothing to say there. It learns from the nodes that come to be judged.
+
+The refined drafts of Kim et al. 2024 (arXiv 2404.09221) rescore the heads' candidates with an n-gram model. Here each
+also proposes what the other does not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from foretoken.core.contracts import Need, Step
+from foretoken.core.draft import Draft
+from foretoken.drafters.heads import HeadsDrafter, Speculator
+from foretoken.drafters.ngram import Mixed, NgramMixer
+from foretoken.drafters.recipe import Parts, Recipe, option
+from foretoken.ngrams.shared import SharedNgrams
+
+NAMES, NAMES_OTHERS, SILENT = range(3)  # what a drafter may do at a node
+DEEPEST = 4  # deeper nodes share their weights
+LEAST, MOST = 1e-4, 0.9999  # between which chances are told apart
+
+
+class Opinion(NamedTuple):
+    """What one drafter says of a node: NAMES, NAMES_OTHERS or SILENT, and the log-odds if it names it; 0 otherwise."""
+
+    kind: int
+    logit: float
+
+
+class Node(NamedTuple):
+    """A node of the tree of both.
+
+    Args:
+        token: Its token.
+        parent: Its parent; -1 for the last committed token.
+        depth: 1 for a child of the root.
+        opinions: Of the n-gram core and of the heads.
+        prob: The chance that it is right if its parent is.
+    """
+
+    token: int
+    parent: int
+    depth: int
+    opinions: tuple[Opinion, Opinion]
+    prob: float
+
+
+class Weighing:
+    """The logistic mixer: a weight for each of the two chances and a bias, by depth and what the two drafters do."""
+
+    RATE = 0.02
+    TOGETHER, ALONE = (0.6, 0.6, 0.0), (1.0, 1.0, -0.2)  # where learning starts
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[int, int, int], list[float]] = {}
+
+    def prob(self, depth: int, opinions: tuple[Opinion, Opinion]) -> float:
+        """The chance of a node."""
+        a, b, bias = self._of(depth, opinions)
+        z = a * opinions[0].logit + b * opinions[1].logit + bias
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, z))))
+
+    def learn(self, node: Node, right: bool) -> None:
+        """A node was judged."""
+        weights = self._of(node.depth, node.opinions)
+        step = self.RATE * (right - self.prob(node.depth, node.opinions))  # down the gradient of the log loss
+        for i, evidence in enumerate((node.opinions[0].logit, node.opinions[1].logit, 1.0)):
+            weights[i] += step * evidence
+
+    def _of(self, depth: int, opinions: tuple[Opinion, Opinion]) -> list[float]:
+        kinds = opinions[0].kind, opinions[1].kind
+        start = self.TOGETHER if kinds == (NAMES, NAMES) else self.ALONE
+        return self._weights.setdefault((min(depth, DEEPEST), *kinds), list(start))
+
+
+class MixedHeadsDrafter:
+    """Drafts the most probable paths of two trees.
+
+    Args:
+        ngrams: The n-gram core.
+        heads: The trained heads.
+    """
+
+    calibrated = True
+
+    def __init__(self, ngrams: NgramMixer, heads: HeadsDrafter) -> None:
+        self.ngrams, self.heads = ngrams, heads
+        self.weighing = Weighing()
+        self._nodes: list[Node] = []  # of the last draft, in the order in which they were found
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What either of them needs."""
+        return self.ngrams.needs | self.heads.needs
+
+    @property
+    def memory(self) -> SharedNgrams:
+        """What the n-gram core shares with other sequences."""
+        return self.ngrams.memory
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self.ngrams.begin(prompt)
+        self.heads.begin(prompt)
+        self._nodes = []
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        self._nodes = self._merged(self.ngrams.propose(context, max_tokens), self.heads.propose(context, max_tokens))
+        paths: list[float] = []
+        for node in self._nodes:
+            paths.append(node.prob * (paths[node.parent] if node.parent >= 0 else 1.0))
+        # A parent was found before its children and is no less probable; the sort keeps the order of equals.
+        order = sorted(range(len(paths)), key=paths.__getitem__, reverse=True)[:max_tokens]
+        whole = Draft(
+            tuple(node.token for node in self._nodes),
+            tuple(node.parent for node in self._nodes),
+            tuple(node.prob for node in self._nodes),
+        )
+        return whole.select(order)
+
+    def _merged(self, one: Draft, two: Draft) -> list[Node]:
+        """The nodes of both drafts, each once."""
+        children = _children(one), _children(two)
+        nodes: list[Node] = []
+        places: list[list[int | None]] = [[-1, -1]]  # of the root, then of each node: where the two drafts have it
+        for parent in range(-1, len(one) + len(two)):
+            if parent == len(nodes):
+                break
+            at = places[parent + 1]
+            known = [{} if node is None else named.get(node, {}) for node, named in zip(at, children, strict=True)]
+            depth = 1 if parent < 0 else nodes[parent].depth + 1
+            tokens = dict.fromkeys([*known[0], *known[1]])
+            opinions = [(_opinion(one, known[0], token), _opinion(two, known[1], token)) for token in tokens]
+            probs = [self.weighing.prob(depth, both) for both in opinions]
+            total = max(1.0, sum(probs))
+            for token, both, prob in zip(tokens, opinions, probs, strict=True):
+                nodes.append(Node(token, parent, depth, both, prob / total))
+                places.append([named.get(token) for named in known])
+        return nodes
+
+    def observe(self, step: Step) -> None:
+        self._judge(step.tokens)
+        self.ngrams.observe(step)
+        self.heads.observe(step)
+
+    def _judge(self, tokens: Sequence[int]) -> None:
+        """Learn from every node whose parent turned out right."""
+        right = {-1}
+        for index, node in enumerate(self._nodes):
+            if node.parent in right and node.depth <= len(tokens):
+                held = node.token == tokens[node.depth - 1]
+                self.weighing.learn(node, held)
+                if held:
+                    right.add(index)
+        self._nodes = []
+
+
+def _children(draft: Draft) -> dict[int, dict[int, int]]:
+    """For each node that has any, its children by their tokens."""
+    children: dict[int, dict[int, int]] = {}
+    for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+        children.setdefault(parent, {}).setdefault(token, node)
+    return children
+
+
+def _opinion(draft: Draft, known: dict[int, int], token: int) -> Opinion:
+    """What a draft says of a token where it has these children."""
+    if token not in known:
+        return Opinion(NAMES_OTHERS if known else SILENT, 0.0)
+    prob = max(LEAST, min(MOST, draft.probs[known[token]]))
+    return Opinion(NAMES, math.log(prob / (1 - prob)))
+
+
+@dataclass(frozen=True)
+class MixedSpeculator(Recipe):
+    """The drafters "mixed" and "speculator" in one tree: a learned mixer weighs what the two say.
+
+    Args:
+        noise: As ``Speculator`` has it.
+        floor: The least probability of a path that is worth a node in either's tree. If None, about what one more row
+            of a forward costs.
+    """
+
+    name = "mixed-speculator"
+    calibrated = True
+    remembers = True
+    needs = frozenset({"top", "hidden"})
+    noise: bool = True
+    floor: float | None = option(None, least=0.0)
+
+    def check(self, parts: Parts) -> None:
+        super().check(parts)
+        self._heads.check(parts)
+
+    def prepare(self) -> None:
+        Mixed(floor=self.floor).prepare()
+
+    def make(self, parts: Parts) -> MixedHeadsDrafter:
+        self.check(parts)
+        return MixedHeadsDrafter(Mixed(floor=self.floor).make(parts), self._heads.make(parts))
+
+    @property
+    def _heads(self) -> Speculator:
+        return Speculator(noise=self.noise, floor=self.floor)

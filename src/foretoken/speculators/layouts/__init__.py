@@ -1,0 +1,1 @@
+"""The layouts of files, a module for each kind of heads."""

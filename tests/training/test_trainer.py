@@ -1,0 +1,199 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from foretoken.cli.app import app
+from foretoken.core.errors import ForetokenError, ModelError, RequestError
+from foretoken.files import writing
+from foretoken.speculators.formats import load_speculator
+from foretoken.training import checkpoint, trainer
+from foretoken.training.kinds import Shape
+from foretoken.training.shards import Generating
+from foretoken.training.trainer import Settings, Training, scaled_settings
+
+SMALL = Settings(steps=6, own_steps=4, batch=128, judge_every=2, generating=Generating(prompt=16, length=128))
+SHAPE = Shape("mlp-speculator", 2, 8)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(trainer, "SHARD", 6)
+    monkeypatch.setattr(trainer, "JUDGED", 2)
+
+
+def train(base, stream, folder, settings=SMALL, shape=SHAPE, **more):
+    training = Training(shape, settings, base, stream, folder / "out", folder / "work", **more)
+    training.run()
+    return training
+
+
+@pytest.mark.parametrize("kind", ["mlp-speculator", "blockwise", "medusa"])
+def test_what_is_saved_loads_and_learning_lowers_the_loss(base, stream, tmp_path, kind):
+    settings = Settings(steps=30, own_steps=10, batch=256, judge_every=10, generating=SMALL.generating)
+    moments = []
+    training = train(base, stream, tmp_path, settings, Shape(kind, 2, 8), show=moments.append)
+    assert [moment.step for moment in moments] == list(range(1, 41))
+    assert sum(moments[-1].losses) < sum(moments[0].losses)
+    assert training.best == max(line["accepted_length"] for line in training.history) >= 1
+    module = load_speculator(tmp_path / "out", base.width, base.vocab_size, base.head)
+    assert module.num_heads == 2
+
+
+def test_the_base_is_not_changed(base, stream, tmp_path):
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    train(base, stream, tmp_path)
+    assert all(torch.equal(weight, before[name]) for name, weight in base.model.state_dict().items())
+
+
+def test_parts_of_a_step_change_no_gradient(base, stream, tmp_path):
+    from dataclasses import replace
+
+    whole = train(base, stream, tmp_path / "a")
+    parts = train(base, stream, tmp_path / "b", replace(SMALL, accumulate=2))
+    for one, other in zip(whole.history, parts.history, strict=True):
+        assert one["losses"] == pytest.approx(other["losses"], abs=1e-3)
+    with pytest.raises(RequestError, match="does not divide"):
+        replace(SMALL, accumulate=3)
+
+
+KILLED = """
+import os, signal, sys
+from foretoken.training import trainer
+trainer.SHARD, trainer.JUDGED = 6, 2
+from foretoken.cli import main
+sys.argv = ["foretoken", "train", "mlp-speculator", *sys.argv[1:], "--dtype", "float32", "--heads", "2"]
+sys.argv += ["--inner-dim", "8", "--steps", "12", "--own-steps", "8", "--batch", "128", "--judge-every", "4"]
+main()
+"""
+
+
+def command(base_folder, text, output):
+    options = ["--base", str(base_folder), "--data", str(text), "--output", str(output)]
+    return [sys.executable, "-c", KILLED, *options]
+
+
+def test_a_killed_training_ends_with_the_same_weights(base_folder, text, tmp_path):
+    subprocess.run(command(base_folder, text, tmp_path / "whole"), check=True, capture_output=True)
+    torn = tmp_path / "torn"
+    path = torn / "work" / "checkpoint.pt"
+    started = subprocess.Popen(command(base_folder, text, torn), stderr=subprocess.DEVNULL)
+    while started.poll() is None and not path.exists():
+        time.sleep(0.01)
+    started.send_signal(signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    kept = checkpoint.load(path)
+    assert kept is not None and 0 < kept["step"] < 20
+    subprocess.run(command(base_folder, text, torn), check=True, capture_output=True)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("torn", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    states = [checkpoint.load(tmp_path / name / "work" / "checkpoint.pt") for name in ("torn", "whole")]
+    assert all(torch.equal(x, states[1]["module"][name]) for name, x in states[0]["module"].items())
+    assert states[0]["history"] == states[1]["history"]
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(base, stream, tmp_path, monkeypatch):
+    def lose(self, states, ids):
+        losses = real(self, states, ids)
+        return [losses[0], losses[1] * float("nan")] if self._step == 5 else losses
+
+    real = Training._losses
+    monkeypatch.setattr(Training, "_losses", lose)
+    with pytest.raises(ModelError, match=r"loss of head 2 is not a number in step 6 .*checkpoint.pt"):
+        train(base, stream, tmp_path)
+    kept = checkpoint.load(tmp_path / "out" / "work" / "checkpoint.pt")
+    assert kept is not None and kept["step"] == 4
+    assert all(bool(weight.isfinite().all()) for weight in kept["module"].values())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ForetokenError, match="No space left on device"):
+        checkpoint.save(path, {"step": 2})
+    assert checkpoint.load(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_damaged_checkpoint_and_that_of_another_training_are_refused(base, stream, tmp_path):
+    train(base, stream, tmp_path)
+    with pytest.raises(RequestError, match="another training"):
+        train(base, stream, tmp_path, shape=Shape("mlp-speculator", 2, 4))
+    path = tmp_path / "out" / "work" / "checkpoint.pt"
+    with writing(path) as file:
+        file.write(b"nonsense")
+    with pytest.raises(ForetokenError, match="damaged"):
+        train(base, stream, tmp_path)
+
+
+def test_defaults_are_the_published_ones_for_a_large_base_and_fewer_for_a_small_one():
+    assert scaled_settings(7_000_000_000) == (15000, 6000, 32768)
+    steps, own_steps, rows = scaled_settings(5_000_000)
+    assert 500 < steps < 2000 and own_steps < steps and 512 <= rows <= 4096 and rows % 64 == 0
+
+
+DISTRIBUTED = """
+import json, sys
+from pathlib import Path
+from foretoken.training import trainer
+trainer.SHARD, trainer.JUDGED = 6, 2
+from foretoken.memory.fingerprint import fingerprint
+from foretoken.tokenizing import batch_encoder, load_tokenizer
+from foretoken.training.base import FrozenBase
+from foretoken.training.kinds import Shape
+from foretoken.training.processes import Processes
+from foretoken.training.shards import Generating
+from foretoken.training.tokens import TokenStream
+processes = Processes("cpu")
+tokenizer = load_tokenizer("tiny")
+folder = Path(sys.argv[3])
+if processes.is_main:
+    TokenStream(folder, [Path(sys.argv[2])], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
+processes.wait()
+stream = TokenStream(folder, [Path(sys.argv[2])], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
+settings = trainer.Settings(6, 4, 128, judge_every=2, generating=Generating(prompt=16, length=128))
+training = trainer.Training(Shape("mlp-speculator", 2, 8), settings, FrozenBase(sys.argv[1], "float32", "cpu"), stream,
+                            folder / "out", folder / "work", processes=processes)
+training.run()
+assert processes.count == 2
+if processes.is_main:
+    (folder / "history.json").write_text(json.dumps(training.history))
+"""
+
+
+def test_two_processes_learn_what_one_does(base, base_folder, stream, text, tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "train.py"
+    script.write_text(DISTRIBUTED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    subprocess.run([*launch, str(base_folder), str(text), str(tmp_path)], check=True, capture_output=True)
+    two = json.loads((tmp_path / "history.json").read_text())
+    one = train(base, stream, tmp_path / "one").history
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], abs=2e-3)
+
+
+def test_the_command_trains_and_writes_a_page(base_folder, text, tmp_path):
+    options = ["--base", str(base_folder), "--data", str(text), "--output", str(tmp_path / "out"), "--heads", "2"]
+    options += ["--steps", "2", "--own-steps", "2", "--batch", "64", "--judge-every", "2", "--device", "cpu"]
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(app, ["train", "medusa", *options, "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "accepted length" in done.output
+    assert "Training of medusa" in page.read_text() and "head 2" in page.read_text()
+    assert Path(tmp_path / "out" / "config.json").exists()

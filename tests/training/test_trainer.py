@@ -95,8 +95,9 @@ for turn in range(2):
     processes.wait()
 settings = trainer.Settings(6, 4, 128, judge_every=2, generating=Generating(prompt=16, length=128))
 training = trainer.Training(
-    Shape("mlp-speculator", 2, 8), settings, FrozenBase(base, "float32", "cpu"), stream, folder / "out", folder / "work",
-    show=lambda moment: moment.step == killed_at and os.kill(os.getpid(), signal.SIGKILL), processes=processes,
+    Shape("mlp-speculator", 2, 8), settings, FrozenBase(base, "float32", "cpu"), stream,
+    folder / "out", folder / "work", processes=processes,
+    show=lambda moment: moment.step == killed_at and os.kill(os.getpid(), signal.SIGKILL),
 )
 training.run()
 if processes.is_main:

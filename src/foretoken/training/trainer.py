@@ -73,8 +73,8 @@ class Settings:
         parts = self.accumulate or min(num_segments, math.ceil(num_segments * SEGMENT * row / PART))
         if not 1 <= parts <= num_segments:
             raise RequestError(
-                f"A process has {num_segments} segments of {SEGMENT} rows in a step, too few for {max(parts, 1)} parts: "
-                "give a larger batch or fewer parts."
+                f"A process has {num_segments} segments of {SEGMENT} rows in a step, too few for {max(parts, 1)} "
+                "parts: give a larger batch or fewer parts."
             )
         return parts
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from foretoken import DecodeStats, Drafter, FixedBudget, ForetokenError, decode
 from foretoken.core.contracts import Candidates, Need
 from foretoken.core.draft import Draft
-from foretoken.drafters import HeadsDrafter, MixedHeadsDrafter, NgramMixer, Parts, Speculator
+from foretoken.drafters import HeadsDrafter, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
 from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
 from foretoken.drafters.heads import Calibration, Weights
 from foretoken.drafters.mixed_heads import NAMES, Node, Opinion, Weighing
@@ -211,3 +211,32 @@ def test_the_tree_of_both_has_every_node_once():
     paths = sorted(draft.path(node) for node in range(len(draft)))
     assert paths == [[4], [4, 5], [4, 7], [6]]
     assert MixedHeadsDrafter(Fixed(one), Fixed(Draft())).propose([1], 2).tokens == (4, 5)  # type: ignore[arg-type]
+
+
+def test_a_further_head_is_asked_only_while_its_time_pays(monkeypatch):
+    """The clock is the test's own: a forward takes a second and a further head as long as the case says."""
+    now, asked = [0.0], []
+    monkeypatch.setattr(heads.time, "perf_counter", lambda: now[0])
+
+    class Timed(ToyTarget):
+        def score(self, last_token, draft):
+            now[0] += 1.0
+            return super().score(last_token, draft)
+
+    class Slow(ToyHeads):
+        seconds = 0.0
+
+        def extend(self, rows, ranks):
+            now[0] += self.seconds
+            asked.append(len(rows))
+            return super().extend(rows, ranks)
+
+    counts = []
+    for seconds in (0.001, 5.0):
+        target = Timed(9)
+        guessers = Slow(target)
+        guessers.seconds = seconds
+        asked.clear()
+        acceptance_length(target, HeadsDrafter(guessers, by_clock=True), 200)
+        counts.append(len(asked))
+    assert counts[0] > 50 and counts[1] < 5

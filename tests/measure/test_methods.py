@@ -309,11 +309,19 @@ def test_loops_are_told_from_repetition():
 
 def test_a_method_that_needs_a_draft_model_is_left_out_without_one():
     needy = {"draft-model", "draft-model-chain", "draft-model-adaptive"}
-    assert {method.name for method in choose_methods([], True)} == set(METHODS)
-    assert {method.name for method in choose_methods([], False)} == set(METHODS) - needy
+    assert {method.name for method in choose_methods([], True, heads=True)} == set(METHODS)
+    assert {method.name for method in choose_methods([], False, heads=True)} == set(METHODS) - needy
     for name in needy:
         with pytest.raises(ForetokenError, match="--draft-model"):
             choose_methods([name], False)
+
+
+def test_methods_of_trained_heads_run_where_there_are_any(measured):
+    headed = {name for name, method in METHODS.items() if method.needs_heads}
+    assert {"speculator", "speculator-chain", "speculator-published", "mixed-speculator"} < headed
+    assert not headed & {method.name for method in choose_methods([], True)}
+    with pytest.raises(ForetokenError, match="there are none for this model"):
+        list(measure(measured, [PROMPT], choose_methods(["speculator"], False), SHORT))
 
 
 def test_a_drafter_with_options_is_a_method_too():

@@ -406,6 +406,14 @@ def test_arctics_config_names_the_bases_architecture(tmp_path: Path) -> None:
     assert config["top_k_tokens_per_head"] == [4, 3, 2]
 
 
+def test_a_speculator_replaces_the_one_that_stood_there(tmp_path: Path) -> None:
+    modules = [(module, layout) for module, layout in speculators() if isinstance(module, MLPSpeculator | MedusaHeads)]
+    for module, layout in (*modules, *modules[::-1]):
+        (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+        save_speculator(module, tmp_path, layout, base_architectures=("A",))  # type: ignore[arg-type]
+        assert type(load(tmp_path)) is type(module)
+
+
 def test_a_layout_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ForetokenError, match="MLPSpeculator cannot be written in the layout 'vllm'"):
         save_speculator(MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, INNER, 3)), tmp_path, "vllm")
@@ -466,7 +474,7 @@ def test_a_config_that_does_not_describe_the_file(config: Json, words: str, tmp_
     [
         ({"truncated_vocab_size": 5}, "truncated_vocab_size 5"),
         ({"logit_scale": 2.0}, "logit_scale 2.0"),
-        ({"num_heads": 3}, r"no tensor for blocks\.2"),
+        ({"num_heads": 3, "num_attention_heads": 0}, r"no tensor for blocks\.2"),
         ({"vocab_size": 9, "truncated_vocab_size": None}, "vocabulary of size 9"),
         ({"hidden_size": 9}, "states of width 9"),
         ({"original_lm_head": True}, r"no place for: lm_heads\.1\.weight"),
@@ -500,7 +508,7 @@ def test_every_missing_tensor_and_every_wrong_shape_is_named(tmp_path: Path) -> 
 def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
     arrays = tensors_of()
     arrays["speculator.ln.1.bias"][2] = value
-    with pytest.raises(ForetokenError, match=r"ln\.1\.bias has values that are no finite numbers"):
+    with pytest.raises(ForetokenError, match=r"ln\.1\.bias has values that are not finite numbers"):
         load(folder_of(tmp_path, shape_of(), arrays))
 
 

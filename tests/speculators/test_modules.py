@@ -163,6 +163,13 @@ def test_the_bases_projection_is_no_part_of_the_blockwise_heads() -> None:
     assert not calls  # the hooks of the base see the base's forwards alone
 
 
+def test_a_quantized_output_head_is_refused() -> None:
+    head = output_head()
+    head.weight = nn.Parameter(head.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ForetokenError, match="quantized"):
+        BlockwiseHeads(BlockwiseConfig(VOCAB, WIDTH), head)
+
+
 def test_medusa_heads_are_residual_blocks_and_a_projection() -> None:
     module = shaken(MedusaHeads(MedusaConfig(VOCAB, WIDTH, 3, 2), output_head()))
     w, state = weights(module), torch.randn(WIDTH)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
 from foretoken.cli.input import background_folder, read_from, silence_transformers
-from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, of_model
+from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, Speculator, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.core.errors import RequestError
 from foretoken.texts import read_text
@@ -52,6 +52,7 @@ def methods(
     rounds: Rounds = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 200,
     background: Background = "general",
+    speculator: Speculator = "auto",
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
@@ -72,7 +73,7 @@ def methods(
 
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
-    chosen = choose_methods(method or [], draft_model is not None)
+    chosen = choose_methods(method or [], draft_model is not None, _has_heads(model, speculator))
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
     for one in chosen if method and all(some.temperature for some in conditions) else []:
         if one.generate is not None:
@@ -92,7 +93,7 @@ def methods(
     found["methods"] = [one.as_dict() for one in chosen]
     rows: list[Row] = []
     for name in dtype or ["float32"]:
-        measured = _measured_model(model, draft_model, name, device, background)
+        measured = _measured_model(model, draft_model, name, device, background, speculator)
         for some in conditions:
             said = f"{name}, {some.decoding}: {len(chosen)} methods in turns"
             with _ended_by_another_text():
@@ -154,8 +155,16 @@ def _encoder(model: str) -> Callable[[str], list[int]]:
     return lambda text: list(tokenizer(text)["input_ids"])
 
 
+def _has_heads(model: str, speculator: str) -> bool:
+    """Whether the methods of trained heads are among all."""
+    from foretoken.engines.transformers.loading import resolve
+    from foretoken.engines.transformers.speculator import FOLDER
+
+    return (Path(resolve(model)) / FOLDER).is_dir() if speculator == "auto" else speculator != "none"
+
+
 def _measured_model(
-    model: str, draft_model: str | None, dtype: str, device: str | None, background: str
+    model: str, draft_model: str | None, dtype: str, device: str | None, background: str, speculator: str
 ) -> MeasuredModel:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.engines.transformers.loading import load_model
@@ -168,7 +177,7 @@ def _measured_model(
         draft = load_model(draft_model, dtype, device) if draft_model else None
         settle_threads(loaded)
     corpus = background_folder(background, model)
-    return MeasuredModel(loaded, Corpus.open(corpus) if corpus else None, draft)
+    return MeasuredModel(loaded, Corpus.open(corpus) if corpus else None, draft, speculator)
 
 
 @contextmanager

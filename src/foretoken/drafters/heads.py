@@ -10,6 +10,7 @@ the weights of both are learned while the answer comes. It changes which tokens 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretoken.core.contracts import Candidates, Heads, Need, Step
+from foretoken.core.costs import Median
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
+from foretoken.drafters.draft_model import Share
 from foretoken.drafters.head_trees import BestFirst, Floats, Shape, Tree, read_shape
 from foretoken.drafters.recipe import Parts, Recipe, option
 
@@ -132,6 +135,8 @@ class HeadsDrafter:
         heads: The heads.
         shape: Of the tree. If None, the most probable paths, as many as the budget takes.
         noise: Whether the seed's noise joins what the heads say.
+        by_clock: Whether a further head is asked only if it is expected to bring more tokens than its time brings
+            otherwise.
 
     >>> from foretoken.core.decode import decode
     >>> from foretoken.engines.toy import ToyHeads, ToyTarget
@@ -144,8 +149,14 @@ class HeadsDrafter:
     needs: frozenset[Need] = frozenset({"hidden"})
     calibrated = True
 
-    def __init__(self, heads: Heads, shape: Shape | None = None, noise: bool = True) -> None:
-        self.heads, self.noise = heads, noise
+    FORGET = 0.1  # of the tokens and seconds of late, each step
+
+    def __init__(self, heads: Heads, shape: Shape | None = None, noise: bool = True, *, by_clock: bool = False) -> None:
+        self.heads, self.noise, self.by_clock = heads, noise, by_clock
+        self._found = Share(0.5)  # how often a further head's children have the right token if their parent is right
+        self._head_seconds = Median()  # of a further head
+        self._tokens = self._seconds = 0.0  # of late, in steps that were drafted for
+        self._started: float | None = None
         self.shape = BestFirst(FLOOR, WIDTH) if shape is None else shape
         self._forget()
 
@@ -159,19 +170,27 @@ class HeadsDrafter:
         self._calibration: Calibration | None = None
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        tree, self._levels = Tree(), []
+        tree, self._levels, self._started = Tree(), [], time.perf_counter()
         said = self.heads.start(self._state, context[-1], len(context))
         self._add_level(tree, said, [-1], {})
         while len(self._levels) < self.heads.num_heads:
             first, nodes = tree.first, self.shape.continued(tree, len(self._levels), max_tokens)
-            if not nodes:
+            if not nodes or (self.by_clock and not self._pays(tree, nodes)):
                 break
+            started = time.perf_counter()
             order = self._levels[-1].order
             places = [divmod(node - first, order.shape[1]) for node in nodes]
             asked = [(row, int(order[row, rank])) for row, rank in places]
             said = self.heads.extend([row for row, _ in asked], [candidate for _, candidate in asked])
             self._add_level(tree, said, nodes, {place: row for row, place in enumerate(asked)})
+            self._head_seconds.add(time.perf_counter() - started)
         return tree.draft(self.shape.drafted(tree, max_tokens))
+
+    def _pays(self, tree: Tree, nodes: list[int]) -> bool:
+        """Whether the next head may bring as many tokens as its time brings otherwise."""
+        rate = self._tokens / self._seconds if self._seconds else 0.0
+        hope = self._found.value * sum(tree.paths[node] for node in nodes)
+        return hope >= rate * self._head_seconds.value
 
     def _add_level(self, tree: Tree, said: Candidates, nodes: list[int], rows: dict[tuple[int, int], int]) -> None:
         """The children of some nodes, of which the heads said this."""
@@ -197,6 +216,10 @@ class HeadsDrafter:
     def observe(self, step: Step) -> None:
         assert step.scores is not None, "see needs"
         self._judge(step.tokens)
+        if self._started is not None:
+            seconds, self._started = time.perf_counter() - self._started, None
+            self._tokens += len(step.tokens) - self.FORGET * self._tokens
+            self._seconds += seconds - self.FORGET * self._seconds
         row = step.path[-1] + 1 if step.path else 0
         self._state = step.scores.hidden([row])[0]
 
@@ -212,6 +235,8 @@ class HeadsDrafter:
             order, chances = level.order[row], level.chances[row]
             self._calibration.learn(depth, chances[order], level.steps[row], order == right)
             self._weights.learn(depth, level.evidence[:, row], chances, right)
+            if depth:
+                self._found.add(bool((order == right).any()))
             following = self._levels[depth + 1].rows if depth + 1 < len(self._levels) else {}
             row = following.get((row, right))
         self._levels = []
@@ -242,7 +267,7 @@ class Speculator(Recipe):
         width: Most children of a node, and most nodes that a head continues, in the tree "best".
         noise: Whether the seed's noise joins what the heads say under sampling.
         floor: The least probability of a path that is worth a node, in the tree "best". If None, about what one more
-            row of a forward costs.
+            row of a forward costs, and a further head is asked only if that is expected to pay.
     """
 
     name = "speculator"
@@ -271,7 +296,8 @@ class Speculator(Recipe):
     def make(self, parts: Parts) -> HeadsDrafter:
         self.check(parts)
         assert parts.heads is not None, "it was checked"
-        return HeadsDrafter(parts.heads(), self._shape(parts), self.noise)
+        by_clock = self.tree == BEST and self.floor is None
+        return HeadsDrafter(parts.heads(), self._shape(parts), self.noise, by_clock=by_clock)
 
     def _shape(self, parts: Parts) -> Shape:
         if self.tree != BEST:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 
 from transformers import PreTrainedModel
 
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ForetokenError
+from foretoken.engines.base import FOUND
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.costs import costs_of
@@ -22,6 +24,8 @@ class MeasuredModel:
         model: In the dtype that is measured.
         background: A corpus in the model's tokens.
         draft_model: A smaller model of the same tokens.
+        speculator: The folder of trained heads; "auto" for the one in the model's folder, if there is one; None for
+            none.
 
     Raises:
         ForetokenError: If the two models have not the same number of tokens.
@@ -30,6 +34,7 @@ class MeasuredModel:
     model: PreTrainedModel
     background: Background | None = None
     draft_model: PreTrainedModel | None = None
+    speculator: str | PathLike[str] | None = FOUND
 
     def __post_init__(self) -> None:
         if self.draft_model is not None and _vocabulary(self.draft_model) != _vocabulary(self.model):

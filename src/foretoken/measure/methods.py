@@ -15,10 +15,12 @@ from foretoken.drafters import (
     EarlyExit,
     Lookahead,
     Mixed,
+    MixedSpeculator,
     Ngram,
     PromptLookup,
     Recipe,
     Recycle,
+    Speculator,
 )
 from foretoken.drafters.recipe import parse_recipe
 from foretoken.drafters.window import MixedWindow
@@ -45,6 +47,11 @@ class Method:
     def needs_draft_model(self) -> bool:
         """Whether it can do nothing without one."""
         return self.recipe is not None and self.recipe.name == DraftModel.name
+
+    @property
+    def needs_heads(self) -> bool:
+        """Whether it can do nothing without trained heads."""
+        return self.recipe is not None and "hidden" in self.recipe.needs
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -80,25 +87,33 @@ METHODS = {
         Method("draft-model-adaptive", DraftModel(ANY_MODEL), None),
         Method("early-exit", EarlyExit(floor=0.0), 4),
         Method("early-exit-adaptive", EarlyExit(), None),
+        Method("speculator", Speculator(floor=WIDE_FLOOR), 24),
+        Method("speculator-chain", Speculator(floor=0.0, width=1), 4),
+        Method("speculator-published", Speculator("4x3x2x2"), WIDE),
+        Method("speculator-adaptive", Speculator(), None),
+        Method("mixed-speculator", MixedSpeculator(floor=WIDE_FLOOR), 24),
+        Method("mixed-speculator-adaptive", MixedSpeculator(), None),
         Method("transformers", None, 0, generate={}),
         Method("transformers-lookup", None, 10, generate={"prompt_lookup_num_tokens": 10}),
     )
 }
 
 
-def choose_methods(names: Sequence[str], draft_model: bool) -> list[Method]:
+def choose_methods(names: Sequence[str], draft_model: bool, heads: bool = False) -> list[Method]:
     """Plain decoding and the methods of these names.
 
     Args:
         names: Of ``METHODS``, or drafters with options, such as "early-exit:layer=4". If empty, all of ``METHODS`` that
             can run.
         draft_model: Whether there is one.
+        heads: Whether there are trained heads.
 
     Raises:
         ForetokenError: If there is no such method, or it needs a draft model.
     """
     if not names:
-        return [method for method in METHODS.values() if draft_model or not method.needs_draft_model]
+        with_model = [method for method in METHODS.values() if draft_model or not method.needs_draft_model]
+        return [method for method in with_model if heads or not method.needs_heads]
     chosen = [METHODS.get(name) or _method(name) for name in dict.fromkeys(names)]
     for method in chosen:
         if method.needs_draft_model and not draft_model:

@@ -124,7 +124,8 @@ class _Player:
         recipe = method.recipe
         if isinstance(recipe, DraftModel):  # whatever it calls the model
             recipe = replace(recipe, model=measured.draft_model)
-        parts = Parts.of(TransformersHelpers(measured.model), self.target, lambda: self.namespace.ngrams, self.costs)
+        helpers = TransformersHelpers(measured.model, speculator=measured.speculator)
+        parts = Parts.of(helpers, self.target, lambda: self.namespace.ngrams, self.costs)
         self.drafter = None if recipe is None else recipe.make(parts)
 
     def __call__(self, question: Question) -> Answer:

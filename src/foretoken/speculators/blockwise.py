@@ -48,10 +48,16 @@ class BlockwiseHeads(IndependentHeads):
         config: Their shape.
         output_head: The base's, a layer with a ``weight`` [vocab_size, hidden_size] and perhaps a ``bias``. It is no
             part of the heads: it gets no gradient, and is not in their ``state_dict``.
+
+    Raises:
+        ForetokenError: If the output head is quantized.
     """
 
     def __init__(self, config: BlockwiseConfig, output_head: nn.Module) -> None:
         super().__init__(config.num_heads, config.hidden_size, config.vocab_size)
+        assert isinstance(output_head.weight, Tensor)
+        if not output_head.weight.is_floating_point():
+            raise ModelError("Blockwise heads need the model's output head, which is quantized: leave it as it was.")
         self.config = config
         self.up = nn.Linear(config.hidden_size, config.num_heads * config.filter_size)
         self.down = nn.Linear(config.num_heads * config.filter_size, config.num_heads * config.hidden_size)

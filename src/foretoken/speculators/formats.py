@@ -21,7 +21,7 @@ from torch import nn
 from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.files import writing
 from foretoken.speculators.blockwise import BlockwiseHeads
-from foretoken.speculators.folder import CONFIG, MEDUSA_WEIGHTS, WEIGHTS, Json, Tensors, read_json, read_tensors
+from foretoken.speculators.folder import CONFIG, INDEX, MEDUSA_WEIGHTS, WEIGHTS, Json, Tensors, read_json, read_tensors
 from foretoken.speculators.layouts import blockwise, lstm, medusa, mlp
 from foretoken.speculators.lstm import LSTMSpeculator
 from foretoken.speculators.medusa import MedusaHeads
@@ -110,6 +110,8 @@ def save_speculator(
     name = MEDUSA_WEIGHTS if "medusa_num_heads" in config else WEIGHTS
     with writing(Path(folder) / name, folders=True) as file:
         file.write(safetensors.torch.save(tensors, {"format": "pt"}))
+    for other in {WEIGHTS, INDEX, MEDUSA_WEIGHTS} - {name}:  # of a speculator that stood here
+        (Path(folder) / other).unlink(missing_ok=True)
     with writing(Path(folder) / CONFIG) as file:
         file.write(json.dumps(config, indent=2).encode() + b"\n")
 
@@ -156,7 +158,7 @@ def _check_tensors(expected: Mapping[str, torch.Size], tensors: Tensors) -> None
         if tensor.dtype not in DTYPES:
             raise ModelError(f"its tensor {name} has the dtype {tensor.dtype}, which is not supported.")
         if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"its tensor {name} has values that are no finite numbers: the training failed.")
+            raise ModelError(f"its tensor {name} has values that are not finite numbers, as after a failed training.")
 
 
 def _some(names: list[str]) -> str:

@@ -62,9 +62,9 @@ class TorchHeads:
         self._head, self._position = self._head + 1, self._position + 1
         if isinstance(self._module, IndependentHeads):
             return self._same(len(rows))
-        indices = torch.as_tensor(rows)
+        indices = torch.as_tensor(rows, dtype=torch.int64)
         self._states = self._states[indices.to(self._device)]
-        return self._stage(self._module, self._tokens[indices, torch.as_tensor(ranks)])
+        return self._stage(self._module, self._tokens[indices, torch.as_tensor(ranks, dtype=torch.int64)])
 
     def _stage(self, module: SequentialHeads, tokens: Tensor) -> Candidates:
         """The next stage's candidates after ``tokens``, one for each of its rows."""

@@ -19,9 +19,9 @@ def read(config: Json, tensors: Tensors, output_head: nn.Module) -> tuple[Medusa
     Raises:
         ForetokenError: If the config cannot be honoured.
     """
-    # vLLM takes every key of this kind: num_heads, medusa_num_heads; num_hidden_layers, medusa_num_layers.
-    heads = next((key for key in config if "num" in key and "heads" in key), "num_heads")
-    layers = next((key for key in config if "num" in key and "layers" in key), "num_hidden_layers")
+    # vLLM takes FasterDecoding's keys, too.
+    heads = "medusa_num_heads" if "medusa_num_heads" in config else "num_heads"
+    layers = "medusa_num_layers" if "medusa_num_layers" in config else "num_hidden_layers"
     tensors = _renamed(tensors)
     output = tensors.get("lm_heads.0.weight")
     if output is None or output.ndim != 2:

@@ -65,7 +65,7 @@ Heads that guess the next tokens of Foretoken's `tiny` from its states. They cha
 | best guess right, by head | {top1}, given the true tokens before it |
 | judged on | 32 texts of 256 tokens that the model generated after held-out prompts, temperature 1, top-k 10 |
 | options | `{" ".join(options)}` |
-| trained on | the documents of the model's card, without those held out, then what the model wrote after prompts cut from them |
+| trained on | the documents of the model's card, none of those held out, and what the model wrote after their pieces |
 
 Train it again with `scripts/train_speculators.py`.
 """,

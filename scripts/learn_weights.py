@@ -35,9 +35,8 @@ from foretoken.engines.transformers.loading import load_model
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.corpus.general import general_background
 from foretoken.memory.fingerprint import fingerprint
-from foretoken.ngrams import kernels
+from foretoken.ngrams.arrays import CHOICES, KEYS, ORDERS, PROB, RECYCLED, ROW, SEEN, SETS, SLOTS, STRENGTHS, Weights
 from foretoken.ngrams.background import Background
-from foretoken.ngrams.kernels import Weights
 from foretoken.ngrams.shared import SharedNgrams, sets_of, table_of, untrained_weights
 from foretoken.replay.read import Reading, Trace, read_traces
 from foretoken.tokenizing import batch_encoder, load_tokenizer
@@ -92,8 +91,8 @@ def learn(runs: list[list[Trace]], background: Background | None) -> Weights:
 def learn_what_is_named(weights: Weights, asked: list[Asked], background: Background | None) -> None:
     """Learn what successors that targets named are worth; what is known of all other votes stays as it is."""
     sets, table = sets_of(weights.own), table_of(weights.own)
-    here = weights.own[: kernels.CHOICES].reshape(-1, 4, kernels.ROW)
-    own = weights.own[kernels.CHOICES : kernels.SETS - 1].reshape(-1, 4, kernels.ROW)
+    here = weights.own[:CHOICES].reshape(-1, 4, ROW)
+    own = weights.own[CHOICES : SETS - 1].reshape(-1, 4, ROW)
     for some in (here, own):
         some[:, 1:] = some[:, :1]  # where something was named the other votes mean about the same
     common, before = sets[-1].copy(), table.copy()
@@ -106,9 +105,9 @@ def learn_what_is_named(weights: Weights, asked: list[Asked], background: Backgr
         steps = decode(target, drafter, prompt, max_new_tokens=NEW_TOKENS, budget=DRAFTED)
         memory.add([token for step in steps for token in step.tokens])
     # The weights that all share have moved: where something was named, that goes into the others.
-    here[:, 1:, : kernels.SLOTS] += sets[-1] - common
+    here[:, 1:, :SLOTS] += sets[-1] - common
     sets[-1] = common
-    others = np.arange(kernels.KEYS) // (kernels.ORDERS * kernels.STRENGTHS) != kernels.RECYCLED
+    others = np.arange(KEYS) // (ORDERS * STRENGTHS) != RECYCLED
     table[others] = before[others]
 
 
@@ -164,8 +163,8 @@ def main() -> None:
     arrays = {}
     for name, weights in learned.items():
         table = table_of(weights.own)
-        arrays[f"{name}_prob"] = table[:, kernels.PROB]
-        arrays[f"{name}_seen"] = np.minimum(table[:, kernels.SEEN], 1e4).astype(np.float16)
+        arrays[f"{name}_prob"] = table[:, PROB]
+        arrays[f"{name}_seen"] = np.minimum(table[:, SEEN], 1e4).astype(np.float16)
         arrays[f"{name}_weight"] = sets_of(weights.own).astype(np.float16)
     np.savez_compressed(arguments.out, allow_pickle=False, **arrays)
     print(f"learned from {sum(map(len, runs))} answers: {arguments.out.stat().st_size / 1000:.0f} kB")

@@ -10,7 +10,7 @@ from pathlib import Path
 from foretoken import DecodeStats, FixedBudget, decode
 from foretoken.drafters.ngram import NgramMixer
 from foretoken.engines.replay import ReplayTarget
-from foretoken.ngrams.kernels import Weights
+from foretoken.ngrams.arrays import Weights
 from foretoken.ngrams.shared import SharedNgrams, untrained_weights
 from foretoken.replay.read import Trace
 

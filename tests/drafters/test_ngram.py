@@ -23,9 +23,9 @@ from foretoken.core.contracts import Top
 from foretoken.drafters.ngram import LEAST_FLOOR, TEXT_WIDTH, TREE_FLOOR, NgramMixer
 from foretoken.engines.replay import ReplayTarget
 from foretoken.memory.corpus import build
-from foretoken.ngrams import kernels
+from foretoken.ngrams import arrays, kernels
+from foretoken.ngrams.arrays import BACKGROUND, NAMED_CONTEXTS, WINDOW
 from foretoken.ngrams.background import Background, context_hashes
-from foretoken.ngrams.kernels import BACKGROUND, NAMED_CONTEXTS, WINDOW
 from foretoken.ngrams.shared import (
     SharedNgrams,
     rows_now,
@@ -106,7 +106,7 @@ def test_drafts_are_trees_in_order_of_their_paths(prompt, answers, trees, floor,
 def test_probabilities_are_those_of_the_second_implementation(background, prompt, answers, new, mapped, max_tokens):
     memory = SharedNgrams(background if mapped else None)
     memory.weights = with_rows_of_its_own(rows_now(memory.weights))
-    seen = table_of(memory.weights.own)[:, kernels.SEEN]
+    seen = table_of(memory.weights.own)[:, arrays.SEEN]
     seen[:] = np.minimum(seen, 20)  # so that one token moves much
     drafter = drafter_of(prompt, memory, floor=0.001, rate=0.02)
     plain = Plain(memory, answers, prompt)
@@ -230,7 +230,7 @@ def assert_pairs_have_places_of_their_own(drafter: NgramMixer) -> None:
 def test_compiled_background_votes_are_those_of_the_plain_reader(background, context):
     window = np.full(WINDOW, -1, np.int32)
     window[WINDOW - len(context) :] = context
-    votes = kernels.room_for_votes()
+    votes = arrays.room_for_votes()
     num = kernels.frozen_votes(SharedNgrams(background).frozen, window, votes, 0)
     found = {
         (int(token), int(key))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from foretoken.ngrams.kernels import BACKGROUND, LOCAL, LOGIT, OFFSET, PROB, RECYCLED, SEEN, SHARED, SKIP
+from foretoken.ngrams.arrays import BACKGROUND, LOCAL, LOGIT, PROB, RECYCLED, SEEN, SHARED, SKIP
+from foretoken.ngrams.kernels import OFFSET
 from foretoken.ngrams.shared import SharedNgrams, rows_now, sets_of, table_of
 
 Vote = tuple[int, int]  # of a slot, and how strong

@@ -14,7 +14,7 @@ import numpy as np
 
 from foretoken.core.contracts import Step, Top
 from foretoken.drafters import NgramMixer, ngram
-from foretoken.ngrams import kernels, store
+from foretoken.ngrams import arrays, kernels, store
 from foretoken.ngrams.shared import SharedNgrams
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -97,11 +97,11 @@ def answer(memory: SharedNgrams, chance: random.Random) -> None:
 def main(seeds: int) -> None:
     warnings.simplefilter("ignore")  # scalars say where they wrap
     structured(store, "_empty", "nodes")
-    structured(kernels, "room_for_votes", "candidates")
-    structured(kernels, "room_for_growth", "guesses")
-    structured(kernels, "room_for_recycled", "successors")
+    structured(arrays, "room_for_votes", "candidates")
+    structured(arrays, "room_for_growth", "guesses")
+    structured(arrays, "room_for_recycled", "successors")
     ngram._ROOM = ngram._Room()
-    kernels.NOTHING_RECYCLED = kernels.room_for_recycled(0)
+    arrays.NOTHING_RECYCLED = arrays.room_for_recycled(0)
     refuse_negative("few")
     drafted = 0
     for seed in range(seeds):

@@ -266,6 +266,7 @@ def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, mo
         (["methods", "--prompts", "/nowhere/p.jsonl"], "could not be read: No such file"),
         (["methods", "--rounds", 0], "rounds is 0"),
         (["methods", "--method", "transformers", "--temperature", 0.8], "answers only greedily"),
+        (["methods", "--model", "toy"], "needs a model of transformers"),
         (["methods", "--limit", 0], "limit is 0"),
         (["methods", "--max-new-tokens", 1], "max_new_tokens is 1"),
         (["methods", "--temperature", -1], "temperature is -1"),

@@ -18,7 +18,7 @@ import pytest
 
 import foretoken
 from foretoken.memory.corpus import counts
-from foretoken.ngrams import background, compiling, kernels
+from foretoken.ngrams import arrays, background, compiling, kernels
 
 # Prints how often the code of a loop was found on the disk.
 CODE = """
@@ -89,15 +89,15 @@ def run(source: Path, kept: Path | None = None, **environment: str) -> int:
         for name, value in environment.items():
             patch.setenv(name, value)
         loaded = []
-        for name in (kernels.__name__, counts.__name__):
+        for name in (arrays.__name__, kernels.__name__, counts.__name__):
             path = source / f"{name.replace('.', '/')}.py"
             loaded.append(ModuleType(name))
             patch.setitem(sys.modules, name, loaded[-1])
             exec(compile(path.read_text(), path, "exec"), vars(loaded[-1]))
-        new_kernels, new_counts = loaded
+        new_arrays, _, new_counts = loaded
         table = new_counts.Table(16)
         table.add(np.array([1, 2, 3], np.uint32), 0, 0, 0, 2**64 - 1)
-        patch.setattr(background, "extend_hashes", new_kernels.extend_hashes)
+        patch.setattr(background, "extend_hashes", new_arrays.extend_hashes)
         expected = sum(int(hash_) for hashes in background.position_hashes([1, 2, 3]) for hash_ in hashes)
         assert sum(map(int, table.hashes[table.counts > 0])) == expected
         return sum(new_counts._add.stats.cache_hits.values())
@@ -174,10 +174,10 @@ def test_a_file_that_cannot_be_read_or_replaced_is_passed_over(source, tmp_path)
     ],
 )
 def test_what_comes_from_another_file_is_compiled_anew_once_it_changes(source, tmp_path, before, after):
-    """The loops of ``counts.py`` hash as ``kernels.py`` says."""
+    """The loops of ``counts.py`` hash as ``arrays.py`` says."""
     kept = tmp_path / "kept"
     assert run(source, kept) == COMPILED
-    path = source / "foretoken" / "ngrams" / "kernels.py"
+    path = source / "foretoken" / "ngrams" / "arrays.py"
     text = path.read_text()
     assert text.count(before) == 1
     path.write_text(text.replace(before, after))

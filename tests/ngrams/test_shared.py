@@ -14,7 +14,7 @@ import pytest
 
 from foretoken import Draft, Step
 from foretoken.drafters import NgramMixer
-from foretoken.ngrams import kernels
+from foretoken.ngrams import arrays
 from foretoken.ngrams.shared import SharedNgrams
 from helpers import torn
 
@@ -68,20 +68,20 @@ def test_learning_and_adding_do_not_wait_for_each_other(shared, elsewhere):
 
 def test_arrays_that_were_replaced_belong_together_for_whoever_still_reads_them(shared):
     drafter, chance = drafter_of(shared), random.Random(0)
-    seen: list[kernels.Weights] = []
+    seen: list[arrays.Weights] = []
     for _ in range(400):
         if not any(shared.weights is weights for weights in seen):
             seen.append(shared.weights)
         drafter.observe(Step(Draft(), tuple(chance.choices(range(30), k=8)), None))
     assert len(seen) >= 3
     for weights in seen:
-        assert weights.place[: kernels.ROWS].max(initial=-1) < len(weights.own)
+        assert weights.place[: arrays.ROWS].max(initial=-1) < len(weights.own)
 
 
 def test_whatever_others_write_meanwhile_a_draft_reads_within_its_arrays():
     ended = subprocess.run(
         [sys.executable, torn.__file__, "25"],
-        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(kernels.__file__).parents[2])},
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(arrays.__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=500,

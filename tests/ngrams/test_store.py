@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken.ngrams import kernels
-from foretoken.ngrams.kernels import ORDERS, WINDOW
+from foretoken.ngrams.arrays import ORDERS, WINDOW
 from foretoken.ngrams.store import LEAST_BYTES, TokenStore
 
 walk = numba.njit(kernels.walk)

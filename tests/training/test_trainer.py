@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,50 +56,83 @@ def test_the_base_is_not_changed(base, stream, tmp_path):
 
 
 def test_parts_of_a_step_change_no_gradient(base, stream, tmp_path):
-    from dataclasses import replace
-
     whole = train(base, stream, tmp_path / "a")
     parts = train(base, stream, tmp_path / "b", replace(SMALL, accumulate=2))
     for one, other in zip(whole.history, parts.history, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], abs=1e-3)
-    with pytest.raises(RequestError, match="does not divide"):
-        replace(SMALL, accumulate=3)
+    with pytest.raises(RequestError, match="too few for 3 parts"):
+        train(base, stream, tmp_path / "c", replace(SMALL, accumulate=3))
+    with pytest.raises(RequestError, match="no multiple"):
+        replace(SMALL, batch=100)
 
 
-KILLED = """
-import os, signal, sys
+def test_a_step_over_a_large_vocabulary_is_computed_in_parts_that_fit():
+    settings = Settings(1, 1, 32768)
+    assert settings.parts(16, 4, 4096) == 1
+    parts = settings.parts(512, 4, 128_256)
+    assert 512 * 64 / parts * 128_256 * 4 * 14 <= 4e9 < 512 * 64 / (parts - 1) * 128_256 * 4 * 14
+    assert settings.parts(2, 64, 10_000_000) == 2  # a segment is the smallest part
+
+
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+from foretoken.memory.fingerprint import fingerprint
+from foretoken.tokenizing import batch_encoder, load_tokenizer
 from foretoken.training import trainer
+from foretoken.training.base import FrozenBase
+from foretoken.training.kinds import Shape
+from foretoken.training.processes import Processes
+from foretoken.training.shards import Generating
+from foretoken.training.tokens import TokenStream
 trainer.SHARD, trainer.JUDGED = 6, 2
-from foretoken.cli import main
-sys.argv = ["foretoken", "train", "mlp-speculator", *sys.argv[1:], "--dtype", "float32", "--heads", "2"]
-sys.argv += ["--inner-dim", "8", "--steps", "12", "--own-steps", "8", "--batch", "128", "--judge-every", "4"]
-main()
+base, text, folder, killed_at = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+processes = Processes("cpu")
+tokenizer = load_tokenizer("tiny")
+for turn in range(2):
+    if processes.is_main == (turn == 0):
+        stream = TokenStream(folder, [text], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
+    processes.wait()
+settings = trainer.Settings(6, 4, 128, judge_every=2, generating=Generating(prompt=16, length=128))
+training = trainer.Training(
+    Shape("mlp-speculator", 2, 8), settings, FrozenBase(base, "float32", "cpu"), stream,
+    folder / "out", folder / "work", processes=processes,
+    show=lambda moment: moment.step == killed_at and os.kill(os.getpid(), signal.SIGKILL),
+)
+training.run()
+if processes.is_main:
+    (folder / "history.json").write_text(json.dumps([processes.count, training.history]))
 """
 
 
-def command(base_folder, text, output):
-    options = ["--base", str(base_folder), "--data", str(text), "--output", str(output)]
-    return [sys.executable, "-c", KILLED, *options]
-
-
-def test_a_killed_training_ends_with_the_same_weights(base_folder, text, tmp_path):
-    subprocess.run(command(base_folder, text, tmp_path / "whole"), check=True, capture_output=True)
+@pytest.mark.parametrize("killed_at", [5, 9])
+def test_a_killed_training_ends_with_the_same_weights(base, base_folder, stream, text, tmp_path, killed_at):
     torn = tmp_path / "torn"
-    path = torn / "work" / "checkpoint.pt"
-    started = subprocess.Popen(command(base_folder, text, torn), stderr=subprocess.DEVNULL)
-    while started.poll() is None and not path.exists():
-        time.sleep(0.01)
-    started.send_signal(signal.SIGKILL)
-    assert started.wait() == -signal.SIGKILL
-    kept = checkpoint.load(path)
-    assert kept is not None and 0 < kept["step"] < 20
-    subprocess.run(command(base_folder, text, torn), check=True, capture_output=True)
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("torn", "whole"))
+    command = [sys.executable, "-c", SCRIPT, str(base_folder), str(text), str(torn), str(killed_at)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    kept = checkpoint.load(torn / "out" / "work" / "checkpoint.pt")
+    assert kept is not None and kept["step"] == killed_at - 1
+    train(base, stream, torn)
+    train(base, stream, tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("torn", "whole"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    states = [checkpoint.load(tmp_path / name / "work" / "checkpoint.pt") for name in ("torn", "whole")]
-    assert all(torch.equal(x, states[1]["module"][name]) for name, x in states[0]["module"].items())
+    states = [checkpoint.load(tmp_path / name / "out" / "work" / "checkpoint.pt") for name in ("torn", "whole")]
+    assert all(torch.equal(weights, states[1]["module"][name]) for name, weights in states[0]["module"].items())
     assert states[0]["history"] == states[1]["history"]
+
+
+def test_two_processes_learn_what_one_does(base, base_folder, stream, text, tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    subprocess.run([*launch, str(base_folder), str(text), str(tmp_path), "0"], check=True, capture_output=True)
+    count, two = json.loads((tmp_path / "history.json").read_text())
+    assert count == 2
+    one = train(base, stream, tmp_path / "one").history
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], abs=2e-3)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(base, stream, tmp_path, monkeypatch):
@@ -145,47 +178,6 @@ def test_defaults_are_the_published_ones_for_a_large_base_and_fewer_for_a_small_
     assert scaled_settings(7_000_000_000) == (15000, 6000, 32768)
     steps, own_steps, rows = scaled_settings(5_000_000)
     assert 500 < steps < 2000 and own_steps < steps and 512 <= rows <= 4096 and rows % 64 == 0
-
-
-DISTRIBUTED = """
-import json, sys
-from pathlib import Path
-from foretoken.training import trainer
-trainer.SHARD, trainer.JUDGED = 6, 2
-from foretoken.memory.fingerprint import fingerprint
-from foretoken.tokenizing import batch_encoder, load_tokenizer
-from foretoken.training.base import FrozenBase
-from foretoken.training.kinds import Shape
-from foretoken.training.processes import Processes
-from foretoken.training.shards import Generating
-from foretoken.training.tokens import TokenStream
-processes = Processes("cpu")
-tokenizer = load_tokenizer("tiny")
-folder = Path(sys.argv[3])
-if processes.is_main:
-    TokenStream(folder, [Path(sys.argv[2])], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
-processes.wait()
-stream = TokenStream(folder, [Path(sys.argv[2])], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
-settings = trainer.Settings(6, 4, 128, judge_every=2, generating=Generating(prompt=16, length=128))
-training = trainer.Training(Shape("mlp-speculator", 2, 8), settings, FrozenBase(sys.argv[1], "float32", "cpu"), stream,
-                            folder / "out", folder / "work", processes=processes)
-training.run()
-assert processes.count == 2
-if processes.is_main:
-    (folder / "history.json").write_text(json.dumps(training.history))
-"""
-
-
-def test_two_processes_learn_what_one_does(base, base_folder, stream, text, tmp_path):
-    pytest.importorskip("accelerate")
-    script = tmp_path / "train.py"
-    script.write_text(DISTRIBUTED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    subprocess.run([*launch, str(base_folder), str(text), str(tmp_path)], check=True, capture_output=True)
-    two = json.loads((tmp_path / "history.json").read_text())
-    one = train(base, stream, tmp_path / "one").history
-    for ours, theirs in zip(one, two, strict=True):
-        assert ours["losses"] == pytest.approx(theirs["losses"], abs=2e-3)
 
 
 def test_the_command_trains_and_writes_a_page(base_folder, text, tmp_path):

@@ -16,6 +16,7 @@ from foretoken.cli.input import background_folder, read_from, silence_transforme
 from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, Speculator, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.core.errors import RequestError
+from foretoken.engines import ENGINES, engine_module
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def methods(
     from foretoken.measure.prompts import bundled_prompts, parse_prompts
     from foretoken.measure.run import SEED, Conditions, measure
 
+    _refuse_other_engines(model, draft_model)
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
     chosen = choose_methods(method or [], draft_model is not None, _has_heads(model, speculator))
@@ -145,6 +147,17 @@ def costs(
         )
     )
     err.print(f"written to {plain(str(out_file))}", style="dim")
+
+
+def _refuse_other_engines(*models: str | None) -> None:
+    """Refuse models that transformers does not run, before anything is loaded or downloaded.
+
+    Raises:
+        ForetokenError: If there is one.
+    """
+    for model in models:
+        if model is not None and engine_module(model) != ENGINES["*"]:
+            raise RequestError(f"bench methods needs a model of transformers, which {model!r} is not.")
 
 
 def _encoder(model: str) -> Callable[[str], list[int]]:

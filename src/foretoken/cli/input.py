@@ -22,6 +22,7 @@ from foretoken.cli.options import (
     ReplayOptions,
 )
 from foretoken.core.budget import FixedBudget
+from foretoken.core.collection import collection_paused
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real
 from foretoken.drafters import DEFAULT_DRAFTER, TEXT_DRAFTERS, recipe_of
@@ -178,7 +179,8 @@ def loading(where: ModelOptions) -> Iterator[None]:
 def silence_transformers() -> None:
     """Turn off the library's progress bars and advice."""
     try:
-        from transformers.utils import logging
+        with collection_paused():
+            from transformers.utils import logging
     except ModuleNotFoundError:  # other engines do without; one that does not says so
         return
     logging.set_verbosity_error()

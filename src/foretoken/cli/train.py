@@ -53,7 +53,12 @@ class TrainOptions:
         int | None,
         typer.Option(min=64, help="Tokens of a step, a multiple of 64.", show_default="by the base's size"),
     ] = None
-    accumulate: Annotated[int, typer.Option(min=1, help="Parts of a step that are computed one by one.")] = 1
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Parts of a step that are computed one by one.", show_default="as many as 4 GB of logits need"
+        ),
+    ] = None
     rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 4e-3
     judge_every: Annotated[int, typer.Option(min=1, help="Steps between two judgements and checkpoints.")] = 100
     temperature: Annotated[float, typer.Option(min=0.01, help="Temperature of the base's own texts.")] = 1.0

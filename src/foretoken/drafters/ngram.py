@@ -26,11 +26,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from foretoken.core.collection import collection_paused
 from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
-from foretoken.ngrams import kernels
-from foretoken.ngrams.kernels import NAMED, WIDTH, WINDOW, Growth, Ints
+from foretoken.ngrams import arrays
+from foretoken.ngrams.arrays import NAMED, WIDTH, WINDOW, Growth, Ints
 from foretoken.ngrams.shared import SharedNgrams
 from foretoken.ngrams.store import TokenStore
 
@@ -105,12 +106,16 @@ class NgramMixer:
         self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
+        from foretoken.ngrams import kernels
+
         growth, self._asked = _ROOM.for_drafts(max_tokens), True
         num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
         (tokens, parents), probs = growth.nodes[:, :num].tolist(), growth.probs[:num].tolist()
         return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
     def observe(self, step: Step) -> None:
+        from foretoken.ngrams import kernels
+
         new = np.array(step.tokens, np.int32)
         memory, before = self.memory, self._window.copy()
         with memory.lock:
@@ -126,6 +131,8 @@ class NgramMixer:
 
     def _recycle(self, before: Ints, step: Step) -> None:
         """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""
+        from foretoken.ngrams import kernels
+
         assert step.scores is not None, "see needs"
         draft, memory = step.draft, self.memory
         accepted = np.zeros(len(draft), np.int32)
@@ -135,13 +142,13 @@ class NgramMixer:
         named = (np.asarray(top.tokens, np.int32), np.asarray(top.probs, np.float32))
         windows = _ROOM.for_drafts(len(draft)).windows
         with memory.lock:
-            memory.make_room_for_named(kernels.NAMED_ORDERS * (1 + len(draft)))
+            memory.make_room_for_named(arrays.NAMED_ORDERS * (1 + len(draft)))
             kernels.recycle(before, *rows, *named, windows, *memory.recycled)  # type: ignore[arg-type]
 
     def _arrays(self) -> tuple[Any, ...]:
         """What a kernel reads. Each tuple is taken once, so that its arrays belong together."""
         memory = self.memory
-        recycled = memory.recycled if self.recycle else kernels.NOTHING_RECYCLED
+        recycled = memory.recycled if self.recycle else arrays.NOTHING_RECYCLED
         stores = (*self._local.trie, *memory.answers.trie, *memory.frozen, *recycled)
         return (*stores, *memory.weights, *_ROOM.votes, *_ROOM.growth)
 
@@ -150,12 +157,12 @@ class _Room(threading.local):
     """What a thread works in; all drafters share it, so that it stays in the processor's cache."""
 
     def __init__(self) -> None:
-        self.votes, self.growth = kernels.room_for_votes(), kernels.room_for_growth(16)
+        self.votes, self.growth = arrays.room_for_votes(), arrays.room_for_growth(16)
 
     def for_drafts(self, max_tokens: int) -> Growth:
         """Room for a draft of up to so many nodes."""
         if max_tokens > self.growth.probs.size:
-            self.growth = kernels.room_for_growth(max_tokens)
+            self.growth = arrays.room_for_growth(max_tokens)
         return self.growth
 
 
@@ -163,17 +170,20 @@ _ROOM = _Room()
 
 
 @cache
+@collection_paused()
 def compile_loops(recycle: bool) -> None:
     """Compile the loops, or load them from the disk, so that no answer's time has that in it.
 
     Takes some seconds where none has been compiled. Without ``recycle``, what only recycling calls is left out.
     """
+    from foretoken.ngrams import kernels
+
     drafter = NgramMixer()
     drafter.begin([0])
     drafter.observe(Step(drafter.propose([0], 1), (0,), None, None))
     if recycle:
         nothing, window = np.zeros(0, np.int32), np.full(WINDOW, -1, np.int32)  # after no token nothing is kept
-        named, recycled = (np.zeros((1, NAMED), np.int32), np.zeros((1, NAMED), np.float32)), kernels.NOTHING_RECYCLED
+        named, recycled = (np.zeros((1, NAMED), np.int32), np.zeros((1, NAMED), np.float32)), arrays.NOTHING_RECYCLED
         kernels.recycle(window, nothing, nothing, nothing, *named, _ROOM.growth.windows, *recycled)  # type: ignore[arg-type]
         kernels.enter_all(recycled)
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
+from foretoken.core.collection import collection_paused
 from foretoken.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,6 +19,11 @@ ENGINES = {
     "toy": "foretoken.engines.toy",
     "*": "foretoken.engines.transformers.engine",
 }
+
+
+def engine_module(model: str) -> str:
+    """The module of the engine that runs a model, by the model's name; nothing is imported."""
+    return next(module for pattern, module in ENGINES.items() if fnmatch(model, pattern))
 
 
 def load_engine(
@@ -35,8 +41,7 @@ def load_engine(
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(model)
-    place = next(module for pattern, module in ENGINES.items() if fnmatch(name, pattern))
-    return cast("Engine", _imported(place).load(name, dtype, device, trust_remote_code, speculator))
+    return cast("Engine", _imported(engine_module(name)).load(name, dtype, device, trust_remote_code, speculator))
 
 
 def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = "auto") -> Engine:
@@ -50,7 +55,8 @@ def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | N
 
 def _imported(module: str) -> Any:
     try:
-        return import_module(module)
+        with collection_paused():
+            return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("foretoken"):
             raise

@@ -9,8 +9,8 @@ import numpy as np
 
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.costs import CostCurve
+from foretoken.ngrams.arrays import Ints
 from foretoken.ngrams.background import Background
-from foretoken.ngrams.kernels import Ints
 from foretoken.ngrams.shared import OBJECTS_BYTES, SharedNgrams
 
 MAX_WAITING = 64  # answers that are kept as they are until a drafter asks for their statistics

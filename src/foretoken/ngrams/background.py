@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretoken.core.errors import ForetokenError
-from foretoken.ngrams.kernels import BACKGROUND_ORDERS, extend_hashes
+from foretoken.ngrams.arrays import BACKGROUND_ORDERS, extend_hashes
 
 FORMAT = 1
 ORDERS = BACKGROUND_ORDERS

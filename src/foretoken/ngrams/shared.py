@@ -13,9 +13,9 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from foretoken.ngrams import kernels
+from foretoken.ngrams import arrays
+from foretoken.ngrams.arrays import Floats, Frozen, Ints, Weights
 from foretoken.ngrams.background import Background
-from foretoken.ngrams.kernels import Floats, Frozen, Ints, Weights
 from foretoken.ngrams.store import TokenStore
 
 ANSWERS_MAX_BYTES = 128 * 2**20
@@ -54,7 +54,7 @@ class SharedNgrams:
         self.answers = TokenStore(0, self._max_bytes)
         self.weights = self._given_weights or starting_weights(background is not None)
         self.background, self.frozen = background, _frozen(background)
-        self.recycled = kernels.NOTHING_RECYCLED
+        self.recycled = arrays.NOTHING_RECYCLED
 
     @property
     def nbytes(self) -> int:
@@ -71,17 +71,19 @@ class SharedNgrams:
     def make_room_for_named(self, num_contexts: int) -> None:
         """Let the target name what follows so many further contexts; the lock is held by the caller."""
         old, used = self.recycled, int(self.recycled.entries[0, 0])
-        if used + num_contexts <= len(old.entries) or len(old.entries) > kernels.NAMED_CONTEXTS:
+        if used + num_contexts <= len(old.entries) or len(old.entries) > arrays.NAMED_CONTEXTS:
             return
-        grown = kernels.room_for_recycled(min(kernels.NAMED_CONTEXTS, max(used + num_contexts, used + used // 2)))
+        grown = arrays.room_for_recycled(min(arrays.NAMED_CONTEXTS, max(used + num_contexts, used + used // 2)))
         grown.entries[:used], grown.successors[:used] = old.entries[:used], old.successors[:used]
+        from foretoken.ngrams import kernels
+
         kernels.enter_all(grown)
         self.recycled = grown
 
     def make_room_to_learn(self) -> None:
         """Let more of the mixer's weights be learned; the lock is held by the caller."""
         capacity = len(self.weights.own)
-        own = np.zeros((min(kernels.ROWS, capacity + capacity // 2 + 64), kernels.ROW), np.float32)
+        own = np.zeros((min(arrays.ROWS, capacity + capacity // 2 + 64), arrays.ROW), np.float32)
         own[:capacity] = self.weights.own
         self.weights = self.weights._replace(own=own, place=self.weights.place.copy())  # old places for old rows
 
@@ -123,50 +125,50 @@ def _learned(with_background: bool) -> Floats:
 
 def starting_weights(with_background: bool) -> Weights:
     """What comes with the package, to learn on from."""
-    place = np.full(kernels.ROWS + 1, -1, np.int16)
-    place[kernels.ROWS] = 0
-    return Weights(_learned(with_background), np.empty((0, kernels.ROW), np.float32), place)
+    place = np.full(arrays.ROWS + 1, -1, np.int16)
+    place[arrays.ROWS] = 0
+    return Weights(_learned(with_background), np.empty((0, arrays.ROW), np.float32), place)
 
 
 def untrained_weights() -> Weights:
     """Where learning begins: a vote is believed as its counts say, and longer contexts a little more."""
     counts = np.array([0, 1, 2, 3.5, 6.5, 12, 30, 80])
-    order = np.arange(1, kernels.ORDERS + 1)[:, None, None, None]
+    order = np.arange(1, arrays.ORDERS + 1)[:, None, None, None]
     count, other, latest = counts[:, None, None], counts[:, None], np.array([0, 1])
     prob = (count + 0.3 * latest + 0.1) / (count + other + 1.2) * (0.35 + 0.06 * order)
-    prob = np.broadcast_to(np.clip(prob, 0.005, 0.98), (kernels.KINDS, kernels.ORDERS, 8, 8, 2)).copy()
+    prob = np.broadcast_to(np.clip(prob, 0.005, 0.98), (arrays.KINDS, arrays.ORDERS, 8, 8, 2)).copy()
     named = np.array([0.01, 0.04, 0.1, 0.24, 0.47, 0.72, 0.9, 0.98])  # what the target said of a token last time
-    prob[kernels.RECYCLED] = (named[:, None, None] * (0.5 + 0.1 * order)).clip(0.005, 0.98)
-    weight = np.zeros((kernels.SETS, kernels.SLOTS))
+    prob[arrays.RECYCLED] = (named[:, None, None] * (0.5 + 0.1 * order)).clip(0.005, 0.98)
+    weight = np.zeros((arrays.SETS, arrays.SLOTS))
     weight[-1], weight[-1, -1] = 0.18, -3.2
-    return with_rows_of_its_own(_rows(prob.ravel(), np.zeros(kernels.KEYS), weight))
+    return with_rows_of_its_own(_rows(prob.ravel(), np.zeros(arrays.KEYS), weight))
 
 
 def with_rows_of_its_own(rows: Floats) -> Weights:
     """Weights that share no row."""
-    place = np.arange(kernels.ROWS + 1, dtype=np.int16)
+    place = np.arange(arrays.ROWS + 1, dtype=np.int16)
     return Weights(rows, rows.copy(), place)
 
 
 def rows_now(weights: Weights) -> Floats:
     """A copy of all rows as they are now, [ROWS, ROW]."""
-    rows, place = weights.start.copy(), weights.place[: kernels.ROWS]
+    rows, place = weights.start.copy(), weights.place[: arrays.ROWS]
     rows[place >= 0] = weights.own[place[place >= 0]]
     return rows
 
 
 def sets_of(rows: Floats) -> Floats:
     """The weights of each set in the rows, [SETS, SLOTS]; a view."""
-    return rows[: kernels.SETS, : kernels.SLOTS]
+    return rows[: arrays.SETS, : arrays.SLOTS]
 
 
 def table_of(rows: Floats) -> Floats:
     """For each strength of vote how often it was right, the same as a logit, and its tokens: [KEYS, 3]; a view."""
-    return rows[kernels.SETS :].reshape(kernels.KEYS, 3)
+    return rows[arrays.SETS :].reshape(arrays.KEYS, 3)
 
 
 def _rows(prob: NDArray[Any], seen: NDArray[Any], weight: NDArray[Any]) -> Floats:
-    rows = np.zeros((kernels.ROWS, kernels.ROW), np.float32)
+    rows = np.zeros((arrays.ROWS, arrays.ROW), np.float32)
     table_of(rows)[:] = np.stack([prob, np.log(prob / (1 - prob)), seen], axis=1)
     sets_of(rows)[:] = weight
     return rows

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foretoken.ngrams import kernels
-from foretoken.ngrams.kernels import SEPARATOR, Ints, Trie
+from foretoken.ngrams import arrays
+from foretoken.ngrams.arrays import SEPARATOR, Ints, Trie
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 LEAST_ROOM = 64, 256  # for tokens and nodes; some of either is left over wherever a store grows
@@ -44,12 +44,14 @@ class TokenStore:
     def is_full(self) -> bool:
         """Whether another token might not fit; so ``kernels.extend`` has it."""
         return (
-            int(self.trie.sizes[1]) + 2 * kernels.ORDERS + 2 > self.trie.nodes.size
+            int(self.trie.sizes[1]) + 2 * arrays.ORDERS + 2 > self.trie.nodes.size
             or self.num_tokens + 2 > self.trie.tokens.size
         )
 
     def extend(self, tokens: Sequence[int] | Ints) -> None:
         """Append tokens to the current sequence; numbers below 0 are no tokens and separate sequences."""
+        from foretoken.ngrams import kernels
+
         new = np.array(tokens, np.int32)
         while (done := kernels.extend(self.trie, new)) < new.size:
             new = new[done:]
@@ -75,6 +77,8 @@ class TokenStore:
         self._forget()
 
     def _grow(self, max_tokens: int, max_nodes: int) -> None:
+        from foretoken.ngrams import kernels
+
         trie, grown = self.trie, _empty(max_tokens, max_nodes)
         for array, bigger in ((trie.tokens, grown.tokens), (trie.nodes, grown.nodes)):
             size = min(array.size, bigger.size)
@@ -84,6 +88,8 @@ class TokenStore:
         self.trie = grown
 
     def _forget(self) -> None:
+        from foretoken.ngrams import kernels
+
         newer = self.trie.tokens[self.num_tokens // 2 : self.num_tokens]
         # A part of the text has no node that the whole has not, so the same room is enough.
         trie = _empty(self.trie.tokens.size, self.trie.nodes.size)
@@ -94,11 +100,11 @@ class TokenStore:
 def _empty(max_tokens: int, max_nodes: int) -> Trie:
     trie = Trie(
         tokens=np.zeros(max_tokens, np.int32),
-        nodes=np.zeros(max_nodes, kernels.NODE),
+        nodes=np.zeros(max_nodes, arrays.NODE),
         table=np.zeros(_table_size(max_nodes), np.int32),
         pairs=np.zeros(_power_of_two(max_tokens), np.int32),
         sizes=np.array([0, 2], np.int64),
-        active=np.zeros(kernels.ORDERS + 1, np.int32),
+        active=np.zeros(arrays.ORDERS + 1, np.int32),
     )
     trie.active[0] = 1
     return trie
@@ -106,8 +112,8 @@ def _empty(max_tokens: int, max_nodes: int) -> Trie:
 
 def _num_bytes(max_tokens: int, max_nodes: int) -> int:
     """What the arrays of ``_empty`` take."""
-    numbers = max_tokens + _table_size(max_nodes) + _power_of_two(max_tokens) + kernels.ORDERS + 1
-    return max_nodes * kernels.NODE.itemsize + 4 * numbers + 16
+    numbers = max_tokens + _table_size(max_nodes) + _power_of_two(max_tokens) + arrays.ORDERS + 1
+    return max_nodes * arrays.NODE.itemsize + 4 * numbers + 16
 
 
 def _table_size(max_nodes: int) -> int:

@@ -28,6 +28,7 @@ from foretoken.training.tokens import TokenStream
 SEGMENT = 64  # rows of a window in a batch
 CLIP = 1.0  # largest norm of a gradient
 JUDGED = 32  # held-out texts of the base's own
+PART = 4e9  # bytes that the logits of a part of a step may take
 SHARD = 384  # windows of a shard
 
 
@@ -39,7 +40,8 @@ class Settings:
         steps: On text.
         own_steps: On the base's own texts.
         batch: Rows of a step, over all processes: a multiple of ``SEGMENT``.
-        accumulate: Parts that a process computes its share of a step in, one after the other.
+        accumulate: Parts that a process computes its share of a step in, one after the other. If None, as many as keep
+            the logits of a part and their gradients below 4 GB.
         rate: Peak of the learning rate on text; on the base's own texts it is half of that.
         passes: How often the rows of a shard are read.
         judge_every: Steps between two judgements, each with a checkpoint.
@@ -50,7 +52,7 @@ class Settings:
     steps: int
     own_steps: int
     batch: int
-    accumulate: int = 1
+    accumulate: int | None = None
     rate: float = 4e-3
     passes: int = 4
     judge_every: int = 100
@@ -58,10 +60,23 @@ class Settings:
     generating: Generating = Generating()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
-        if self.batch % (SEGMENT * self.accumulate):
+        if self.batch % SEGMENT:
+            raise RequestError(f"A batch of {self.batch} rows is no multiple of {SEGMENT}.")
+
+    def parts(self, num_segments: int, num_heads: int, vocab_size: int) -> int:
+        """Parts of a process's share of a step.
+
+        Raises:
+            ForetokenError: If there are fewer segments than parts.
+        """
+        row = 4 * vocab_size * (3 * num_heads + 2)  # bytes: of each head's logits, their exponentials and gradients
+        parts = self.accumulate or min(num_segments, math.ceil(num_segments * SEGMENT * row / PART))
+        if not 1 <= parts <= num_segments:
             raise RequestError(
-                f"A batch of {self.batch} rows does not divide into {self.accumulate} parts of segments of {SEGMENT}."
+                f"A process has {num_segments} segments of {SEGMENT} rows in a step, too few for {max(parts, 1)} "
+                "parts: give a larger batch or fewer parts."
             )
+        return parts
 
 
 def scaled_settings(num_parameters: int) -> tuple[int, int, int]:
@@ -205,7 +220,7 @@ class Training:
         windows = rng.integers(0, len(shard.ids), segments)
         starts = rng.integers(shard.first, shard.ids.shape[1] - SEGMENT - heads, segments)
         mine = np.arange(processes.rank, segments, processes.count)
-        parts = np.array_split(mine, settings.accumulate)
+        parts = np.array_split(mine, settings.parts(len(mine), heads, self._base.vocab_size))
         total = torch.zeros(heads)
         for part in parts:
             ids = np.stack(

@@ -10,7 +10,6 @@ from typing import Any
 
 from foretoken.core.errors import ForetokenError
 from foretoken.core.numbers import whole
-from foretoken.memory.corpus.counts import count, index_bits
 from foretoken.memory.corpus.partial import PARTIAL, State, alone, begin, forget, refuse_others, write_json
 from foretoken.memory.corpus.sources import Documents, Source, Tokens
 from foretoken.memory.corpus.tokens import Encode, Progress, tokenize
@@ -116,6 +115,8 @@ def _build(
         tokenize(folder, sources, encode, state, progress)
     min_count = settings["min_count"]
     if not state.counted:
+        from foretoken.memory.corpus.counts import count  # only now: numba takes time to import
+
         count(folder, state, min_count, memory, progress)
     if not state.rows:
         forget(folder)
@@ -131,6 +132,8 @@ def _build(
 
 def _put_in_place(folder: Path, state: State, settings: dict[str, Any]) -> None:
     """Move the finished files; what was moved before the last one was stopped is no longer in ``partial``."""
+    from foretoken.memory.corpus.counts import index_bits  # only now: numba takes time to import
+
     partial = folder / PARTIAL
     for name in (INDEX, ROWS):
         if (partial / name).exists():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from foretoken.memory.corpus.partial import COUNTS, FIRST, PARTIAL, TOKENS, State, flush, save
 from foretoken.memory.corpus.tokens import Progress
+from foretoken.ngrams.arrays import GOLDEN
 from foretoken.ngrams.background import (
     HEADER,
     INDEX,
@@ -29,7 +30,7 @@ from foretoken.ngrams.background import (
     index_type,
 )
 from foretoken.ngrams.compiling import compiled, part
-from foretoken.ngrams.kernels import GOLDEN, extend_hash
+from foretoken.ngrams.kernels import extend_hash
 
 CHUNK = 1 << 20  # tokens read at once
 ROW_CHUNK = 1 << 20  # rows written at once

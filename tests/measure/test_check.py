@@ -42,8 +42,8 @@ def test_what_a_wide_forward_moves_is_measured(lm, monkeypatch):
     forward = TransformersTarget._forward
 
     def moved(self, input_ids, **extra):
-        logits = forward(self, input_ids, **extra)
-        return logits + 0.25 if 1 < input_ids.shape[1] < 16 else logits
+        logits, states = forward(self, input_ids, **extra)
+        return logits + 0.25 if 1 < input_ids.shape[1] < 16 else logits, states
 
     monkeypatch.setattr(TransformersTarget, "_forward", moved)
     report = check(lm, 12)
@@ -62,8 +62,10 @@ def test_logits_that_are_not_numbers_are_no_agreement(lm, monkeypatch, wrong):
     for widest in (1, 2):
 
         def damaged(self, input_ids, widest=widest, **extra):
-            logits = forward(self, input_ids, **extra)
-            return logits.index_fill(1, torch.tensor([5]), wrong) if widest <= input_ids.shape[1] < 16 else logits
+            logits, states = forward(self, input_ids, **extra)
+            if widest <= input_ids.shape[1] < 16:
+                logits = logits.index_fill(1, torch.tensor([5]), wrong)
+            return logits, states
 
         monkeypatch.setattr(TransformersTarget, "_forward", damaged)
         report = check(lm, 6)
@@ -75,7 +77,8 @@ def test_logits_that_leave_a_token_out_are_numbers(lm, monkeypatch):
     forward = TransformersTarget._forward
 
     def masked(self, input_ids, **extra):
-        return forward(self, input_ids, **extra).index_fill(1, torch.tensor([5]), -float("inf"))
+        logits, states = forward(self, input_ids, **extra)
+        return logits.index_fill(1, torch.tensor([5]), -float("inf")), states
 
     monkeypatch.setattr(TransformersTarget, "_forward", masked)
     report = check(lm, 6)

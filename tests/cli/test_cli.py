@@ -275,3 +275,13 @@ def test_help_and_version_import_nothing_that_takes_long(words, said):
     code += "try: c.main()\nexcept SystemExit: sys.exit(str({'torch', 'numba', 'numpy'} & sys.modules.keys() or ''))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said in ended.stdout and ended.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(("drafter", "imported"), [("prompt-lookup", set()), ("none", set()), ("ngram", {"numba"})])
+def test_an_answer_imports_what_it_needs_and_no_collection_looks_at_that(drafter, imported):
+    words = ["generate", "--model", "toy", "--prompt", "abc abc", "--background", "none", "--drafter", drafter]
+    code = f"import gc, sys; sys.argv = ['foretoken', *{words}]; import foretoken.cli as c\n"
+    code += "try: c.main()\nexcept SystemExit: pass\n"
+    code += f"assert {{'numba', 'torch', 'transformers'}} & sys.modules.keys() == {imported}\n"
+    code += "assert gc.isenabled() and gc.get_freeze_count()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foretoken.core.collection import collection_paused
 from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
@@ -170,7 +169,6 @@ _ROOM = _Room()
 
 
 @cache
-@collection_paused()
 def compile_loops(recycle: bool) -> None:
     """Compile the loops, or load them from the disk, so that no answer's time has that in it.
 

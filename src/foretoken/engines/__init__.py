@@ -7,7 +7,6 @@ from fnmatch import fnmatch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from foretoken.core.collection import collection_paused
 from foretoken.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,6 +25,15 @@ def engine_module(model: str) -> str:
     return next(module for pattern, module in ENGINES.items() if fnmatch(model, pattern))
 
 
+def import_engine(model: str) -> Any:
+    """Import the module of the engine that runs a model, by the model's name.
+
+    Raises:
+        ForetokenError: If the engine's library is missing.
+    """
+    return _imported(engine_module(model))
+
+
 def load_engine(
     model: str,
     dtype: str,
@@ -41,7 +49,7 @@ def load_engine(
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(model)
-    return cast("Engine", _imported(engine_module(name)).load(name, dtype, device, trust_remote_code, speculator))
+    return cast("Engine", import_engine(name).load(name, dtype, device, trust_remote_code, speculator))
 
 
 def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = "auto") -> Engine:
@@ -55,8 +63,7 @@ def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | N
 
 def _imported(module: str) -> Any:
     try:
-        with collection_paused():
-            return import_module(module)
+        return import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("foretoken"):
             raise

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from foretoken.core.collection import collection_paused
 from foretoken.ngrams import compiling
 from foretoken.ngrams.arrays import Floats, Ints
 
@@ -45,7 +44,6 @@ def likeliest(logits: Floats, k: int) -> tuple[Ints, Floats]:
     return tokens, probs
 
 
-@collection_paused()
 def compile_likeliest() -> None:
     """Compile the loop, or load it from the disk, so that no answer's time has that in it."""
     likeliest(np.zeros((1, 1), np.float32), 1)

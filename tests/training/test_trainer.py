@@ -49,6 +49,20 @@ def test_what_is_saved_loads_and_learning_lowers_the_loss(base, stream, tmp_path
     assert module.num_heads == 2
 
 
+def test_a_head_is_told_what_the_base_expects_of_its_token(base, stream, tmp_path, monkeypatch):
+    """Heads that say the base's own probabilities of that token have the least loss there is, their entropy."""
+    ids = torch.from_numpy(stream.windows(2, trainer.SEGMENT + SHAPE.heads + 1, [0]))
+    with torch.no_grad():
+        logprobs = base.model(ids).logits.log_softmax(-1)  # row t is of the token after it
+    # Head i reads row t and guesses token t + 2 + i, of which row t + 1 + i tells.
+    own = [logprobs[:, 1 + i : 1 + i + trainer.SEGMENT] for i in range(SHAPE.heads)]
+    training = Training(SHAPE, SMALL, base, stream, tmp_path / "out", tmp_path / "work")
+    monkeypatch.setattr(training.module, "head_logits", lambda states, tokens: iter(own))
+    losses = training._losses(base.states(ids)[:, :-1], ids)
+    entropies = [-(said.exp() * said).sum(-1).mean().item() for said in own]
+    assert [loss.item() for loss in losses] == pytest.approx(entropies, rel=1e-6)
+
+
 def test_the_base_is_not_changed(base, stream, tmp_path):
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
     train(base, stream, tmp_path)

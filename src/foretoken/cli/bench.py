@@ -17,6 +17,7 @@ from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, Sp
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.core.errors import RequestError
 from foretoken.engines import ENGINES, engine_module
+from foretoken.engines.base import FOUND
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def methods(
     rounds: Rounds = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 200,
     background: Background = "general",
-    speculator: Speculator = "auto",
+    speculator: Speculator = FOUND,
     device: Device = None,
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
@@ -169,11 +170,15 @@ def _encoder(model: str) -> Callable[[str], list[int]]:
 
 
 def _has_heads(model: str, speculator: str) -> bool:
-    """Whether the methods of trained heads are among all."""
-    from foretoken.engines.transformers.loading import resolve
-    from foretoken.engines.transformers.speculator import FOLDER
+    """Whether the methods of trained heads are among all.
 
-    return (Path(resolve(model)) / FOLDER).is_dir() if speculator == "auto" else speculator != "none"
+    Raises:
+        ForetokenError: If the speculator's folder is not there; before anything is loaded.
+    """
+    from foretoken.engines.transformers.loading import resolve
+    from foretoken.engines.transformers.speculator import find_speculator
+
+    return find_speculator(resolve(model), speculator) is not None
 
 
 def _measured_model(

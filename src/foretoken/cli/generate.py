@@ -20,6 +20,7 @@ from foretoken.cli.options import (
 )
 from foretoken.cli.output import write_answer
 from foretoken.core.errors import RequestError
+from foretoken.engines.base import FOUND
 
 if TYPE_CHECKING:
     from foretoken.api.options import Options, Prompt
@@ -99,7 +100,7 @@ def refuse_with_parallel(drafting: DraftOptions, history: Path | None, namespace
     given = {
         "--reference": bool(drafting.reference),
         "--background": drafting.background not in ("general", "none"),
-        "--speculator": drafting.speculator not in ("auto", "none"),
+        "--speculator": drafting.speculator not in (FOUND, "none"),
         "--history": history is not None,
         "--namespace": namespace != "default",
     }

@@ -19,6 +19,7 @@ import typer
 
 from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, TEXT_DRAFTERS
 from foretoken.drafters.recipe import options_of, summary
+from foretoken.engines.base import FOUND
 
 of_prompt = partial(typer.Option, rich_help_panel="Prompt")
 of_answer = partial(typer.Option, rich_help_panel="Answer")
@@ -123,7 +124,7 @@ class DraftOptions:
         of_draft(help="File that the answer may quote or edit (repeatable).", metavar="FILE"),
     ] = None
     background: Background = "general"
-    speculator: Speculator = "auto"
+    speculator: Speculator = FOUND
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from fnmatch import fnmatch
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from foretoken.core.errors import ModelError
-
-if TYPE_CHECKING:
-    from foretoken.engines.base import Engine
+from foretoken.engines.base import FOUND, Engine
 
 # Which module's ``load(name, dtype, device, trust_remote_code, speculator)`` gives the engine of a model: the first
 # whose pattern matches the model's name. The module's name is also that of the extra that installs the library.
@@ -39,7 +37,7 @@ def load_engine(
     dtype: str,
     device: str | None,
     trust_remote_code: bool,
-    speculator: str | os.PathLike[str] | None = "auto",
+    speculator: str | os.PathLike[str] | None = FOUND,
 ) -> Engine:
     """The engine of a model by its name; see ``foretoken.load``.
 
@@ -49,16 +47,16 @@ def load_engine(
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(model)
-    return cast("Engine", import_engine(name).load(name, dtype, device, trust_remote_code, speculator))
+    return cast(Engine, import_engine(name).load(name, dtype, device, trust_remote_code, speculator))
 
 
-def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = "auto") -> Engine:
+def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = FOUND) -> Engine:
     """The engine of a model and a tokenizer that are loaded already: those of transformers come in two parts.
 
     Raises:
         ForetokenError: If it cannot be drafted for.
     """
-    return cast("Engine", _imported(ENGINES["*"]).TransformersEngine(model, tokenizer, speculator=speculator))
+    return cast(Engine, _imported(ENGINES["*"]).TransformersEngine(model, tokenizer, speculator=speculator))
 
 
 def _imported(module: str) -> Any:

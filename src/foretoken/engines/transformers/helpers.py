@@ -41,7 +41,7 @@ class TransformersHelpers(Helpers):
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._dtype, self._trust_remote_code = dtype, trust_remote_code
-        self._speculator = find_speculator(model, speculator)
+        self._speculator = find_speculator(model.name_or_path or "", speculator)
         self._draft_models: dict[str, PreTrainedModel] = {}
 
     def draft_target(self, model: Any, target: Target) -> RewindableTarget:

@@ -25,11 +25,11 @@ FOLDER = "speculator"  # within the folder of the model that it belongs to
 _LOADED: WeakKeyDictionary[PreTrainedModel, dict[Path, Loadable]] = WeakKeyDictionary()
 
 
-def find_speculator(model: PreTrainedModel, named: str | PathLike[str] | None) -> Path | None:
+def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | None:
     """The folder of the trained heads that belong to a model.
 
     Args:
-        model: The model.
+        model: The model's own folder or name; empty for a model that was made in memory.
         named: The folder; "auto" for the one within the model's own folder, if there is one; "none" or None for none.
 
     Raises:
@@ -40,7 +40,7 @@ def find_speculator(model: PreTrainedModel, named: str | PathLike[str] | None) -
     if not isinstance(named, str | PathLike):
         raise ModelError(f"The speculator is {named!r:.100}: give the folder of trained heads, or None.")
     if named == FOUND:
-        found = Path(model.name_or_path or os.devnull) / FOLDER  # a model that was made in memory has no folder
+        found = Path(model or os.devnull) / FOLDER
         return found if found.is_dir() else None
     folder = Path(named).expanduser()
     if folder.is_dir():

@@ -25,8 +25,8 @@ TIMES = {"code": 1.0, "edits": 0.6, "books": 0.35, "answers": 2.0}
 HELD_OUT = 50  # one document in so many was held out from the model
 
 RUNS = {
-    "mlp-speculator": ["--heads", "4", "--inner-dim", "256", "--steps", "1200", "--own-steps", "3200"],
-    "blockwise": ["--heads", "4", "--inner-dim", "256", "--steps", "600", "--own-steps", "1200"],
+    "mlp-speculator": ["--heads", "4", "--inner-dim", "160", "--steps", "2500", "--own-steps", "7000"],
+    "blockwise": ["--heads", "4", "--inner-dim", "256", "--steps", "1000", "--own-steps", "3000"],
 }
 
 

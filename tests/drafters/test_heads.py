@@ -186,11 +186,17 @@ def test_heads_and_the_text_together_are_better_than_either():
 def test_a_node_of_both_has_one_chance_that_learns_whom_to_believe():
     weighing, wrong = Weighing(), Opinion(NAMES, 3.0)
     both = (wrong, Opinion(NAMES, -1.0))
-    before = weighing.prob(1, both)
+    before = weighing.prob(both)
     for _ in range(300):
         weighing.learn(Node(4, -1, 1, both, before), right=False)
-    assert weighing.prob(1, both) < 0.1 < before
-    assert weighing.prob(2, both) == before, "each depth learns by itself"
+    assert weighing.prob(both) < 0.2 < before
+
+
+def test_a_node_that_one_drafter_leaves_little_to_is_believed_less():
+    core, heads = Fixed(Draft((4,), (-1,), (0.97,))), Fixed(Draft((5,), (-1,), (0.6,)))
+    silent, doubting = (MixedHeadsDrafter(one, heads) for one in (Fixed(Draft()), core))  # type: ignore[arg-type]
+    sure, doubted = (drafter.propose([1], 2) for drafter in (silent, doubting))
+    assert dict(zip(doubted.tokens, doubted.probs, strict=True))[5] < 0.2 < sure.probs[0]
 
 
 class Fixed:

@@ -29,6 +29,7 @@ from foretoken.drafters import (
     MixedHeadsDrafter,
     NgramMixer,
     PromptLookupDrafter,
+    RefinedDrafter,
     SharedNgrams,
 )
 from foretoken.drafters.head_trees import BestFirst, read_shape
@@ -66,13 +67,16 @@ def drafters(seed: int, prompt: Sequence[int], answer: Sequence[int], vocab: int
 
 def heads(guessers: Heads) -> list[Drafter]:
     """Trained heads in each shape of tree; the chain without noise."""
-    shapes = [BestFirst(0.01, 8), read_shape("3x2x1", 4), read_shape("[[0], [0, 0], [1], [0, 0, 1], [0, 0, 0]]", 5)]
+    texts = "3x2x1", "paths", "[[0], [0, 0], [1], [0, 0, 1], [0, 0, 0]]"
+    shapes = [BestFirst(0.01, 8), *(read_shape(text, 4) for text in texts)]
     return [HeadsDrafter(guessers, BestFirst(0.0, 1), noise=False), *(HeadsDrafter(guessers, one) for one in shapes)]
 
 
-def with_ngrams(guessers: Heads, prompt: Sequence[int], answer: Sequence[int]) -> Drafter:
-    """Trained heads beside the n-gram core."""
-    return MixedHeadsDrafter(mixed(prompt, answer, recycle=True), HeadsDrafter(guessers))
+def with_ngrams(guessers: Heads, prompt: Sequence[int], answer: Sequence[int]) -> list[Drafter]:
+    """Trained heads beside the n-gram core, and rescored by it."""
+    both = MixedHeadsDrafter(mixed(prompt, answer, recycle=True), HeadsDrafter(guessers))
+    shapes = BestFirst(0.01, 8), read_shape("paths", 4)
+    return [both, *(RefinedDrafter(guessers, mixed(prompt, answer), shape=shape) for shape in shapes)]
 
 
 def mixed(prompt: Sequence[int], answer: Sequence[int], recycle: bool = False) -> NgramMixer:
@@ -128,7 +132,7 @@ def test_toy_output_does_not_depend_on_the_drafter(
     for drafter in [
         *drafters(seed, prompt, plain, 5),
         *heads(ToyHeads(target)),
-        with_ngrams(ToyHeads(target), prompt, plain),
+        *with_ngrams(ToyHeads(target), prompt, plain),
     ]:
         for policy in (FixedBudget(budget), adaptive):
             drafted, stats = run(target, drafter, prompt, **options, budget=policy)
@@ -181,7 +185,8 @@ def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, 
     trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
     trained = [one for kind in KINDS for one in heads(torch_heads(tiny_model(shape), kind, choice))]
-    trained.append(with_ngrams(torch_heads(tiny_model(shape), "mlp", choice), prompt, plain))
+    for kind in ("mlp", "blockwise"):
+        trained += with_ngrams(torch_heads(tiny_model(shape), kind, choice), prompt, plain)
     for drafter in [*drafters(seed, prompt, plain, VOCAB), *trained]:
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain

@@ -320,7 +320,7 @@ def test_a_method_that_needs_a_draft_model_is_left_out_without_one():
 
 def test_methods_of_trained_heads_run_where_there_are_any(measured):
     headed = {name for name, method in METHODS.items() if method.needs_heads}
-    assert {"speculator", "speculator-chain", "speculator-published", "mixed-speculator"} < headed
+    assert {"speculator", "speculator-chain", "speculator-published", "mixed-speculator", "refined-speculator"} < headed
     assert not headed & {method.name for method in choose_methods([], True)}
     with pytest.raises(ForetokenError, match="there are none for this model"):
         list(measure(measured, [PROMPT], choose_methods(["speculator"], False), SHORT))

@@ -17,6 +17,7 @@ from foretoken.drafters.ngram import Mixed, Ngram, NgramMixer
 from foretoken.drafters.prompt_lookup import PromptLookup, PromptLookupDrafter
 from foretoken.drafters.recipe import Parts, Recipe, parse_recipe, sees_only_tokens
 from foretoken.drafters.recycle import Recycle, RecycleDrafter
+from foretoken.drafters.refined_heads import RefinedDrafter, RefinedSpeculator
 from foretoken.drafters.window import WithWindow
 from foretoken.ngrams.shared import SharedNgrams
 
@@ -46,6 +47,8 @@ __all__ = [
     "Recipe",
     "Recycle",
     "RecycleDrafter",
+    "RefinedDrafter",
+    "RefinedSpeculator",
     "SharedNgrams",
     "Speculator",
     "WithWindow",
@@ -66,6 +69,7 @@ RECIPES: dict[str, type[Recipe]] = {
         EarlyExit,
         Speculator,
         MixedSpeculator,
+        RefinedSpeculator,
     )
 }
 DRAFTERS = tuple(RECIPES)

@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 
 MOST_NODES = 4096  # of a published tree
 MOST_RANKS = 64  # candidates of a row
+LATTICE = 16  # of them in a lattice
+PATHS = "paths"  # the tree of the best paths of a lattice
 
 
 @dataclass
@@ -51,6 +53,20 @@ class Tree:
             self.parents += [node] * children
             self.probs += row
             self.paths += [path * prob for prob in row]
+
+    @property
+    def level(self) -> range:
+        """The nodes of the last level."""
+        return range(self.first, len(self.tokens))
+
+    def leading_to(self, nodes: Sequence[int]) -> list[int]:
+        """Some nodes and all before them."""
+        found: set[int] = set()
+        for node in nodes:
+            while node >= 0 and node not in found:
+                found.add(node)
+                node = self.parents[node]
+        return sorted(found)
 
     def best(self, nodes: Sequence[int], num: int) -> list[int]:
         """The most probable of some nodes, the best first; of equals the first, so that a parent comes first."""
@@ -125,15 +141,35 @@ class TopKPerHead:
         return self.tops[depth] if depth < len(self.tops) else 0
 
     def continued(self, tree: Tree, depth: int, max_tokens: int) -> list[int]:
-        return list(range(tree.first, len(tree.tokens))) if depth < len(self.tops) else []
+        return list(tree.level) if depth < len(self.tops) else []
 
     def drafted(self, tree: Tree, max_tokens: int) -> list[int]:
-        kept: set[int] = set()
-        for node in tree.best(range(tree.first, len(tree.tokens)), self.leaves):
-            while node not in kept and node >= 0:
-                kept.add(node)
-                node = tree.parents[node]
-        return tree.best(sorted(kept), max_tokens)
+        return tree.best(tree.leading_to(tree.best(tree.level, self.leaves)), max_tokens)
+
+
+@dataclass(frozen=True)
+class BestPaths:
+    """The most probable paths through the lattice of the heads' best tokens, merged into one tree.
+
+    Refined drafts as published (Kim et al. 2024, arXiv 2404.09221): the n best paths of a lattice of the 16 best tokens
+    of each head. They are found from depth to depth: of all paths that reach a depth the n best are continued. If what
+    is said of a token does not depend on those before it, no better path is missed. Otherwise one is whose beginning is
+    not among the n best.
+
+    Args:
+        paths: How many.
+    """
+
+    paths: int
+
+    def children(self, depth: int) -> int:
+        return LATTICE
+
+    def continued(self, tree: Tree, depth: int, max_tokens: int) -> list[int]:
+        return tree.best(tree.level, self.paths)
+
+    def drafted(self, tree: Tree, max_tokens: int) -> list[int]:
+        return tree.best(tree.leading_to(tree.best(tree.level, self.paths)), max_tokens)
 
 
 @dataclass(frozen=True)
@@ -151,7 +187,7 @@ class RankPaths:
 
     def continued(self, tree: Tree, depth: int, max_tokens: int) -> list[int]:
         inner = {path[:-1] for path in self.paths}
-        return [node for node in range(tree.first, len(tree.tokens)) if self._path(tree, node) in inner]
+        return [node for node in tree.level if self._path(tree, node) in inner]
 
     def drafted(self, tree: Tree, max_tokens: int) -> list[int]:
         return tree.best([node for node in range(len(tree.tokens)) if self._path(tree, node) in self.paths], max_tokens)
@@ -164,13 +200,13 @@ class RankPaths:
         return tuple(ranks[::-1])
 
 
-def read_shape(text: str, leaves: int) -> TopKPerHead | RankPaths:
+def read_shape(text: str, leaves: int) -> TopKPerHead | BestPaths | RankPaths:
     """The published shape that a text names.
 
     Args:
-        text: Children at each depth, such as "4x3x2x2"; or a list of rank paths, as Medusa's files have it, such as
-            "[[0], [0, 0], [1]]".
-        leaves: Of a tree that is given by children.
+        text: Children at each depth, such as "4x3x2x2"; "paths" for the best paths; or a list of rank paths, as
+            Medusa's files have it, such as "[[0], [0, 0], [1]]".
+        leaves: Of a tree that is given by children, or by the best paths.
 
     Raises:
         ForetokenError: If it is neither, a path's parent is missing, or there are more than 4096 nodes.
@@ -179,9 +215,11 @@ def read_shape(text: str, leaves: int) -> TopKPerHead | RankPaths:
     TopKPerHead(tops=(4, 3, 2, 2), leaves=5)
     """
     refused = RequestError(
-        f"There is no tree {text!r:.100}: give best, the children at each depth, such as 4x3x2x2, or a list of ranks, "
-        "such as [[0], [0, 0], [1]]."
+        f"There is no tree {text!r:.100}: give best, paths, the children at each depth, such as 4x3x2x2, or a list of "
+        "ranks, such as [[0], [0, 0], [1]]."
     )
+    if text == PATHS:
+        return BestPaths(leaves)
     parts = text.split("x")
     if all(part.isdecimal() and 0 < len(part) < 5 for part in parts):
         tops = tuple(map(int, parts))

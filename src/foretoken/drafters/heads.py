@@ -261,9 +261,9 @@ class Speculator(Recipe):
 
     Args:
         tree: "best" for the most probable paths, as many as the budget takes; or a published shape: the children at
-            each depth, such as "4x3x2x2" (``top_k_tokens_per_head``), or a list of rank paths, such as
-            "[[0], [0, 0], [1]]", as Medusa's files have it.
-        leaves: How many paths of a tree such as "4x3x2x2" are drafted.
+            each depth, such as "4x3x2x2" (``top_k_tokens_per_head``); "paths" for whole paths of the 16 best tokens of
+            each head; or a list of rank paths, such as "[[0], [0, 0], [1]]", as Medusa's files have it.
+        leaves: How many paths of a tree "paths", or such as "4x3x2x2", are drafted.
         width: Most children of a node, and most nodes that a head continues, in the tree "best".
         noise: Whether the seed's noise joins what the heads say under sampling.
         floor: The least probability of a path that is worth a node, in the tree "best". If None, about what one more
@@ -288,8 +288,8 @@ class Speculator(Recipe):
         super().check(parts)
         if parts.heads is None:
             raise RequestError(
-                "The drafter 'speculator' needs trained heads, and there are none for this model: name their folder as "
-                "the speculator, or use another drafter."
+                f"The drafter {self.name!r} needs trained heads, and there are none for this model: name their folder "
+                "as the speculator, or use another drafter."
             )
         parts.heads()  # which says so if they belong to another model
 

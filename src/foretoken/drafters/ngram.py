@@ -30,7 +30,7 @@ from foretoken.core.contracts import Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import arrays
-from foretoken.ngrams.arrays import NAMED, WIDTH, WINDOW, Growth, Ints
+from foretoken.ngrams.arrays import NAMED, WIDTH, WINDOW, Floats, Growth, Ints
 from foretoken.ngrams.shared import SharedNgrams
 from foretoken.ngrams.store import TokenStore
 
@@ -112,6 +112,23 @@ class NgramMixer:
         (tokens, parents), probs = growth.nodes[:, :num].tolist(), growth.probs[:num].tolist()
         return Draft(tuple(tokens), tuple(parents), tuple(probs))
 
+    def chances(self, paths: Ints, named: Ints) -> Floats:
+        """How likely some tokens are after the committed text and a path of guesses.
+
+        Args:
+            paths: int32 [rows, length].
+            named: int32 [rows, k].
+
+        Returns:
+            float32 [rows, k + 1]: of each named token, 0 where no vote is for it; then of all tokens without a vote.
+        """
+        from foretoken.ngrams import kernels
+
+        self._asked = True
+        probs = np.empty((len(named), named.shape[1] + 1), np.float32)
+        kernels.chances(self._window, paths, named, probs, *self._arrays())
+        return probs
+
     def observe(self, step: Step) -> None:
         from foretoken.ngrams import kernels
 
@@ -184,6 +201,13 @@ def compile_loops(recycle: bool) -> None:
         named, recycled = (np.zeros((1, NAMED), np.int32), np.zeros((1, NAMED), np.float32)), arrays.NOTHING_RECYCLED
         kernels.recycle(window, nothing, nothing, nothing, *named, _ROOM.growth.windows, *recycled)  # type: ignore[arg-type]
         kernels.enter_all(recycled)
+
+
+@cache
+def compile_chances() -> None:
+    """The same for what a drafter needs that only asks for chances."""
+    compile_loops(recycle=False)
+    NgramMixer().chances(np.zeros((1, 0), np.int32), np.zeros((1, 1), np.int32))
 
 
 @dataclass(frozen=True)

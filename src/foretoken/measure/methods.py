@@ -20,6 +20,7 @@ from foretoken.drafters import (
     PromptLookup,
     Recipe,
     Recycle,
+    RefinedSpeculator,
     Speculator,
 )
 from foretoken.drafters.recipe import parse_recipe
@@ -90,7 +91,12 @@ METHODS = {
         Method("speculator", Speculator(floor=WIDE_FLOOR), 24),
         Method("speculator-chain", Speculator(floor=0.0, width=1), 4),
         Method("speculator-published", Speculator("4x3x2x2"), WIDE),
+        Method("speculator-paths", Speculator("paths", leaves=16), WIDE),
         Method("speculator-adaptive", Speculator(), None),
+        Method("refined-speculator", RefinedSpeculator(floor=WIDE_FLOOR), 24),
+        Method("refined-speculator-chain", RefinedSpeculator(floor=0.0, width=1), 4),
+        Method("refined-speculator-paths", RefinedSpeculator("paths", leaves=16), WIDE),
+        Method("refined-speculator-adaptive", RefinedSpeculator(), None),
         Method("mixed-speculator", MixedSpeculator(floor=WIDE_FLOOR), 24),
         Method("mixed-speculator-adaptive", MixedSpeculator(), None),
         Method("transformers", None, 0, generate={}),

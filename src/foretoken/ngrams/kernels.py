@@ -752,6 +752,43 @@ def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any)
 
 
 @compiled
+def chances(window: Ints, paths: Ints, named: Ints, probs: Floats, *arrays: Any) -> None:
+    """How likely some tokens are after the committed text and each of some paths; left in ``probs``.
+
+    Args:
+        window: int32 [WINDOW], the last committed tokens, -1 before the first.
+        paths: int32 [rows, length], guessed tokens after them.
+        named: int32 [rows, k], the tokens asked about.
+        probs: float32 [rows, k + 1], of each of them, 0 where nothing speaks for it; then what is left for all tokens
+            that nothing speaks for.
+        arrays: Those of ``Sources``.
+    """
+    local, shared, frozen, recycled, weights, votes, growth = sources_of(arrays)
+    here, there, text = growth.contexts[1, LOCAL], growth.contexts[1, SHARED], growth.windows[1]
+    follow(shared, window, growth.contexts[0, SHARED])
+    for row in range(paths.shape[0]):
+        copy(local.active, here)
+        copy(growth.contexts[0, SHARED], there)
+        copy(window, text)
+        for i in range(paths.shape[1]):
+            walk(local, here, paths[row, i], here)
+            walk(shared, there, paths[row, i], there)
+            slide(text, paths[row, i], text)
+        num = collect(local, here, shared, there, frozen, recycled, text, votes)
+        mix(votes, num, weights)
+        total = np.float32(0)
+        for i in range(num):
+            total += votes.candidates[i].prob
+        scale = 1 / total if total > 1 else np.float32(1)
+        for j in range(named.shape[1]):
+            probs[row, j] = 0
+            for i in range(num):
+                if votes.candidates[i].token == named[row, j]:
+                    probs[row, j] = votes.candidates[i].prob * scale
+        probs[row, named.shape[1]] = 1 - total * scale
+
+
+@compiled
 def recycle(
     window: Ints,
     tokens: Ints,

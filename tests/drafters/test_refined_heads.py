@@ -150,14 +150,14 @@ def test_the_heads_are_asked_for_the_very_candidates_that_are_continued():
 
 def acceptance_length(target: ToyTarget, drafter: HeadsDrafter) -> float:
     stats = DecodeStats()
-    for step in decode(target, drafter, [1, 2], max_new_tokens=400, budget=FixedBudget(24)):
+    for step in decode(target, drafter, [1, 2], max_new_tokens=150, budget=FixedBudget(24)):
         stats.add(step)
     return stats.acceptance_length
 
 
 @pytest.mark.parametrize("shape", [BestFirst(0.0, 1), BestPaths(8), BestFirst(0.003, 8)])
 def test_refinement_makes_drafts_of_independent_heads_better(shape):
-    target = ToyTarget(30, 0.6, seed=5)
+    target = ToyTarget(12, 0.6, seed=5)
     plain = acceptance_length(target, HeadsDrafter(ShortSighted(target), shape, noise=False))
     refined = RefinedDrafter(ShortSighted(target), NgramMixer(), shape=shape, noise=False)
     assert acceptance_length(target, refined) > 1.05 * plain

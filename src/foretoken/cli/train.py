@@ -16,8 +16,9 @@ from foretoken.cli.options import Device, Dtype, HtmlFile, grouped, of_model, of
 from foretoken.cli.output import check_outputs, write_text
 
 if TYPE_CHECKING:
-    from foretoken.training.kinds import Kind
-    from foretoken.training.trainer import Moment
+    from foretoken.training.kinds import Kind, Shape
+    from foretoken.training.processes import Processes
+    from foretoken.training.trainer import Moment, Training
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -93,20 +94,33 @@ def medusa(training: TrainOptions, html_file: HtmlFile = None) -> None:
 
 
 def run(kind: Kind, given: TrainOptions, inner: int | None, html_file: Path | None) -> None:
-    """Train, with a progress bar. The same command continues a training that was stopped."""
+    """Train in all processes that torchrun started. The same command continues a training that was stopped."""
     from foretoken.files import check_writable
+    from foretoken.training.kinds import Shape
+    from foretoken.training.processes import joined
+
+    check_outputs(None, html_file, given.data)
+    check_writable(given.output / "config.json", folders=True)
+    with joined(given.device) as processes:
+        training = train(Shape(kind, given.heads, inner), given, processes)
+        if processes.is_main:
+            said = f"{given.output}: accepted length {training.best:.3f} on held-out texts of the base"
+            err.print(said, style="dim")
+            if html_file is not None:
+                from foretoken.reports.training import training_page
+
+                write_text(html_file, training_page(kind, given.base, training.history))
+
+
+def train(shape: Shape, given: TrainOptions, processes: Processes) -> Training:
+    """Train to the end, with a progress bar in the first process."""
     from foretoken.memory.fingerprint import fingerprint
     from foretoken.tokenizing import batch_encoder, load_tokenizer
     from foretoken.training.base import FrozenBase
-    from foretoken.training.kinds import Shape
-    from foretoken.training.processes import Processes
     from foretoken.training.shards import Generating
     from foretoken.training.tokens import TokenStream
     from foretoken.training.trainer import Settings, Training, scaled_settings
 
-    check_outputs(None, html_file, given.data)
-    check_writable(given.output / "config.json", folders=True)
-    processes = Processes(given.device)
     work = given.work or given.output / "work"
     with err.status(f"loading {given.base}") if processes.is_main else nullcontext():
         base = FrozenBase(given.base, given.dtype, given.device)
@@ -132,16 +146,9 @@ def run(kind: Kind, given: TrainOptions, inner: int | None, html_file: Path | No
         generating=Generating(temperature=given.temperature, top_k=given.top_k),
     )
     with Bar(settings.judge_every) as bar:
-        shape = Shape(kind, given.heads, inner)
         training = Training(shape, settings, base, stream, given.output, work, bar.show, bar.making, processes)
         training.run()
-    if not processes.is_main:
-        return
-    err.print(f"{given.output}: accepted length {training.best:.3f} on held-out texts of the base", style="dim")
-    if html_file is not None:
-        from foretoken.reports.training import training_page
-
-        write_text(html_file, training_page(kind, given.base, training.history))
+    return training
 
 
 class Bar(Progress):

@@ -220,8 +220,9 @@ class Training:
         windows = rng.integers(0, len(shard.ids), segments)
         starts = rng.integers(shard.first, shard.ids.shape[1] - SEGMENT - heads, segments)
         mine = np.arange(processes.rank, segments, processes.count)
+        mean = segments / processes.count  # segments of a process, so that all of them count alike
         parts = np.array_split(mine, settings.parts(len(mine), heads, self._base.vocab_size))
-        total = torch.zeros(heads)
+        total = torch.zeros(heads, device=self._base.device)
         for part in parts:
             ids = np.stack(
                 [shard.ids[w, s : s + SEGMENT + heads + 1] for w, s in zip(windows[part], starts[part], strict=True)]
@@ -231,8 +232,8 @@ class Training:
             )
             device = self._base.device
             losses = self._losses(torch.from_numpy(states).to(device).float(), torch.from_numpy(ids).to(device))
-            (torch.stack(losses).sum() * (len(part) / len(mine))).backward()
-            total += torch.stack(losses).detach().cpu() * (len(part) / len(mine))
+            (torch.stack(losses).sum() * (len(part) / mean)).backward()
+            total += torch.stack(losses).detach() * (len(part) / mean)
         weights = [weight for weight in self.module.parameters() if weight.grad is not None]
         processes.average([total, *(weight.grad for weight in weights if weight.grad is not None)])
         self._refuse_no_number(total, stage)

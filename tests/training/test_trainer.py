@@ -16,12 +16,13 @@ from foretoken.cli.app import app
 from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.files import writing
 from foretoken.speculators.formats import load_speculator
+from foretoken.speculators.mlp import MLPSpeculator
 from foretoken.training import checkpoint, trainer
 from foretoken.training.kinds import Shape
 from foretoken.training.shards import Generating
 from foretoken.training.trainer import Settings, Training, scaled_settings
 
-SMALL = Settings(steps=6, own_steps=4, batch=128, judge_every=2, generating=Generating(prompt=16, length=128))
+SMALL = Settings(steps=6, own_steps=8, batch=128, judge_every=2, generating=Generating(prompt=16, length=128))
 SHAPE = Shape("mlp-speculator", 2, 8)
 
 
@@ -47,6 +48,19 @@ def test_what_is_saved_loads_and_learning_lowers_the_loss(base, stream, tmp_path
     assert training.best == max(line["accepted_length"] for line in training.history) >= 1
     module = load_speculator(tmp_path / "out", base.width, base.vocab_size, base.head)
     assert module.num_heads == 2
+
+
+def test_an_mlp_speculator_ends_in_its_published_tensors_and_loses_nothing_on_the_way(base, stream, tmp_path):
+    training = Training(SHAPE, SMALL, base, stream, tmp_path / "out", tmp_path / "work")
+    factored = training.module
+    states, ids = torch.randn(1, 9, base.width), torch.randint(0, base.vocab_size, (1, 12))
+    before = list(factored.head_logits(states, ids))
+    training._free()
+    assert type(training.module) is MLPSpeculator
+    for one, other in zip(before, training.module.head_logits(states, ids), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    training.run()  # from its start: a factored one is freed on the way, and one that is free already stays so
+    assert "emb.0.weight" in checkpoint.load(tmp_path / "out" / "work" / "checkpoint.pt")["module"]
 
 
 def test_a_head_is_told_what_the_base_expects_of_its_token(base, stream, tmp_path, monkeypatch):
@@ -102,7 +116,7 @@ from foretoken.training.tokens import TokenStream
 trainer.SHARD, trainer.JUDGED = 6, 2
 base, text, folder, killed_at = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 tokenizer = load_tokenizer("tiny")
-settings = trainer.Settings(6, 4, int(sys.argv[5]), judge_every=2, generating=Generating(prompt=16, length=128))
+settings = trainer.Settings(6, 8, int(sys.argv[5]), judge_every=2, generating=Generating(prompt=16, length=128))
 with joined() as processes:
     for turn in range(2):
         if processes.is_main == (turn == 0):
@@ -119,7 +133,7 @@ with joined() as processes:
 """
 
 
-@pytest.mark.parametrize("killed_at", [5, 9])
+@pytest.mark.parametrize("killed_at", [5, 13])
 def test_a_killed_training_ends_with_the_same_weights(base, base_folder, stream, text, tmp_path, killed_at):
     torn = tmp_path / "torn"
     command = [sys.executable, "-c", SCRIPT, str(base_folder), str(text), str(torn), str(killed_at), "128"]

@@ -18,6 +18,7 @@ from foretoken.speculators.formats import save_speculator
 from foretoken.speculators.module import SpeculatorModule
 from foretoken.training import checkpoint
 from foretoken.training.base import FrozenBase
+from foretoken.training.factored import FactoredMLPSpeculator
 from foretoken.training.judge import judge
 from foretoken.training.kinds import Shape, finished, start
 from foretoken.training.optimizers import optimizers_of, share_of_rate
@@ -30,6 +31,7 @@ CLIP = 1.0  # largest norm of a gradient
 JUDGED = 32  # held-out texts of the base's own
 PART = 4e9  # bytes that the logits of a part of a step may take
 SHARD = 384  # windows of a shard
+FREED = 0.7  # share of the steps on own texts after which a factored speculator is trained in its published tensors
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class Training:
         at: tuple[str, int] | None = None
         verdict = self.history[-1] if self.history else {}
         while self._step < steps:
+            if self._step == self._freed_at:
+                self._free()
             stage = "text" if self._step < settings.steps else "own"
             number = self._shard_of(stage)
             if (stage, number) != at:
@@ -196,6 +200,17 @@ class Training:
                 self._show(
                     Moment(self._step, steps, stage, losses, verdict.get("accepted_length"), verdict.get("top1"))
                 )
+
+    @property
+    def _freed_at(self) -> int:
+        """The step from which on the published tensors themselves are trained."""
+        return self._settings.steps + round(FREED * self._settings.own_steps)
+
+    def _free(self) -> None:
+        """Go on in the published tensors: few factored weights learn fast, all of the weights learn more."""
+        if isinstance(self.module, FactoredMLPSpeculator):
+            self.module = self.module.folded()
+            self._optimizers = optimizers_of(self.module, self._base.vocab_size, self._settings.rate)
 
     def _shard_of(self, stage: str) -> int:
         """Which shard the next step reads."""
@@ -316,6 +331,8 @@ class Training:
                 f"The folder {str(self._output)!r} holds another training: give the same options to go on, or another "
                 "output."
             )
+        if state["step"] > self._freed_at:
+            self._free()
         self.module.load_state_dict(state["module"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

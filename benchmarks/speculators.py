@@ -27,7 +27,7 @@ from benchmarks.common import PROMPTS, RESULTS, SEED, Out, finish, run
 from benchmarks.recorded import background_for
 from foretoken.core.decode import decode
 from foretoken.core.errors import ModelError
-from foretoken.drafters import Mixed, MixedSpeculator, RefinedSpeculator, Speculator
+from foretoken.drafters import Mixed, RefinedSpeculator, Speculator
 from foretoken.engines.transformers.loading import TINY, load_model, load_tokenizer
 from foretoken.engines.transformers.speculator import find_speculator
 from foretoken.engines.transformers.target import TransformersTarget
@@ -49,8 +49,8 @@ METHODS = [
     Method(PUBLISHED, Speculator("4x3x2x2", noise=False), ALL),
     Method(NO_NOISE, Speculator(floor=FLOOR, noise=False), ROWS),
     Method(HEADS, Speculator(floor=FLOOR), ROWS),
-    Method(BY_TEXT, Mixed(floor=FLOOR), ROWS),
-    Method(BOTH, MixedSpeculator(floor=FLOOR), ROWS),
+    Method(BY_TEXT, Mixed(floor=FLOOR, heads=False), ROWS),
+    Method(BOTH, Mixed(floor=FLOOR), ROWS),
 ]
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     "chain": (4, {"floor": 0.0, "width": 1}),

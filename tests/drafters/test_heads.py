@@ -15,7 +15,7 @@ from foretoken.core.draft import Draft
 from foretoken.drafters import HeadsDrafter, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
 from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
 from foretoken.drafters.heads import Calibration, Weights
-from foretoken.drafters.mixed_heads import NAMES, Node, Opinion, Weighing
+from foretoken.drafters.mixed import NAMES, Arms, Node, Opinion, Weighing
 from foretoken.engines.parallel import ParallelTarget
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyHeads, ToyTarget
@@ -199,6 +199,15 @@ def test_a_node_that_one_drafter_leaves_little_to_is_believed_less():
     assert dict(zip(doubted.tokens, doubted.probs, strict=True))[5] < 0.2 < sure.probs[0]
 
 
+def test_the_heads_are_asked_while_they_give_more_tokens_a_second():
+    for asked_seconds, share in ((0.5, 0.85), (1.9, 0.85), (2.1, 0.15), (40.0, 0.15)):
+        arms, asked = Arms(), []
+        for _ in range(400):
+            asked.append(arms.choose())
+            arms.add(asked[-1], *((2, asked_seconds) if asked[-1] else (1, 1.0)))
+        assert (sum(asked) / 400 > share) if share > 0.5 else (0 < sum(asked) / 400 < share)
+
+
 class Fixed:
     """Stands for a drafter: it says the same every time."""
 
@@ -217,6 +226,8 @@ def test_the_tree_of_both_has_every_node_once():
     paths = sorted(draft.path(node) for node in range(len(draft)))
     assert paths == [[4], [4, 5], [4, 7], [6]]
     assert MixedHeadsDrafter(Fixed(one), Fixed(Draft())).propose([1], 2).tokens == (4, 5)  # type: ignore[arg-type]
+    chain = MixedHeadsDrafter(Fixed(one), Fixed(two), trees=False).propose([1], 9)  # type: ignore[arg-type]
+    assert chain.parents == tuple(range(-1, len(chain) - 1)) and chain.tokens[0] == 4
 
 
 def test_a_further_head_is_asked_only_while_its_time_pays(monkeypatch):

@@ -12,8 +12,8 @@ from foretoken.drafters.draft_model import DraftModel, DraftModelDrafter
 from foretoken.drafters.early_exit import EarlyExit, EarlyExitDrafter
 from foretoken.drafters.heads import HeadsDrafter, Speculator
 from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
-from foretoken.drafters.mixed_heads import MixedHeadsDrafter, MixedSpeculator
-from foretoken.drafters.ngram import Mixed, Ngram, NgramMixer
+from foretoken.drafters.mixed import Mixed, MixedHeadsDrafter
+from foretoken.drafters.ngram import Ngram, NgramMixer
 from foretoken.drafters.prompt_lookup import PromptLookup, PromptLookupDrafter
 from foretoken.drafters.recipe import Parts, Recipe, parse_recipe, sees_only_tokens
 from foretoken.drafters.recycle import Recycle, RecycleDrafter
@@ -38,7 +38,6 @@ __all__ = [
     "LookaheadDrafter",
     "Mixed",
     "MixedHeadsDrafter",
-    "MixedSpeculator",
     "Ngram",
     "NgramMixer",
     "Parts",
@@ -68,7 +67,6 @@ RECIPES: dict[str, type[Recipe]] = {
         DraftModel,
         EarlyExit,
         Speculator,
-        MixedSpeculator,
         RefinedSpeculator,
     )
 }

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foretoken.core.contracts import Need, Step
+from foretoken.core.contracts import Drafter, Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.recipe import Parts, Recipe, option
 from foretoken.ngrams import arrays
@@ -231,7 +231,11 @@ class Ngram(Recipe):
         super().prepare()
         compile_loops(self.recycle)
 
-    def make(self, parts: Parts) -> NgramMixer:
+    def make(self, parts: Parts) -> Drafter:
+        return self.mixer(parts)
+
+    def mixer(self, parts: Parts) -> NgramMixer:
+        """The n-gram core alone."""
         self.prepare()
         return NgramMixer(
             parts.ngrams(),
@@ -242,17 +246,3 @@ class Ngram(Recipe):
             price=parts.costs.row_price,
             recycle=self.recycle,
         )
-
-
-@dataclass(frozen=True)
-class Mixed(Ngram):
-    """The n-gram core with token recycling: the model's own likeliest tokens vote, too.
-
-    Args:
-        floor: As ``Ngram`` has it.
-        rate: As ``Ngram`` has it.
-    """
-
-    name = "mixed"
-    needs = frozenset({"top"})
-    recycle = True

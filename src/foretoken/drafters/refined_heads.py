@@ -152,6 +152,6 @@ class RefinedSpeculator(Speculator):
 
     def make(self, parts: Parts) -> RefinedDrafter:
         plain = super().make(parts)
-        ngrams = Ngram().make(parts)
+        ngrams = Ngram().mixer(parts)
         self.prepare()
         return RefinedDrafter(plain.heads, ngrams, self.weight, plain.shape, self.noise, by_clock=plain.by_clock)

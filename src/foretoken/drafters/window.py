@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from foretoken.core.contracts import Drafter, Need, Step, needs_of
 from foretoken.core.draft import Draft
 from foretoken.drafters.lookahead import Lookahead, LookaheadDrafter
-from foretoken.drafters.ngram import Mixed
+from foretoken.drafters.mixed import Mixed
 from foretoken.drafters.recipe import Parts, Recipe, option
 
 
@@ -76,4 +76,4 @@ class MixedWindow(Recipe):
     def make(self, parts: Parts) -> WithWindow:
         self.check(parts)
         window = LookaheadDrafter(self.window, self.ngram, 1, text=False)
-        return WithWindow(Mixed(floor=self.floor).make(parts), window)
+        return WithWindow(Mixed(floor=self.floor, heads=False).make(parts), window)

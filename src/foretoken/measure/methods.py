@@ -15,7 +15,6 @@ from foretoken.drafters import (
     EarlyExit,
     Lookahead,
     Mixed,
-    MixedSpeculator,
     Ngram,
     PromptLookup,
     Recipe,
@@ -51,8 +50,9 @@ class Method:
 
     @property
     def needs_heads(self) -> bool:
-        """Whether it can do nothing without trained heads."""
-        return self.recipe is not None and "hidden" in self.recipe.needs
+        """Whether it is measured only where there are trained heads."""
+        recipe = self.recipe
+        return recipe is not None and ("hidden" in recipe.needs or (isinstance(recipe, Mixed) and recipe.heads))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,10 +76,10 @@ METHODS = {
         Method("ngram-adaptive", Ngram(), None),
         Method("recycle", Recycle(floor=WIDE_FLOOR), WIDE),
         Method("recycle-adaptive", Recycle(), None),
-        Method("mixed", Mixed(), 10),
-        Method("mixed-wide", Mixed(floor=WIDE_FLOOR), WIDE),
+        Method("mixed", Mixed(heads=False), 10),
+        Method("mixed-wide", Mixed(floor=WIDE_FLOOR, heads=False), WIDE),
         Method("mixed-wide-window", MixedWindow(floor=WIDE_FLOOR), WIDE),
-        Method("mixed-adaptive", Mixed(), None),
+        Method("mixed-adaptive", Mixed(heads=False), None),
         Method("lookahead", Lookahead(), WIDE),
         Method("lookahead-window", Lookahead(text=False), WIDE),
         Method("lookahead-adaptive", Lookahead(), None),
@@ -97,8 +97,8 @@ METHODS = {
         Method("refined-speculator-chain", RefinedSpeculator(floor=0.0, width=1), 4),
         Method("refined-speculator-paths", RefinedSpeculator("paths", leaves=16), WIDE),
         Method("refined-speculator-adaptive", RefinedSpeculator(), None),
-        Method("mixed-speculator", MixedSpeculator(floor=WIDE_FLOOR), 24),
-        Method("mixed-speculator-adaptive", MixedSpeculator(), None),
+        Method("mixed-speculator", Mixed(floor=WIDE_FLOOR), 24),
+        Method("mixed-speculator-adaptive", Mixed(), None),
         Method("transformers", None, 0, generate={}),
         Method("transformers-lookup", None, 10, generate={"prompt_lookup_num_tokens": 10}),
     )

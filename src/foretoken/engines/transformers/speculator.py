@@ -30,7 +30,8 @@ def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | Non
 
     Args:
         model: The model's own folder or name; empty for a model that was made in memory.
-        named: The folder; "auto" for the one within the model's own folder, if there is one; "none" or None for none.
+        named: The folder, its own path or that within the model's folder; "auto" for ``speculator`` there, if it is
+            there; "none" or None for none.
 
     Raises:
         ForetokenError: If the folder that was named is not there.
@@ -42,9 +43,10 @@ def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | Non
     if named == FOUND:
         found = Path(model or os.devnull) / FOLDER
         return found if found.is_dir() else None
-    folder = Path(named).expanduser()
-    if folder.is_dir():
-        return folder
+    inside = Path(model or os.devnull) / named  # a name, of several that belong to a model
+    for folder in (Path(named).expanduser(), inside):
+        if folder.is_dir():
+            return folder
     raise ModelError(f"There is no speculator folder {str(named)!r}: give a folder of trained heads, or none.")
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Learn what the mixer of the n-gram core and trained heads starts from, while the bundled model continues texts.
 
-    python scripts/learn_mixed_heads.py --data build/speculators/data.jsonl --speculator tiny-speculator
+    python scripts/learn_mixed.py --data build/speculators/data.jsonl --speculator tiny-speculator
 
 The texts are of those that the model learned from, which ``train_speculators.py`` writes; no prompt of a benchmark is
-among them. Every judged node counts, greedy and sampled. Prints the weights that ``drafters/mixed_heads.py`` has, and
+among them. Every judged node counts, greedy and sampled. Prints the weights that ``drafters/mixed.py`` has, and
 the log loss before and after.
 """
 
@@ -24,8 +24,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from foretoken import FixedBudget, decode
 from foretoken.core.costs import CostCurve
-from foretoken.drafters import MixedSpeculator
-from foretoken.drafters.mixed_heads import Node, Weighing
+from foretoken.drafters.mixed import Mixed, MixedHeadsDrafter, Node, Weighing
 from foretoken.drafters.recipe import Parts
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.helpers import TransformersHelpers
@@ -98,7 +97,8 @@ def main() -> None:
         memory = Namespace(background=background)
         parts = Parts.of(helpers, target, partial(getattr, memory, "ngrams"), CostCurve())
         for ids in asked:
-            drafter = MixedSpeculator(floor=FLOOR).make(parts)
+            drafter = Mixed(floor=FLOOR).make(parts)
+            assert isinstance(drafter, MixedHeadsDrafter)
             drafter.weighing = Recording(seen)
             steps = decode(target, drafter, ids, max_new_tokens=ANSWER, budget=DRAFTED)
             memory.keep([token for step in steps for token in step.tokens])

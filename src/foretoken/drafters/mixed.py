@@ -11,15 +11,16 @@ also proposes what the other does not know.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from foretoken.core.contracts import Need, Step
+from foretoken.core.contracts import Drafter, Need, Step
 from foretoken.core.draft import Draft
 from foretoken.drafters.heads import HeadsDrafter, Speculator
-from foretoken.drafters.ngram import Mixed, NgramMixer
-from foretoken.drafters.recipe import Parts, Recipe, option
+from foretoken.drafters.ngram import Ngram, NgramMixer
+from foretoken.drafters.recipe import Parts
 from foretoken.ngrams.shared import SharedNgrams
 
 NAMES, NAMES_OTHERS, SILENT = range(3)  # what a drafter may do at a node
@@ -64,7 +65,7 @@ class Weighing:
     """
 
     RATE = 0.003
-    START: ClassVar = {  # fitted by scripts/learn_mixed_heads.py
+    START: ClassVar = {  # fitted by scripts/learn_mixed.py
         (NAMES, NAMES): (0.7, 0.65, 1.75),
         (NAMES, NAMES_OTHERS): (1.05, 0.7, 0.0),
         (NAMES, SILENT): (1.0, 0.0, 0.4),
@@ -89,18 +90,46 @@ class Weighing:
             weights[i] += step * evidence
 
 
+class Arms:
+    """Whether to ask the heads: a bandit with two arms, and the tokens of a second as the reward."""
+
+    FIRST, EVERY = 4, 24  # steps of each arm at first, and steps between two tries of the worse one
+    FORGET = 0.05  # of what an arm gave, each time
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds, self._steps = [0.0, 0.0], [0.0, 0.0], [0, 0]
+
+    def choose(self) -> bool:
+        """Whether the heads are asked in the next step."""
+        without, asked = self._steps
+        if min(asked, without) < self.FIRST:
+            return asked <= without
+        better = self._tokens[True] * self._seconds[False] >= self._tokens[False] * self._seconds[True]
+        return better == bool((asked + without) % self.EVERY)
+
+    def add(self, asked: bool, tokens: int, seconds: float) -> None:
+        """A step gave so many tokens in so many seconds."""
+        self._steps[asked] += 1
+        self._tokens[asked] += tokens - self.FORGET * self._tokens[asked]
+        self._seconds[asked] += seconds - self.FORGET * self._seconds[asked]
+
+
 class MixedHeadsDrafter:
     """Drafts the most probable paths of two trees.
 
     Args:
         ngrams: The n-gram core.
         heads: The trained heads.
+        trees: Whether to draft trees; otherwise a chain of most probable tokens.
+        by_clock: Whether the heads are asked only while that gives more tokens a second.
     """
 
     calibrated = True
 
-    def __init__(self, ngrams: NgramMixer, heads: HeadsDrafter) -> None:
-        self.ngrams, self.heads = ngrams, heads
+    def __init__(self, ngrams: NgramMixer, heads: HeadsDrafter, *, trees: bool = True, by_clock: bool = False) -> None:
+        self.ngrams, self.heads, self.trees = ngrams, heads, trees
+        self._arms = Arms() if by_clock else None
+        self._asked, self._started = True, 0.0
         self.weighing = Weighing()
         self._nodes: list[Node] = []  # of the last draft, in the order in which they were found
 
@@ -120,7 +149,12 @@ class MixedHeadsDrafter:
         self._nodes = []
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
-        self._nodes = self._merged(self.ngrams.propose(context, max_tokens), self.heads.propose(context, max_tokens))
+        self._started = time.perf_counter()
+        self._asked = self._arms is None or self._arms.choose()
+        ours = self.ngrams.propose(context, max_tokens)
+        if not self._asked:
+            return ours
+        self._nodes = self._merged(ours, self.heads.propose(context, max_tokens))
         paths: list[float] = []
         for node in self._nodes:
             paths.append(node.prob * (paths[node.parent] if node.parent >= 0 else 1.0))
@@ -149,7 +183,8 @@ class MixedHeadsDrafter:
             opinions = list(zip(ours, theirs, strict=True))
             probs = [self.weighing.prob(both) for both in opinions]
             total = max(1.0, sum(probs))
-            for token, both, prob in zip(tokens, opinions, probs, strict=True):
+            found = sorted(zip(tokens, opinions, probs, strict=True), key=lambda one: -one[2])
+            for token, both, prob in found if self.trees else found[:1]:
                 nodes.append(Node(token, parent, depth, both, prob / total))
                 places.append([named.get(token) for named in known])
         return nodes
@@ -158,6 +193,9 @@ class MixedHeadsDrafter:
         self._judge(step.tokens)
         self.ngrams.observe(step)
         self.heads.observe(step)
+        if self._arms is not None and self._started:
+            self._arms.add(self._asked, len(step.tokens), time.perf_counter() - self._started)
+        self._started = 0.0
 
     def _judge(self, tokens: Sequence[int]) -> None:
         """Learn from every node whose parent turned out right."""
@@ -198,33 +236,23 @@ def _clipped(prob: float) -> float:
 
 
 @dataclass(frozen=True)
-class MixedSpeculator(Recipe):
-    """The drafters "mixed" and "speculator" in one tree: a learned mixer weighs what the two say.
+class Mixed(Ngram):
+    """The n-gram core with token recycling; trained heads join where the model has them.
 
     Args:
-        noise: As ``Speculator`` has it.
-        floor: The least probability of a path that is worth a node in either's tree. If None, about what one more row
-            of a forward costs.
+        floor: As ``Ngram`` has it.
+        rate: As ``Ngram`` has it.
+        heads: Whether trained heads join.
     """
 
-    name = "mixed-speculator"
-    calibrated = True
-    remembers = True
-    needs = frozenset({"top", "hidden"})
-    noise: bool = True
-    floor: float | None = option(None, least=0.0)
+    name = "mixed"
+    needs = frozenset({"top"})
+    recycle = True
+    heads: bool = True
 
-    def check(self, parts: Parts) -> None:
-        super().check(parts)
-        self._heads.check(parts)
-
-    def prepare(self) -> None:
-        Mixed(floor=self.floor).prepare()
-
-    def make(self, parts: Parts) -> MixedHeadsDrafter:
-        self.check(parts)
-        return MixedHeadsDrafter(Mixed(floor=self.floor).make(parts), self._heads.make(parts))
-
-    @property
-    def _heads(self) -> Speculator:
-        return Speculator(noise=self.noise, floor=self.floor)
+    def make(self, parts: Parts) -> Drafter:
+        ngrams = self.mixer(parts)
+        if not self.heads or parts.heads is None or "hidden" not in parts.target.provides:
+            return ngrams
+        heads = Speculator(floor=self.floor).make(parts)
+        return MixedHeadsDrafter(ngrams, heads, trees=parts.target.supports_trees, by_clock=self.floor is None)

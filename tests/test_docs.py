@@ -33,6 +33,7 @@ TOO_LONG = {
     *(("train", kind) for kind in ("mlp-speculator", "blockwise", "medusa")),
     ("check",),
     ("bench", "methods"),
+    ("bench", "speculator"),
 }  # minutes; their options are checked all the same
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from foretoken.texts import read_text
 
 if TYPE_CHECKING:
     from foretoken.measure.measured_model import MeasuredModel
+    from foretoken.measure.speculator import Analysis
 
 MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
@@ -116,6 +118,93 @@ def methods(
 
 
 @app.command()
+def speculator(
+    model: Model = "tiny",
+    speculator: Speculator = FOUND,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")] = None,
+    dtype: Dtype = "auto",
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 100,
+    background: Background = "general",
+    device: Device = None,
+    out_file: OutFile = Path("build/speculator.json"),
+    html_file: HtmlFile = None,
+) -> None:
+    """Look at trained heads on the model's own answers: how right, how sure and how repetitive each one is.
+
+    The model answers plainly once; drafters are replayed on these answers. Beside what chains, the best paths and the
+    best tree are accepted, with and without n-grams, stands an oracle that finds the right path in the lattice of the
+    heads' 16 best tokens. Answers that loop are left out.
+    """
+    from rich.progress import track
+
+    from foretoken.measure.prompts import bundled_prompts, parse_prompts
+    from foretoken.measure.run import SEED, Conditions
+    from foretoken.measure.speculator import analyse
+
+    _refuse_other_engines(model)
+    inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
+    check_outputs(out_file, html_file, inputs)
+    if not _has_heads(model, speculator):
+        raise RequestError(f"There are no trained heads for {model!r}: name their folder with --speculator.")
+    conditions = [Conditions(value, 1, max_new_tokens) for value in temperature or [0.0, 0.8]]
+    workload = bundled_prompts() if prompts is None else read_text(prompts)
+    silence_transformers()
+    taken = parse_prompts(workload, _encoder(model), limit)
+    measured = _measured_model(model, None, dtype, device, background, speculator)
+    found: list[Analysis] = []
+    for some in conditions:
+        steps = analyse(measured, taken, some)
+        found += [one for one in track(steps, some.decoding, len(taken) + 1, console=err) if one is not None]
+    options = {"model": Path(model).name, "dtype": measured.dtype, "background": Path(background).name, "limit": limit}
+    options |= {"speculator": Path(speculator).name, "max_new_tokens": max_new_tokens}
+    numbers: dict[str, Any] = _provenance(workload, SEED)
+    numbers["provenance"] |= options
+    _write(out_file, numbers | {"found": [asdict(one) for one in found]})
+    for one in found:
+        out.print(markdown_table(_head_rows(one)))
+        out.print(markdown_table(_length_rows(one)))
+    if html_file is not None:
+        from foretoken.reports.speculator import speculator_page
+
+        write_text(html_file, speculator_page(found, Path(model).name, Path(speculator).name))
+    err.print(f"written to {plain(str(out_file))}", style="dim")
+
+
+def _head_rows(found: Analysis) -> list[dict[str, Any]]:
+    """A row for each head."""
+    return [
+        {
+            "decoding": found.decoding,
+            "head": str(line["head"]),
+            "top-1": line["top"][0],
+            "top-4": line["top"][3],
+            "top-16": line["top"][15],
+            "entropy": line["entropy"],
+            "repeats": line["repeated"],
+        }
+        for line in found.heads
+    ]
+
+
+def _length_rows(found: Analysis) -> list[dict[str, Any]]:
+    """A row for each drafter, a column for each kind of prompt."""
+    names = dict.fromkeys(line["method"] for line in found.lengths)
+    return [
+        {"decoding": found.decoding, "drafter": name}
+        | {line["kind"]: line["tokens_per_step"] for line in found.lengths if line["method"] == name}
+        for name in names
+    ]
+
+
+@app.command()
 def costs(
     model: Model = "tiny",
     dtype: Dtype = "auto",
@@ -158,7 +247,7 @@ def _refuse_other_engines(*models: str | None) -> None:
     """
     for model in models:
         if model is not None and engine_module(model) != ENGINES["*"]:
-            raise RequestError(f"bench methods needs a model of transformers, which {model!r} is not.")
+            raise RequestError(f"This benchmark needs a model of transformers, which {model!r} is not.")
 
 
 def _encoder(model: str) -> Callable[[str], list[int]]:

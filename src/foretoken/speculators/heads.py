@@ -20,6 +20,9 @@ Noise = Callable[[int, Tensor], Tensor]
 class TorchHeads:
     """Heads for one sequence at a time. Implements ``core.contracts.Heads``.
 
+    Attributes:
+        independent: Whether no head reads the tokens before its own.
+
     Args:
         module: The trained heads, on the device where the target's states are.
         temperature: Of the choice. If 0, the choice is greedy and the candidates' probabilities are those at 1.
@@ -35,6 +38,7 @@ class TorchHeads:
         k: int = 64,
     ) -> None:
         self.num_heads = module.num_heads
+        self.independent = isinstance(module, IndependentHeads)
         self._module = module
         self._temperature = temperature or 1.0
         self._noise = noise

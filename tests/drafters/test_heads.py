@@ -13,8 +13,8 @@ from foretoken import DecodeStats, Drafter, FixedBudget, ForetokenError, decode
 from foretoken.core.contracts import Candidates, Need
 from foretoken.core.draft import Draft
 from foretoken.drafters import HeadsDrafter, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
+from foretoken.drafters.head_chances import START, STEPS, Chances
 from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
-from foretoken.drafters.heads import Calibration, Weights
 from foretoken.drafters.mixed import NAMES, Arms, Node, Opinion, Weighing
 from foretoken.engines.parallel import ParallelTarget
 from foretoken.engines.replay import ReplayTarget
@@ -88,27 +88,96 @@ def test_the_noise_makes_guesses_better_and_its_weight_falls_where_it_tells_noth
 
     drafter = HeadsDrafter(Misled(target, num_heads=1))
     acceptance_length(target, drafter, 800)
-    assert drafter._weights is not None and drafter._weights.values[0, 1] < 0.2
+    assert drafter._chances is not None and drafter._chances.learned[0].weights[1] < 0.2
+
+
+def some_candidates(rng: np.random.Generator, rows: int, k: int, *, noisy: bool = True) -> Candidates:
+    """What heads may say of a vocabulary of 100 tokens; some tokens are equally likely."""
+    logprobs = -np.sort(-np.log(rng.dirichlet(np.full(100, 0.3), rows)).round(1), axis=1)[:, :k]
+    tokens = np.array([rng.permutation(100)[:k] for _ in range(rows)])
+    return Candidates(tokens, logprobs - 0.1, rng.gumbel(size=(rows, k)).round(1) * noisy)
+
+
+class PlainChances:
+    """``Chances`` in plain numpy."""
+
+    def __init__(self, num_heads: int, num_ranks: int, noisy: bool) -> None:
+        self.weights = np.tile(START if noisy else (1.0, 0.0), (num_heads, 1))
+        self.precision = np.full((num_heads, 2), 12.0)
+        self.said, self.right = np.full((2, num_heads, num_ranks, 8), 8.0)
+        self.noisy = noisy
+
+    def evidence(self, said: Candidates) -> np.ndarray:
+        """Log-probability and noise of each candidate and of all other tokens together: [2, rows, k + 1]."""
+        logprobs = said.logprobs.astype(np.float32).astype(np.float64)
+        rest = np.log(np.maximum(1 - np.exp(logprobs).sum(1, keepdims=True), 0.01))
+        noise = said.noise.astype(np.float32).astype(np.float64)
+        return np.stack([np.hstack([logprobs, rest]), np.hstack([noise, np.full_like(rest, 0.5772)])])
+
+    def chances(self, depth: int, evidence: np.ndarray) -> np.ndarray:
+        powers = np.exp(np.tensordot(self.weights[depth], evidence, 1))
+        return powers / powers.sum(-1, keepdims=True)
+
+    def level(self, depth: int, said: Candidates, children: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chances = self.chances(depth, self.evidence(said))
+        order = np.argsort(-chances[:, :-1], axis=1, kind="stable")[:, :children]
+        best = np.take_along_axis(chances, order, 1)
+        ranks, steps = np.arange(order.shape[1]), np.searchsorted(STEPS, best)
+        probs = best * self.right[depth, ranks, steps] / self.said[depth, ranks, steps]
+        return order, np.take_along_axis(said.tokens, order, 1), probs / np.maximum(1, probs.sum(1, keepdims=True))
+
+    def learn(self, depth: int, said: Candidates, order: np.ndarray, row: int, token: int) -> int:
+        evidence = self.evidence(said)[:, row]
+        chances = self.chances(depth, evidence)
+        found = np.flatnonzero(said.tokens[row] == token)
+        came = int(found[0]) if found.size else said.tokens.shape[1]
+        best, ranks = chances[order[row]], np.arange(order.shape[1])
+        steps = np.searchsorted(STEPS, best)
+        self.said[depth, ranks, steps] += best
+        self.right[depth, ranks, steps] += order[row] == came
+        means = evidence @ chances
+        self.precision[depth] = np.minimum(self.precision[depth] + evidence**2 @ chances - means**2, 1000.0)
+        change = (evidence[:, came] - means) / self.precision[depth] * (1.0, self.noisy)
+        self.weights[depth] = np.clip(self.weights[depth] + change, 0.0, 2.0)
+        return came if found.size else -1
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 4), k=st.integers(1, 20), noisy=st.booleans())
+def test_chances_are_those_of_plain_numpy_before_and_after_learning(seed, rows, k, noisy):
+    rng = np.random.default_rng(seed)
+    chances, plain = Chances(2, 8, noisy), PlainChances(2, 8, noisy)
+    for _ in range(20):
+        depth, said = int(rng.integers(2)), some_candidates(rng, rows, k, noisy=noisy)
+        level, (order, tokens, probs) = chances.level(depth, said, 8), plain.level(depth, said, 8)
+        np.testing.assert_array_equal(level.order, order)
+        np.testing.assert_array_equal(level.tokens, tokens)
+        np.testing.assert_allclose(level.probs, probs, rtol=1e-6)
+        row, token = int(rng.integers(rows)), int(rng.integers(100))
+        assert chances.learn(depth, level, row, token) == plain.learn(depth, said, order, row, token)
+        np.testing.assert_allclose(chances.learned[depth].weights, plain.weights[depth], rtol=1e-6)
 
 
 def test_weights_are_learned_by_the_likelihood():
     rng = np.random.default_rng(0)
-    weights, truth = Weights(1, True), (0.5, 1.3)
+    chances, truth = Chances(1, 1, True), (0.5, 1.3)
     for _ in range(3000):
-        evidence = rng.normal(0, 1.5, (2, 1, 6))
-        scores = truth[0] * evidence[0, 0] + truth[1] * evidence[1, 0]
-        right = int(np.argmax(scores + rng.gumbel(size=6)))
-        weights.learn(0, evidence[:, 0], weights.chances(0, evidence)[0], right)
-    assert np.allclose(weights.values[0], truth, atol=0.15)
+        said = some_candidates(rng, 1, 6)
+        logprobs = np.append(said.logprobs[0], np.log(max(0.01, 1 - np.exp(said.logprobs[0]).sum())))
+        scores = truth[0] * logprobs + truth[1] * np.append(said.noise[0], 0.5772)
+        came = int(np.argmax(scores + rng.gumbel(size=7)))
+        chances.learn(0, chances.level(0, said, 1), 0, int(said.tokens[0, came]) if came < 6 else -1)
+    assert np.allclose(chances.learned[0].weights, truth, atol=0.15)
 
 
 def test_chances_become_honest():
-    rng, calibration = np.random.default_rng(0), Calibration(1, 2)
-    said = np.array([[0.6, 0.3]])
-    steps = calibration.steps(said)
+    rng, chances = np.random.default_rng(0), Chances(1, 2, False)
+    said = Candidates([[4, 5]], np.log([[0.6, 0.3]]), np.zeros((1, 2)))
+    level = chances.level(0, said, 2)
+    assert level.tokens.tolist() == [[4, 5]] and np.allclose(level.probs, [[0.6, 0.3]])
     for _ in range(2000):
-        calibration.learn(0, said[0], steps[0], np.array([rng.random() < 0.3, False]))
-    probs = calibration.probs(0, said, steps)[0]
+        chances.learn(0, level, 0, 4 if rng.random() < 0.3 else 6)
+    probs = chances.level(0, said, 2).probs[0]
     assert abs(probs[0] - 0.3) < 0.05 and probs[1] < 0.01
 
 

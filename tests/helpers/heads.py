@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from foretoken.engines.transformers.choice import Choice, gumbel
+from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.speculator import temperature_of
 from foretoken.engines.transformers.states import output_head
 from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
 from foretoken.speculators.formats import Loadable
-from foretoken.speculators.heads import TorchHeads
+from foretoken.speculators.heads import TorchHeads, ready
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator, MLPSpeculatorConfig
+from foretoken.speculators.noise import gumbel
 
 KINDS = ("mlp", "blockwise", "medusa")
 
@@ -38,4 +39,5 @@ def random_speculator(model: PreTrainedModel, kind: str) -> Loadable:
 def torch_heads(model: PreTrainedModel, kind: str, choice: Choice) -> TorchHeads:
     """Random heads that know a choice's temperature and noise."""
     noise = None if choice.seed is None else partial(gumbel, choice.seed)
-    return TorchHeads(random_speculator(model, kind), temperature_of(choice), noise)
+    heads = ready(random_speculator(model, kind), model.device, model.dtype)
+    return TorchHeads(heads, temperature_of(choice), noise)

@@ -5,13 +5,14 @@ function of the seed, the position and the token, so a token is chosen at a posi
 and two models that share a seed choose alike where their distributions are close.
 
 The generator is SplitMix64 (Steele et al. 2014) as a hash; ``engines.transformers.choice`` computes the same numbers in
-torch.
+torch, and ``speculators.noise`` compiled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -43,6 +44,28 @@ def gumbel(seed: int, position: int, token: int) -> float:
     True
     """
     return -math.log(-math.log(uniform(position_key(seed, position), token)))
+
+
+def signed(x: int) -> int:
+    """The signed 64-bit integer with the bits of an unsigned one."""
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+SIGNED_GOLDEN, SIGNED_MIX_1, SIGNED_MIX_2 = signed(GOLDEN), signed(MIX_1), signed(MIX_2)
+
+
+def random_bits(key: Any, tokens: Any) -> Any:
+    """The 52 bits that ``uniform`` makes a number of, where 64-bit integers wrap: in arrays, and where it is compiled.
+
+    Args:
+        key: A position's, ``signed``.
+        tokens: int64, of any array library; or one token, where this is compiled.
+    """
+    # Shifts to the right copy the sign, which the masks take away.
+    x = (tokens + 1) * SIGNED_GOLDEN + key
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * SIGNED_MIX_1
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SIGNED_MIX_2
+    return ((x ^ ((x >> 31) & ((1 << 33) - 1))) >> 12) & ((1 << 52) - 1)
 
 
 def perturbed(logits: Sequence[float], temperature: float, seed: int, position: int) -> list[float]:

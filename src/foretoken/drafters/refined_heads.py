@@ -148,6 +148,7 @@ class RefinedSpeculator(Speculator):
             raise RequestError(f"weight is {self.weight}: give a number from 0 to 1.")
 
     def prepare(self) -> None:
+        super().prepare()
         compile_chances()
 
     def make(self, parts: Parts) -> RefinedDrafter:

@@ -1,4 +1,4 @@
-"""The likeliest tokens of rows of logits that lie in this machine's memory: what token recycling reads of every step.
+"""The likeliest tokens of rows of logits that lie in this machine's memory: of the model, or of trained heads.
 
 One pass finds the largest logits, a block at a time, and another adds up the softmax's denominator. Libraries do the
 same in several passes, with an array for each: a row took three times as long.
@@ -17,6 +17,8 @@ from foretoken.ngrams.arrays import Floats, Ints
 F = TypeVar("F", bound=Callable[..., Any])
 
 BLOCK = 16  # logits of which the largest is found at once
+FEW = 16  # places in the order that are not worth a further pass
+GROUPS, HALVINGS = 256, 12
 FAST = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # vectors need sums in any order
 LOG2_E = np.float32(1.442695)
 LEAST_EXPONENT = np.float32(-126.0)  # of a float32; what is less likely than that counts as nothing anyway
@@ -26,22 +28,23 @@ _POWERS = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[0, 1]).convert
 C0, C1, C2, C3, C4, C5 = (np.float32(power) for power in _POWERS)
 
 
-def likeliest(logits: Floats, k: int) -> tuple[Ints, Floats]:
-    """The tokens of the ``k`` largest logits of each row, best first, and their probabilities at temperature 1.
+def likeliest(logits: Floats, k: int, temperature: float = 1.0) -> tuple[Ints, Floats]:
+    """The tokens of the ``k`` largest logits of each row, best first, and the logarithms of their probabilities.
 
     Of equal logits the first token comes first. A row with a NaN names ``k`` tokens, and which is not defined.
 
     Args:
         logits: [rows, vocab], float32, one row after the other in memory.
         k: At least 1. If the vocabulary is smaller, all its tokens are named.
+        temperature: By which the logits are divided.
 
     Returns:
-        Tokens and probabilities, each [rows, min(k, vocab)].
+        Tokens and log softmax(logits / temperature), each [rows, min(k, vocab)].
     """
     shape = len(logits), min(k, logits.shape[1])
-    tokens, largest, probs = np.zeros(shape, np.int32), np.empty(shape, np.float32), np.empty(shape, np.float32)
-    _fill(logits, tokens, largest, probs)
-    return tokens, probs
+    tokens, logprobs = np.zeros(shape, np.int32), np.empty(shape, np.float32)
+    _fill(logits, np.float32(1 / temperature), tokens, logprobs)
+    return tokens, logprobs
 
 
 def compile_likeliest() -> None:
@@ -58,22 +61,44 @@ def _part(function: F) -> F:
 
 
 @_part
-def _exceeds(row: Floats, start: int, bound: np.float32) -> bool:
-    """Whether one of the ``BLOCK`` logits from ``start`` on is above ``bound``; the compiler makes vectors of it."""
-    largest = row[start]
+def _largest(row: Floats, start: int) -> np.float32:
+    """The largest of the ``BLOCK`` logits from ``start`` on; the compiler makes vectors of it."""
+    largest: np.float32 = row[start]
     for i in range(1, BLOCK):
-        if row[start + i] > largest:
-            largest = row[start + i]
-    above: bool = largest > bound
-    return above
+        largest = max(largest, row[start + i])
+    return largest
 
 
 @_part
-def _sum_of_powers(row: Floats, largest: np.float32) -> np.float32:
-    """The sum of exp(logit - largest)."""
-    total = np.float32(0.0)
+def _reached(row: Floats, k: int, largest: Floats) -> np.float32:
+    """A number that ``k`` of the logits reach, if few others do: so few places in the order are taken in vain.
+
+    As many groups of them have one that reaches it, each of every ``GROUPS``-th logit. ``largest`` [GROUPS] is room.
+    """
+    if row.size < GROUPS or k > GROUPS:
+        return np.float32(-np.inf)
+    for j in range(GROUPS):
+        largest[j] = row[j]
+    for start in range(GROUPS, row.size, GROUPS):
+        for j in range(min(GROUPS, row.size - start)):
+            largest[j] = max(largest[j], row[start + j])
+    low: np.float32 = largest.min()
+    high: np.float32 = largest.max()
+    for _ in range(HALVINGS):
+        middle = np.float32(0.5) * (low + high)
+        reach = 0
+        for j in range(GROUPS):
+            reach += largest[j] >= middle
+        low, high = (middle, high) if reach >= k else (low, middle)
+    return low
+
+
+@_part
+def _sum_of_powers(row: Floats, largest: np.float32, scale: np.float32) -> np.float32:
+    """The sum of exp(scale * (logit - largest))."""
+    total, factor = np.float32(0.0), scale * LOG2_E
     for i in range(row.size):
-        exponent = max((row[i] - largest) * LOG2_E, LEAST_EXPONENT)
+        exponent = max((row[i] - largest) * factor, LEAST_EXPONENT)
         floor = np.floor(exponent)
         x = exponent - floor
         power = C0 + x * (C1 + x * (C2 + x * (C3 + x * (C4 + x * C5))))  # 2**x
@@ -83,17 +108,19 @@ def _sum_of_powers(row: Floats, largest: np.float32) -> np.float32:
 
 
 @_compiled
-def _fill(logits: Floats, tokens: Ints, largest: Floats, probs: Floats) -> None:
-    """Fill in the ``tokens`` of the ``largest`` logits, these themselves, and their ``probs``, each [rows, k]."""
+def _fill(logits: Floats, scale: np.float32, tokens: Ints, logprobs: Floats) -> None:
+    """Fill in the ``tokens`` of the largest logits and their ``logprobs`` once they are scaled, each [rows, k]."""
     k = tokens.shape[1]
+    room = np.empty(GROUPS, np.float32)
     for r in range(logits.shape[0]):
-        row, best, found = logits[r], largest[r], 0
+        row, best, found = logits[r], logprobs[r], 0  # the best logits, at first
+        reached = _reached(row, k, room) if k > FEW else np.float32(-np.inf)
         for start in range(0, row.size, BLOCK):
             end = min(start + BLOCK, row.size)
-            if found == k and end - start == BLOCK and not _exceeds(row, start, best[k - 1]):
+            if end - start == BLOCK and _largest(row, start) < reached:
                 continue
             for i in range(start, end):
-                if found == k and not row[i] > best[k - 1]:
+                if row[i] < reached or (found == k and row[i] <= best[k - 1]):
                     continue
                 place = min(found, k - 1)
                 while place > 0 and best[place - 1] < row[i]:
@@ -101,6 +128,9 @@ def _fill(logits: Floats, tokens: Ints, largest: Floats, probs: Floats) -> None:
                     place -= 1
                 best[place], tokens[r, place] = row[i], i
                 found = min(found + 1, k)
-        total = _sum_of_powers(row, best[0])
+                if found == k:
+                    reached = best[k - 1]
+        largest = best[0]
+        log_sum = np.log(_sum_of_powers(row, largest, scale))
         for i in range(k):
-            probs[r, i] = np.exp(best[i] - best[0]) / total
+            best[i] = scale * (best[i] - largest) - log_sum

@@ -1,20 +1,85 @@
-"""Torch modules as the heads that a drafter asks: one batch and one transfer to numpy for each depth."""
+"""Torch modules as the heads that a drafter asks: one batch and one transfer to this machine's memory a depth."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from foretoken.core.contracts import Candidates
 from foretoken.core.errors import ModelError
+from foretoken.ngrams.likeliest import likeliest
+from foretoken.speculators.mlp import MLPSpeculator
+from foretoken.speculators.mlp_on_cpu import MLPStagesOnCPU
 from foretoken.speculators.module import IndependentHeads, SequentialHeads
 
-Noise = Callable[[int, Tensor], Tensor]
-"""The choice's noise of a position and tokens int64 [n], in memory: float [n]."""
+Noise = Callable[[int, NDArray[Any]], NDArray[Any]]
+"""The choice's noise of a position and tokens, int to float, in any shape."""
+
+
+class Stages(Protocol):
+    """The stages of sequential heads, whose states only they read."""
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def begin(self, state: Tensor) -> Any:
+        """The states before the first stage, one row, of the base's ``state`` [base_width]."""
+        ...
+
+    def step(self, stage: int, states: Any, rows: Sequence[int], tokens: NDArray[Any]) -> tuple[Any, Tensor]:
+        """What a stage makes of some rows of the states before it and a token for each: states and logits.
+
+        Args:
+            stage: Counted from 0.
+            states: What ``begin`` or the last ``step`` returned.
+            rows: Which of them; one may come several times.
+            tokens: int32 [rows].
+
+        Returns:
+            The states, and the logits [rows, vocab].
+        """
+        ...
+
+
+class TorchStages:
+    """The stages of a torch module."""
+
+    def __init__(self, module: SequentialHeads) -> None:
+        self.num_heads, self.vocab_size = module.num_heads, module.vocab_size
+        self._module = module
+        self._device, self._dtype = _where(module)
+
+    def begin(self, state: Tensor) -> Tensor:
+        return state.to(self._device, self._dtype)[None]
+
+    def step(self, stage: int, states: Tensor, rows: Sequence[int], tokens: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        before = states[torch.tensor(rows, device=self._device)]
+        after = self._module.step(stage, before, torch.from_numpy(tokens).to(self._device))
+        return after, self._module.logits(stage, after)
+
+
+def ready(
+    module: IndependentHeads | SequentialHeads, device: torch.device, dtype: torch.dtype
+) -> IndependentHeads | Stages:
+    """Heads on a device as they draft fastest; on a CPU they compute in float32 whatever the model's dtype."""
+    module.to(device, torch.float32 if device.type == "cpu" else dtype)
+    if isinstance(module, MLPSpeculator) and device.type == "cpu":
+        return MLPStagesOnCPU(module)
+    return TorchStages(module) if isinstance(module, SequentialHeads) else module
+
+
+def _where(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    parameter = next(module.parameters())
+    return parameter.device, parameter.dtype
 
 
 class TorchHeads:
@@ -24,7 +89,7 @@ class TorchHeads:
         independent: Whether no head reads the tokens before its own.
 
     Args:
-        module: The trained heads, on the device where the target's states are.
+        heads: The trained heads, where the target's states are.
         temperature: Of the choice. If 0, the choice is greedy and the candidates' probabilities are those at 1.
         noise: What the choice adds to the logits divided by the temperature. If None, nothing.
         k: Candidates of a row, fewer if the vocabulary is smaller.
@@ -32,68 +97,64 @@ class TorchHeads:
 
     def __init__(
         self,
-        module: IndependentHeads | SequentialHeads,
+        heads: IndependentHeads | Stages,
         temperature: float = 0.0,
         noise: Noise | None = None,
         k: int = 64,
     ) -> None:
-        self.num_heads = module.num_heads
-        self.independent = isinstance(module, IndependentHeads)
-        self._module = module
+        self.num_heads = heads.num_heads
+        self.independent = isinstance(heads, IndependentHeads)
+        self._heads = heads
         self._temperature = temperature or 1.0
         self._noise = noise
-        self._k = min(k, module.vocab_size)
-        parameter = next(module.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self._k = min(k, heads.vocab_size)
         self._head = 0
         self._position = 0
-        self._states = torch.empty(0)  # of the last candidates' rows; only for stages
-        self._tokens = torch.empty(0)  # the last candidates, [rows, k]; of independent heads all candidates, [heads, k]
-        self._logprobs = torch.empty(0)  # theirs
+        self._states: Any = None  # of the last candidates' rows; only for stages
+        self._tokens = np.empty((0, 0), np.int32)  # the last candidates, [rows, k]; of independent heads [heads, k]
+        self._logprobs = np.empty((0, 0), np.float32)  # theirs
 
     @torch.inference_mode()
     def start(self, state: Tensor, token: int, position: int) -> Candidates:
         self._head, self._position = 0, position
-        state = state.to(self._device, self._dtype)
-        if isinstance(self._module, IndependentHeads):
-            self._look(self._module.all(state))
+        if isinstance(self._heads, IndependentHeads):
+            self._look(self._heads.all(state.to(*_where(self._heads))))
             return self._same(1)
-        self._states = state[None]
-        return self._stage(self._module, torch.tensor([token]))
+        return self._step(self._heads, self._heads.begin(state), [0], np.array([token], np.int32))
 
     @torch.inference_mode()
     def extend(self, rows: Sequence[int], ranks: Sequence[int]) -> Candidates:
         self._head, self._position = self._head + 1, self._position + 1
-        if isinstance(self._module, IndependentHeads):
+        if isinstance(self._heads, IndependentHeads):
             return self._same(len(rows))
-        indices = torch.as_tensor(rows, dtype=torch.int64)
-        self._states = self._states[indices.to(self._device)]
-        return self._stage(self._module, self._tokens[indices, torch.as_tensor(ranks, dtype=torch.int64)])
+        return self._step(self._heads, self._states, rows, self._tokens[rows, ranks])
 
-    def _stage(self, module: SequentialHeads, tokens: Tensor) -> Candidates:
+    def _step(self, stages: Stages, states: Any, rows: Sequence[int], tokens: NDArray[Any]) -> Candidates:
         """The next stage's candidates after ``tokens``, one for each of its rows."""
-        self._states = module.step(self._head, self._states, tokens.to(self._device))
-        self._look(module.logits(self._head, self._states))
+        self._states, logits = stages.step(self._head, states, rows, tokens)
+        self._look(logits)
         return self._candidates(self._tokens, self._logprobs)
 
     def _same(self, rows: int) -> Candidates:
         """The candidates of an independent head, ``rows`` times."""
-        head = slice(self._head, self._head + 1)
-        one = self._candidates(self._tokens[head], self._logprobs[head])
-        return Candidates(*(np.broadcast_to(field, (rows, self._k)) for field in one))
+        head = [self._head] * rows
+        return self._candidates(self._tokens[head], self._logprobs[head])
 
     def _look(self, logits: Tensor) -> None:
         """Find the best tokens of ``logits`` [rows, vocab], and bring them to this machine's memory."""
-        logprobs, tokens = (logits.float() / self._temperature).log_softmax(-1).topk(self._k)
-        self._tokens, self._logprobs = tokens.cpu(), logprobs.cpu()
-        if not math.isfinite(float(self._logprobs[:, 0].sum())):
+        logits = logits.float()
+        if logits.device.type == "cpu":
+            self._tokens, self._logprobs = likeliest(logits.numpy(), self._k, self._temperature)
+        else:
+            logprobs, tokens = (logits / self._temperature).log_softmax(-1).topk(self._k)
+            both = torch.stack([tokens.double(), logprobs.double()]).cpu().numpy()  # in one transfer
+            self._tokens, self._logprobs = both[0].astype(np.int32), both[1].astype(np.float32)
+        if not math.isfinite(self._logprobs[0, 0]):
             raise ModelError(
                 "The speculator's logits are not numbers: its weights are damaged, or too large for its dtype. "
                 "Try dtype float32, or another speculator."
             )
 
-    def _candidates(self, tokens: Tensor, logprobs: Tensor) -> Candidates:
-        noise = np.zeros(tokens.shape, np.float32)
-        if self._noise is not None:
-            noise = self._noise(self._position, tokens.flatten()).reshape(tokens.shape).numpy()
-        return Candidates(tokens.numpy(), logprobs.numpy(), noise)
+    def _candidates(self, tokens: NDArray[Any], logprobs: NDArray[Any]) -> Candidates:
+        noise = np.zeros(tokens.shape, np.float32) if self._noise is None else self._noise(self._position, tokens)
+        return Candidates(tokens, logprobs, noise)

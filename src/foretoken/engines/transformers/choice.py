@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foretoken.core.contracts import Top
 from foretoken.core.errors import LogitsError, RequestError
-from foretoken.core.noise import GOLDEN, MIX_1, MIX_2, position_key
+from foretoken.core.noise import position_key, random_bits, signed
 
 # Gumbel noise from 52-bit uniforms lies in (-3.6, 36.8): a logit this far below the best one cannot win.
 NOISE_RANGE = 41.0
@@ -136,26 +137,13 @@ def top(logits: Tensor, k: int) -> Top:
     if logits.device.type == "cpu":
         from foretoken.ngrams.likeliest import likeliest  # not before there are logits: it takes time to import
 
-        return Top(*likeliest(logits.contiguous().numpy(), k))
+        tokens, logprobs = likeliest(logits.contiguous().numpy(), k)
+        return Top(tokens, np.exp(logprobs))
     largest, indices = logits.topk(min(k, logits.shape[1]))
     return Top(indices.cpu().numpy(), (largest - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy())
 
 
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
     """``core.noise.gumbel`` of many tokens: int64 [n] to float64 [n], on their device."""
-    x = (tokens + 1) * _signed(GOLDEN) + _signed(position_key(seed, position))
-    x = (x ^ _shift(x, 30)) * _signed(MIX_1)
-    x = (x ^ _shift(x, 27)) * _signed(MIX_2)
-    x = x ^ _shift(x, 31)
-    uniform = (_shift(x, 12).double() + 0.5) * 2.0**-52
+    uniform = (random_bits(signed(position_key(seed, position)), tokens).double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))
-
-
-def _signed(x: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number; torch multiplies and adds int64 modulo 2**64."""
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64; torch's own copies the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

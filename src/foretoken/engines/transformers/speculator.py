@@ -9,20 +9,21 @@ from os import PathLike
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from torch import nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper
 
 from foretoken.core.errors import ModelError
 from foretoken.engines.base import FOUND
-from foretoken.engines.transformers.choice import Choice, gumbel
+from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.processors import Padded
 from foretoken.engines.transformers.states import output_head
-from foretoken.speculators.formats import Loadable, load_speculator
-from foretoken.speculators.heads import TorchHeads
+from foretoken.speculators.formats import load_speculator
+from foretoken.speculators.heads import Stages, TorchHeads, ready
+from foretoken.speculators.module import IndependentHeads
+from foretoken.speculators.noise import gumbel
 
 FOLDER = "speculator"  # within the folder of the model that it belongs to
 
-_LOADED: WeakKeyDictionary[PreTrainedModel, dict[Path, Loadable]] = WeakKeyDictionary()
+_LOADED: WeakKeyDictionary[PreTrainedModel, dict[Path, IndependentHeads | Stages]] = WeakKeyDictionary()
 
 
 def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | None:
@@ -71,11 +72,9 @@ def trained_heads(model: PreTrainedModel, folder: Path, choice: Choice) -> Torch
     loaded = _LOADED.setdefault(model, {})
     if folder not in loaded:
         width, vocab = getattr(head, "in_features", weight.shape[-1]), getattr(head, "out_features", weight.shape[0])
-        loaded[folder] = load_speculator(folder, width, vocab, head)
-    module: nn.Module = loaded[folder].to(weight.device, model.dtype)
-    assert isinstance(module, Loadable)
+        loaded[folder] = ready(load_speculator(folder, width, vocab, head), weight.device, model.dtype)
     noise = None if choice.seed is None else partial(gumbel, choice.seed)
-    return TorchHeads(module, temperature_of(choice), noise)
+    return TorchHeads(loaded[folder], temperature_of(choice), noise)
 
 
 def temperature_of(choice: Choice) -> float:

@@ -33,12 +33,13 @@ def never(texts: list[str]) -> list[list[int]]:
     raise AssertionError("the corpus is there already")
 
 
-def test_it_is_cut_once_by_a_models_tokenizer(tmp_path):
-    background = general_background(ENCODE, MARK, tmp_path)
+def test_it_is_cut_once_by_a_models_tokenizer():
+    """Where the cache is, so that later tests with this tokenizer find it there, too."""
+    background = general_background(ENCODE, MARK)
     assert background.meta["documents"] == len(phrases()) > 10_000 and background.meta["fingerprint"] == MARK
     ids = ENCODE(["for i in range"])[0]
     assert ids[-1] in [token for token, *_ in background.successors(ids[:-1])[1]]
-    assert general_background(never, MARK, tmp_path).nbytes == background.nbytes
+    assert general_background(never, MARK).nbytes == background.nbytes
 
 
 @pytest.mark.parametrize("name", [META, ROWS, INDEX])

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
 import foretoken
 from foretoken.api.parallel import ParallelModel, load_parallel
 from foretoken.core.errors import RequestError
+from helpers.ranks import meeting
 
 
 @pytest.fixture
 def group_of_one(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    where = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    for name, value in where.items():
+    for name, value in meeting(1)[0].items():
         monkeypatch.setenv(name, value)
 
 

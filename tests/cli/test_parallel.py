@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import socket
 import sys
 from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
@@ -15,6 +14,7 @@ import torch
 
 from foretoken.cli import main
 from helpers.commanding import call
+from helpers.ranks import meeting
 
 ASK = ("generate", "--lookahead-parallel", "--prompt", "abc abc", "--max-new-tokens", "24", "--device", "cpu")
 
@@ -32,13 +32,10 @@ def command(end: Connection, environment: dict[str, str], *words: str) -> None:
 
 
 def test_two_processes_write_one_answer(server, model_folder):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     words = [*ASK, "--model", str(model_folder), "--temperature", "0.9", "--json"]
     pipes = [server.Pipe() for _ in range(2)]
-    for rank, (_, end) in enumerate(pipes):
-        server.Process(target=command, args=(end, meeting | {"RANK": str(rank)}, *words), daemon=True).start()
+    for environment, (_, end) in zip(meeting(2), pipes, strict=True):
+        server.Process(target=command, args=(end, environment, *words), daemon=True).start()
     (first, text), (second, nothing) = [mine.recv() if mine.poll(600) else ("no answer", "") for mine, _ in pipes]
     assert (first, second, nothing) == (0, 0, "")
     answer = json.loads(text)

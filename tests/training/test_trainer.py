@@ -15,12 +15,18 @@ from typer.testing import CliRunner
 from foretoken.cli.app import app
 from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.files import writing
+from foretoken.memory.fingerprint import fingerprint
 from foretoken.speculators.formats import load_speculator
 from foretoken.speculators.mlp import MLPSpeculator
+from foretoken.tokenizing import batch_encoder, load_tokenizer
 from foretoken.training import checkpoint, trainer
+from foretoken.training.base import FrozenBase
 from foretoken.training.kinds import Shape
+from foretoken.training.processes import joined
 from foretoken.training.shards import Generating
+from foretoken.training.tokens import TokenStream
 from foretoken.training.trainer import Settings, Training, scaled_settings
+from helpers.ranks import meeting
 
 SMALL = Settings(steps=6, own_steps=8, batch=128, judge_every=2, generating=Generating(prompt=16, length=128))
 SHAPE = Shape("mlp-speculator", 2, 8)
@@ -102,44 +108,44 @@ def test_a_step_over_a_large_vocabulary_is_computed_in_parts_that_fit():
     assert settings.parts(2, 64, 10_000_000) == 2  # a segment is the smallest part
 
 
-SCRIPT = """
-import json, os, signal, sys
-from pathlib import Path
-from foretoken.memory.fingerprint import fingerprint
-from foretoken.tokenizing import batch_encoder, load_tokenizer
-from foretoken.training import trainer
-from foretoken.training.base import FrozenBase
-from foretoken.training.kinds import Shape
-from foretoken.training.processes import joined
-from foretoken.training.shards import Generating
-from foretoken.training.tokens import TokenStream
-trainer.SHARD, trainer.JUDGED = 6, 2
-base, text, folder, killed_at = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-tokenizer = load_tokenizer("tiny")
-settings = trainer.Settings(6, 8, int(sys.argv[5]), judge_every=2, generating=Generating(prompt=16, length=128))
-with joined() as processes:
-    for turn in range(2):
-        if processes.is_main == (turn == 0):
-            stream = TokenStream(folder, [text], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
-        processes.wait()
-    training = trainer.Training(
-        Shape("mlp-speculator", 2, 8), settings, FrozenBase(base, "float32"), stream,
-        folder / "out", folder / "work", processes=processes,
-        show=lambda moment: moment.step == killed_at and os.kill(os.getpid(), signal.SIGKILL),
-    )
-    training.run()
-    if processes.is_main:
-        (folder / "history.json").write_text(json.dumps([processes.count, training.history]))
-"""
+def train_apart(base_folder, text, folder, settings=SMALL, environment=(), killed_at=0):
+    """Train in a process of its own, which is killed at a step."""
+
+    def show(moment):
+        if moment.step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    trainer.SHARD, trainer.JUDGED = 6, 2  # the fixture is not here
+    tokenizer = load_tokenizer("tiny")
+    with joined("cpu") as processes:
+        for turn in range(2):
+            if processes.is_main == (turn == 0):
+                stream = TokenStream(folder, [text], batch_encoder(tokenizer), fingerprint(tokenizer), 0)
+            processes.wait()
+        base = FrozenBase(str(base_folder), "float32", "cpu")
+        training = train(base, stream, folder, settings, processes=processes, show=show)
+        if processes.is_main:
+            (folder / "history.json").write_text(json.dumps([processes.count, training.history]))
 
 
-@pytest.mark.parametrize("killed_at", [5, 13])
-def test_a_killed_training_ends_with_the_same_weights(base, base_folder, stream, text, tmp_path, killed_at):
+def ended(process):
+    process.join(600)
+    return process.exitcode
+
+
+def test_a_training_that_is_killed_twice_ends_with_the_same_weights(server, base, base_folder, stream, text, tmp_path):
+    """Once among texts of the data, and once among the base's own, when its weights are no longer factored."""
     torn = tmp_path / "torn"
-    command = [sys.executable, "-c", SCRIPT, str(base_folder), str(text), str(torn), str(killed_at), "128"]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    kept = checkpoint.load(torn / "out" / "work" / "checkpoint.pt")
-    assert kept is not None and kept["step"] == killed_at - 1
+    for killed_at in (5, 13):
+        process = server.Process(
+            target=train_apart, args=(base_folder, text, torn), kwargs={"killed_at": killed_at}, daemon=True
+        )
+        process.start()
+        assert ended(process) == -signal.SIGKILL
+        kept = checkpoint.load(torn / "out" / "work" / "checkpoint.pt")
+        assert kept is not None and kept["step"] == killed_at - 1
     train(base, stream, torn)
     train(base, stream, tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / name / "out" / "model.safetensors") for name in ("torn", "whole"))
@@ -150,15 +156,19 @@ def test_a_killed_training_ends_with_the_same_weights(base, base_folder, stream,
     assert states[0]["history"] == states[1]["history"]
 
 
-def test_two_processes_learn_what_one_does(base, base_folder, stream, text, tmp_path):
+def test_two_processes_learn_what_one_does(server, base, base_folder, stream, text, tmp_path):
     """Also where one has more of a step's three segments than the other."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    subprocess.run([*launch, str(base_folder), str(text), str(tmp_path), "0", "192"], check=True, capture_output=True)
+    settings = replace(SMALL, batch=192)
+    processes = [
+        server.Process(target=train_apart, args=(base_folder, text, tmp_path, settings, environment), daemon=True)
+        for environment in meeting(2)
+    ]
+    for process in processes:
+        process.start()
+    assert [ended(process) for process in processes] == [0, 0]
     count, two = json.loads((tmp_path / "history.json").read_text())
     assert count == 2
-    one = train(base, stream, tmp_path / "one", replace(SMALL, batch=192)).history
+    one = train(base, stream, tmp_path / "one", settings).history
     for ours, theirs in zip(one, two, strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], abs=2e-3)
 
@@ -208,12 +218,27 @@ def test_defaults_are_the_published_ones_for_a_large_base_and_fewer_for_a_small_
     assert 500 < steps < 2000 and own_steps < steps and 512 <= rows <= 4096 and rows % 64 == 0
 
 
-def test_the_command_trains_and_writes_a_page(base_folder, text, tmp_path):
-    options = ["--base", str(base_folder), "--data", str(text), "--output", str(tmp_path / "out"), "--heads", "2"]
+def words_of_the_command(base_folder, text, folder):
+    options = ["--base", str(base_folder), "--data", str(text), "--output", str(folder / "out"), "--heads", "2"]
     options += ["--steps", "2", "--own-steps", "2", "--batch", "64", "--judge-every", "2", "--device", "cpu"]
-    page = tmp_path / "page.html"
-    done = CliRunner().invoke(app, ["train", "medusa", *options, "--html", str(page)])
+    return ["train", "medusa", *options, "--html", str(folder / "page.html")]
+
+
+def test_the_command_trains_and_writes_a_page(base_folder, text, tmp_path):
+    done = CliRunner().invoke(app, words_of_the_command(base_folder, text, tmp_path))
     assert done.exit_code == 0, done.output
     assert "accepted length" in done.output
-    assert "Training of medusa" in page.read_text() and "head 2" in page.read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "Training of medusa" in page and "head 2" in page
+    assert Path(tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command(base_folder, text, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "foretoken"]
+    words = words_of_the_command(base_folder, text, tmp_path)
+    words[words.index("64")] = "128"  # a segment for each
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accepted length") == 1
     assert Path(tmp_path / "out" / "config.json").exists()

@@ -83,9 +83,9 @@ class HeadsDrafter:
             if not nodes or (self.by_clock and not self._pays(tree, nodes)):
                 break
             started = time.perf_counter()
-            order = self._levels[-1].order
-            places = [divmod(node - first, order.shape[1]) for node in nodes]
-            rows, candidates = [row for row, _ in places], [int(order[place]) for place in places]
+            order = self._levels[-1].order.tolist()
+            places = [divmod(node - first, len(order[0])) for node in nodes]
+            rows, candidates = [row for row, _ in places], [order[row][rank] for row, rank in places]
             self._add_level(tree, self.heads.extend(rows, candidates), nodes)
             self._continued.append(list(zip(rows, candidates, strict=True)))
             self._head_seconds.add(time.perf_counter() - started)

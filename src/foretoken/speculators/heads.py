@@ -58,9 +58,11 @@ class TorchStages:
         self._module = module
         self._device, self._dtype = _where(module)
 
+    @torch.inference_mode()
     def begin(self, state: Tensor) -> Tensor:
         return state.to(self._device, self._dtype)[None]
 
+    @torch.inference_mode()
     def step(self, stage: int, states: Tensor, rows: Sequence[int], tokens: NDArray[Any]) -> tuple[Tensor, Tensor]:
         before = states[torch.tensor(rows, device=self._device)]
         after = self._module.step(stage, before, torch.from_numpy(tokens).to(self._device))
@@ -114,15 +116,13 @@ class TorchHeads:
         self._tokens = np.empty((0, 0), np.int32)  # the last candidates, [rows, k]; of independent heads [heads, k]
         self._logprobs = np.empty((0, 0), np.float32)  # theirs
 
-    @torch.inference_mode()
     def start(self, state: Tensor, token: int, position: int) -> Candidates:
         self._head, self._position = 0, position
         if isinstance(self._heads, IndependentHeads):
-            self._look(self._heads.all(state.to(*_where(self._heads))))
+            self._look(self._all(self._heads, state))
             return self._same(1)
         return self._step(self._heads, self._heads.begin(state), [0], np.array([token], np.int32))
 
-    @torch.inference_mode()
     def extend(self, rows: Sequence[int], ranks: Sequence[int]) -> Candidates:
         self._head, self._position = self._head + 1, self._position + 1
         if isinstance(self._heads, IndependentHeads):
@@ -139,6 +139,10 @@ class TorchHeads:
         """The candidates of an independent head, ``rows`` times."""
         head = [self._head] * rows
         return self._candidates(self._tokens[head], self._logprobs[head])
+
+    @torch.inference_mode()
+    def _all(self, heads: IndependentHeads, state: Tensor) -> Tensor:
+        return heads.all(state.to(*_where(heads)))
 
     def _look(self, logits: Tensor) -> None:
         """Find the best tokens of ``logits`` [rows, vocab], and bring them to this machine's memory."""

@@ -31,12 +31,14 @@ class Stage(NamedTuple):
 
     Args:
         projection: [width, width of the states before].
+        scales: Whether the states before are normalised first, as ``mlp.scaled_input`` does.
         embedding: [vocab, width], multiplied by the weight that a token has.
         weight: [width], of the norm.
         bias: [width], of the norm.
     """
 
     projection: Floats
+    scales: bool
     embedding: Floats
     weight: Floats
     bias: Floats
@@ -51,24 +53,20 @@ class MLPStagesOnCPU:
 
     def __init__(self, module: MLPSpeculator) -> None:
         self.num_heads, self.vocab_size = module.num_heads, module.vocab_size
-        self._scales_input = module.config.scale_input
+        # What stages share is made once, and stays in the processor's cache from one to the next.
+        projections = [np.ascontiguousarray(_weight(layer).numpy()) for layer in module.proj]
         embeddings = [_weight(layer).numpy() * np.float32(module.token_scale) for layer in module.emb]
-        self._stages, self._heads = [], []
-        for i in range(module.num_heads):
-            norm = _of(module.ln, i)
-            assert isinstance(norm.bias, Tensor)
-            weight, bias = _weight(norm).numpy(), norm.bias.detach().numpy()
-            projection = np.ascontiguousarray(_weight(_of(module.proj, i)).numpy())
-            self._stages.append(Stage(projection, _of(embeddings, i), weight, bias))
-            # So that it lies in memory as a product with a few rows reads it best.
-            self._heads.append(_weight(_of(module.head, i)).T.contiguous().T)
+        norms = [(_weight(norm).numpy(), _weight(norm, "bias").numpy()) for norm in module.ln]
+        heads = [_weight(layer).T.contiguous().T for layer in module.head]  # in memory as few rows' product reads it
+        stages = range(module.num_heads)
+        scales = [module.config.scale_input, False]
+        self._stages = [Stage(_of(projections, i), _of(scales, i), _of(embeddings, i), *_of(norms, i)) for i in stages]
+        self._heads = [_of(heads, i) for i in stages]
         self.step(0, self.begin(torch.zeros(module.base_width)), [0], np.zeros(1, np.int32))  # compiles the loop
 
     def begin(self, state: Tensor) -> Floats:
         """The first stage's states: one row."""
         states: Floats = state.float().numpy()[None]
-        if self._scales_input:  # as ``mlp.scaled_input``
-            states = states / np.sqrt(2 * (np.square(states).sum() / states.size + EPSILON), dtype=np.float32)
         return states
 
     def step(self, stage: int, states: Floats, rows: Sequence[int], tokens: NDArray[Any]) -> tuple[Floats, Tensor]:
@@ -78,17 +76,30 @@ class MLPStagesOnCPU:
         return found, functional.linear(torch.from_numpy(found), self._heads[stage])
 
 
-def _weight(module: nn.Module) -> Tensor:
-    assert isinstance(module.weight, Tensor)
-    return module.weight.detach()
+def _weight(module: nn.Module, name: str = "weight") -> Tensor:
+    return module.get_parameter(name).detach()
 
 
-def _of(of_stages: Any, stage: int) -> Any:
+def _of(of_stages: list[Any], stage: int) -> Any:
     return of_stages[min(stage, len(of_stages) - 1)]
 
 
 def _compiled(function: F) -> F:
     return compiling.compiled(function, error_model="numpy", fastmath=FAST)
+
+
+def _part(function: F) -> F:
+    return compiling.helper(function, error_model="numpy", fastmath=FAST)
+
+
+@_part
+def _over_rms(numbers: Floats) -> np.float32:
+    """1 / rms(numbers)."""
+    squares = np.float32(0.0)
+    for i in range(numbers.size):
+        squares += numbers[i] * numbers[i]
+    over_rms: np.float32 = ONE / np.sqrt(squares / np.float32(numbers.size) + np.float32(EPSILON))
+    return over_rms
 
 
 @_compiled
@@ -102,12 +113,12 @@ def _run(stage: Stage, states: Floats, rows: NDArray[Any], tokens: NDArray[Any],
                 total += states[rows[r], i] * stage.projection[o, i]
             found[r, o] = total
     for r in range(rows.size):
+        state = found[r]
+        scale = ROOT_OF_HALF * _over_rms(states[rows[r]]) if stage.scales else ONE
         token = tokens[r] if tokens[r] < len(stage.embedding) else 0  # no choice has another, and memory ends there
-        state, squares = found[r], np.float32(0.0)
         for i in range(width):
-            state[i] += stage.embedding[token, i]
-            squares += state[i] * state[i]
-        factor = ONE / np.sqrt(squares / np.float32(width) + np.float32(EPSILON))
+            state[i] = scale * state[i] + stage.embedding[token, i]
+        factor = _over_rms(state)
         for i in range(width):
             x = factor * state[i] * stage.weight[i] + stage.bias[i]
             state[i] = HALF * x * (ONE + math.erf(x * ROOT_OF_HALF))

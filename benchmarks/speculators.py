@@ -50,7 +50,7 @@ METHODS = [
     Method(NO_NOISE, Speculator(floor=FLOOR, noise=False), ROWS),
     Method(HEADS, Speculator(floor=FLOOR), ROWS),
     Method(BY_TEXT, Mixed(floor=FLOOR, heads=False), ROWS),
-    Method(BOTH, Mixed(floor=FLOOR), ROWS),
+    Method(BOTH, Mixed(floor=FLOOR, heads=True), ROWS),
 ]
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     "chain": (4, {"floor": 0.0, "width": 1}),

@@ -97,7 +97,7 @@ def main() -> None:
         memory = Namespace(background=background)
         parts = Parts.of(helpers, target, partial(getattr, memory, "ngrams"), CostCurve())
         for ids in asked:
-            drafter = Mixed(floor=FLOOR).make(parts)
+            drafter = Mixed(floor=FLOOR, heads=True).make(parts)
             assert isinstance(drafter, MixedHeadsDrafter)
             drafter.weighing = Recording(seen)
             steps = decode(target, drafter, ids, max_new_tokens=ANSWER, budget=DRAFTED)

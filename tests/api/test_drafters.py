@@ -81,8 +81,7 @@ def test_a_recipe_says_what_its_drafter_needs():
     )
     for name in DRAFTERS:
         recipe = recipe_of(named(name, tiny_model("qwen2")))
-        joined = {"hidden"} if name == "mixed" else set()  # by heads, which it takes where there are any
-        assert recipe is not None and needs_of(recipe.make(parts)) == recipe.needs | joined
+        assert recipe is not None and needs_of(recipe.make(parts)) == recipe.needs
 
 
 class Blind(ToyTarget):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from foretoken import DecodeStats, Drafter, FixedBudget, ForetokenError, decode
 from foretoken.core.contracts import Candidates, Need
+from foretoken.core.costs import CostCurve
 from foretoken.core.draft import Draft
-from foretoken.drafters import HeadsDrafter, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
+from foretoken.drafters import HeadsDrafter, Mixed, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
 from foretoken.drafters.head_chances import START, STEPS, Chances
 from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
 from foretoken.drafters.mixed import NAMES, Arms, Node, Opinion, Weighing
@@ -275,6 +277,21 @@ def test_the_heads_are_asked_while_they_give_more_tokens_a_second():
             asked.append(arms.choose())
             arms.add(asked[-1], *((2, asked_seconds) if asked[-1] else (1, 1.0)))
         assert (sum(asked) / 400 > share) if share > 0.5 else (0 < sum(asked) / 400 < share)
+
+
+@pytest.mark.parametrize(
+    ("heads", "seconds", "joined"),
+    [(None, 0.0, 0), (None, 0.019, 0), (None, 0.021, 1), (True, 0.0, 1), (False, 1.0, 0)],
+)
+def test_heads_join_mixed_where_a_forward_takes_many_times_their_draft(heads, seconds, joined):
+    target = ToyTarget()
+    costs = CostCurve({1: seconds}) if seconds else CostCurve()
+    parts = Parts(target, costs=costs, heads=lambda: ToyHeads(target))
+    assert isinstance(Mixed(heads=heads).make(parts), MixedHeadsDrafter) == joined
+    if heads is not False:
+        assert isinstance(Mixed().make(replace(parts, heads=None)), NgramMixer)
+    with pytest.raises(ForetokenError, match="heads"):
+        Mixed(heads=True).make(replace(parts, heads=None))
 
 
 class Fixed:

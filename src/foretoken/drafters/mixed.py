@@ -24,6 +24,7 @@ from foretoken.drafters.recipe import Parts
 from foretoken.ngrams.shared import SharedNgrams
 
 NAMES, NAMES_OTHERS, SILENT = range(3)  # what a drafter may do at a node
+HEAVY = 0.02  # seconds of a forward from which on heads join by themselves
 LEAST, MOST = 1e-4, 0.9999  # between which chances are told apart
 
 
@@ -237,22 +238,35 @@ def _clipped(prob: float) -> float:
 
 @dataclass(frozen=True)
 class Mixed(Ngram):
-    """The n-gram core with token recycling; trained heads join where the model has them.
+    """The n-gram core with token recycling; trained heads join where they may pay.
 
     Args:
         floor: As ``Ngram`` has it.
         rate: As ``Ngram`` has it.
-        heads: Whether trained heads join.
+        heads: Whether trained heads join. If None, where the model has some and a forward takes at least 20 ms, about
+            ten times what they take on a CPU.
     """
 
     name = "mixed"
     needs = frozenset({"top"})
     recycle = True
-    heads: bool = True
+    heads: bool | None = None
+
+    def check(self, parts: Parts) -> None:
+        super().check(parts)
+        if self.heads:
+            Speculator().check(parts)
 
     def make(self, parts: Parts) -> Drafter:
+        self.check(parts)
         ngrams = self.mixer(parts)
-        if not self.heads or parts.heads is None or "hidden" not in parts.target.provides:
+        if not self._joined(parts):
             return ngrams
         heads = Speculator(floor=self.floor).make(parts)
         return MixedHeadsDrafter(ngrams, heads, trees=parts.target.supports_trees, by_clock=self.floor is None)
+
+    def _joined(self, parts: Parts) -> bool:
+        if self.heads is not None:
+            return self.heads
+        has_heads = parts.heads is not None and "hidden" in parts.target.provides
+        return has_heads and parts.costs.seconds(1) >= HEAVY

@@ -52,7 +52,7 @@ class Method:
     def needs_heads(self) -> bool:
         """Whether it is measured only where there are trained heads."""
         recipe = self.recipe
-        return recipe is not None and ("hidden" in recipe.needs or (isinstance(recipe, Mixed) and recipe.heads))
+        return recipe is not None and ("hidden" in recipe.needs or (isinstance(recipe, Mixed) and recipe.heads is True))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,8 +97,8 @@ METHODS = {
         Method("refined-speculator-chain", RefinedSpeculator(floor=0.0, width=1), 4),
         Method("refined-speculator-paths", RefinedSpeculator("paths", leaves=16), WIDE),
         Method("refined-speculator-adaptive", RefinedSpeculator(), None),
-        Method("mixed-speculator", Mixed(floor=WIDE_FLOOR), 24),
-        Method("mixed-speculator-adaptive", Mixed(), None),
+        Method("mixed-speculator", Mixed(floor=WIDE_FLOOR, heads=True), 24),
+        Method("mixed-speculator-adaptive", Mixed(heads=True), None),
         Method("transformers", None, 0, generate={}),
         Method("transformers-lookup", None, 10, generate={"prompt_lookup_num_tokens": 10}),
     )

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from foretoken.cli.app import load
+from foretoken.core.errors import RequestError
 from foretoken.replay import run
 from helpers.commanding import call
 from helpers.logs import rows, write_log, write_tokenizer
@@ -63,6 +64,11 @@ def words_for(command: tuple[str, ...]) -> list[str]:
 def nothing_measured(monkeypatch) -> None:
     """A benchmark finds nothing, at once; models are loaded if an option says which."""
     monkeypatch.setattr("foretoken.measure.run.measure", lambda *_: iter([[]]))
+
+    def analyse(*_):
+        raise RequestError("There are no trained heads.")
+
+    monkeypatch.setattr("foretoken.measure.speculator.analyse", analyse)
 
 
 @pytest.mark.parametrize(("command", "option", "is_option"), CASES, ids=str)

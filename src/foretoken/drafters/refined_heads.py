@@ -40,7 +40,7 @@ def rescored(logprobs: Floats, chances: Floats, weight: float) -> Floats:
         weight: Of the n-gram model, from 0 to 1; the heads have the rest.
 
     >>> rescored(np.log([[0.6, 0.2]]), np.array([[0.0, 0.8, 0.2]]), 0.5).round(2).tolist()
-    [[-1.13, -0.74]]
+    [[-1.15, -0.73]]
     """
     probs = np.exp(logprobs)
     logs = (1 - weight) * logprobs + weight * np.log(np.maximum(chances[:, :-1] + chances[:, -1:] * probs, LEAST))

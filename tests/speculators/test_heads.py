@@ -26,7 +26,10 @@ WIDTH, VOCAB = 6, 100
 
 def mlp(tied: bool = True) -> MLPSpeculator:
     torch.manual_seed(0)
-    return MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, 5, 3, tie_weights=tied, scale_input=tied))
+    module = MLPSpeculator(MLPSpeculatorConfig(VOCAB, WIDTH, 5, 3, tie_weights=tied, scale_input=tied))
+    for head in module.head.parameters():
+        head.data = head.data.bfloat16().float()  # so that they lose nothing on a CPU
+    return module
 
 
 def mlp_heads(tied: bool = True) -> IndependentHeads | Stages:

@@ -107,8 +107,8 @@ def _sum_of_powers(row: Floats, largest: np.float32, scale: np.float32) -> np.fl
     return total
 
 
-@_compiled
-def _fill(logits: Floats, scale: np.float32, tokens: Ints, logprobs: Floats) -> None:
+@_part
+def fill_likeliest(logits: Floats, scale: np.float32, tokens: Ints, logprobs: Floats) -> None:
     """Fill in the ``tokens`` of the largest logits and their ``logprobs`` once they are scaled, each [rows, k]."""
     k = tokens.shape[1]
     room = np.empty(GROUPS, np.float32)
@@ -134,3 +134,6 @@ def _fill(logits: Floats, scale: np.float32, tokens: Ints, logprobs: Floats) -> 
         log_sum = np.log(_sum_of_powers(row, largest, scale))
         for i in range(k):
             best[i] = scale * (best[i] - largest) - log_sum
+
+
+_fill = _compiled(fill_likeliest)

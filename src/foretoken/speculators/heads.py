@@ -18,7 +18,11 @@ from foretoken.speculators.mlp import MLPSpeculator
 from foretoken.speculators.mlp_on_cpu import MLPStagesOnCPU
 from foretoken.speculators.module import IndependentHeads, SequentialHeads
 
-Noise = Callable[[int, NDArray[Any]], NDArray[Any]]
+Ints = NDArray[Any]
+Floats = NDArray[Any]
+SMALL = 1 << 22  # weights of a head: a product with more gains from torch's threads
+
+Noise = Callable[[int, Ints], Floats]
 """The choice's noise of a position and tokens, int to float, in any shape."""
 
 
@@ -35,17 +39,21 @@ class Stages(Protocol):
         """The states before the first stage, one row, of the base's ``state`` [base_width]."""
         ...
 
-    def step(self, stage: int, states: Any, rows: Sequence[int], tokens: NDArray[Any]) -> tuple[Any, Tensor]:
-        """What a stage makes of some rows of the states before it and a token for each: states and logits.
+    def step(
+        self, stage: int, states: Any, rows: Sequence[int], tokens: Ints, k: int, temperature: float
+    ) -> tuple[Any, Ints, Floats]:
+        """What a stage makes of some rows of the states before it and a token for each.
 
         Args:
             stage: Counted from 0.
             states: What ``begin`` or the last ``step`` returned.
             rows: Which of them; one may come several times.
             tokens: int32 [rows].
+            k: How many tokens to name.
+            temperature: By which the logits are divided.
 
         Returns:
-            The states, and the logits [rows, vocab].
+            The states after it; its likeliest tokens, int32 [rows, k], and their log-probabilities, float32 [rows, k].
         """
         ...
 
@@ -63,20 +71,45 @@ class TorchStages:
         return state.to(self._device, self._dtype)[None]
 
     @torch.inference_mode()
-    def step(self, stage: int, states: Tensor, rows: Sequence[int], tokens: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, stage: int, states: Tensor, rows: Sequence[int], tokens: Ints, k: int, temperature: float
+    ) -> tuple[Tensor, Ints, Floats]:
         before = states[torch.tensor(rows, device=self._device)]
         after = self._module.step(stage, before, torch.from_numpy(tokens).to(self._device))
-        return after, self._module.logits(stage, after)
+        return after, *best_of(self._module.logits(stage, after), k, temperature)
 
 
 def ready(
     module: IndependentHeads | SequentialHeads, device: torch.device, dtype: torch.dtype
 ) -> IndependentHeads | Stages:
-    """Heads on a device as they draft fastest; on a CPU they compute in float32 whatever the model's dtype."""
-    module.to(device, torch.float32 if device.type == "cpu" else dtype)
-    if isinstance(module, MLPSpeculator) and device.type == "cpu":
-        return MLPStagesOnCPU(module)
+    """Heads on a device as they draft fastest, by torch in the model's dtype."""
+    if (
+        isinstance(module, MLPSpeculator)
+        and device.type == "cpu"
+        and module.vocab_size * module.config.inner_dim <= SMALL
+    ):
+        return MLPStagesOnCPU(module.to(device, torch.float32))
+    module.to(device, dtype)
     return TorchStages(module) if isinstance(module, SequentialHeads) else module
+
+
+def best_of(logits: Tensor, k: int, temperature: float) -> tuple[Ints, Floats]:
+    """The likeliest tokens of ``logits`` [rows, vocab], best first, and their log-probabilities, in memory.
+
+    Args:
+        logits: [rows, vocab].
+        k: How many, fewer if the vocabulary is smaller.
+        temperature: By which the logits are divided.
+
+    Returns:
+        int32 [rows, k] and float32 [rows, k].
+    """
+    logits = logits.float()
+    if logits.device.type == "cpu":
+        return likeliest(logits.numpy(), k, temperature)
+    logprobs, tokens = (logits / temperature).log_softmax(-1).topk(k)
+    both = torch.stack([tokens.double(), logprobs.double()]).cpu().numpy()  # in one transfer
+    return both[0].astype(np.int32), both[1].astype(np.float32)
 
 
 def _where(module: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -119,7 +152,7 @@ class TorchHeads:
     def start(self, state: Tensor, token: int, position: int) -> Candidates:
         self._head, self._position = 0, position
         if isinstance(self._heads, IndependentHeads):
-            self._look(self._all(self._heads, state))
+            self._tokens, self._logprobs = self._all(self._heads, state)
             return self._same(1)
         return self._step(self._heads, self._heads.begin(state), [0], np.array([token], np.int32))
 
@@ -129,36 +162,28 @@ class TorchHeads:
             return self._same(len(rows))
         return self._step(self._heads, self._states, rows, self._tokens[rows, ranks])
 
-    def _step(self, stages: Stages, states: Any, rows: Sequence[int], tokens: NDArray[Any]) -> Candidates:
+    def _step(self, stages: Stages, states: Any, rows: Sequence[int], tokens: Ints) -> Candidates:
         """The next stage's candidates after ``tokens``, one for each of its rows."""
-        self._states, logits = stages.step(self._head, states, rows, tokens)
-        self._look(logits)
+        self._states, self._tokens, self._logprobs = stages.step(
+            self._head, states, rows, tokens, self._k, self._temperature
+        )
         return self._candidates(self._tokens, self._logprobs)
+
+    @torch.inference_mode()
+    def _all(self, heads: IndependentHeads, state: Tensor) -> tuple[Ints, Floats]:
+        """The candidates of all independent heads, [heads, k]."""
+        return best_of(heads.all(state.to(*_where(heads))), self._k, self._temperature)
 
     def _same(self, rows: int) -> Candidates:
         """The candidates of an independent head, ``rows`` times."""
         head = [self._head] * rows
         return self._candidates(self._tokens[head], self._logprobs[head])
 
-    @torch.inference_mode()
-    def _all(self, heads: IndependentHeads, state: Tensor) -> Tensor:
-        return heads.all(state.to(*_where(heads)))
-
-    def _look(self, logits: Tensor) -> None:
-        """Find the best tokens of ``logits`` [rows, vocab], and bring them to this machine's memory."""
-        logits = logits.float()
-        if logits.device.type == "cpu":
-            self._tokens, self._logprobs = likeliest(logits.numpy(), self._k, self._temperature)
-        else:
-            logprobs, tokens = (logits / self._temperature).log_softmax(-1).topk(self._k)
-            both = torch.stack([tokens.double(), logprobs.double()]).cpu().numpy()  # in one transfer
-            self._tokens, self._logprobs = both[0].astype(np.int32), both[1].astype(np.float32)
-        if not math.isfinite(self._logprobs[0, 0]):
+    def _candidates(self, tokens: Ints, logprobs: Floats) -> Candidates:
+        if not math.isfinite(logprobs[0, 0]):
             raise ModelError(
                 "The speculator's logits are not numbers: its weights are damaged, or too large for its dtype. "
                 "Try dtype float32, or another speculator."
             )
-
-    def _candidates(self, tokens: NDArray[Any], logprobs: NDArray[Any]) -> Candidates:
         noise = np.zeros(tokens.shape, np.float32) if self._noise is None else self._noise(self._position, tokens)
         return Candidates(tokens, logprobs, noise)

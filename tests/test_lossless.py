@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import cycle
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -105,7 +104,8 @@ def penalise(tokens: Sequence[int], logits: list[float]) -> list[float]:
     return [x if x > floor else float("-inf") for x in logits]
 
 
-toy_requests = given(
+@settings(max_examples=80, deadline=None)
+@given(
     prompt=prompts,
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     seed=seeds,
@@ -115,22 +115,9 @@ toy_requests = given(
     processor=st.sampled_from([None, penalise]),
     max_length=st.sampled_from([None, 20]),
 )
-
-
-@settings(max_examples=25, deadline=None)
-@toy_requests
-def test_toy_output_does_not_depend_on_the_drafter(**request):
-    assert_the_same_toy_output(**request)
-
-
-@pytest.mark.slow
-@settings(max_examples=400, deadline=None)
-@toy_requests
-def test_toy_output_does_not_depend_on_the_drafter_for_many_requests(**request):
-    assert_the_same_toy_output(**request)
-
-
-def assert_the_same_toy_output(prompt, temperature, seed, budget, max_new_tokens, stop_tokens, processor, max_length):
+def test_toy_output_does_not_depend_on_the_drafter(
+    prompt, temperature, seed, budget, max_new_tokens, stop_tokens, processor, max_length
+):
     target = ToyTarget(
         temperature=temperature, seed=seed, model_seed=seed % 7, processor=processor, max_length=max_length
     )
@@ -178,43 +165,27 @@ def processors(temperature: float, top_k: int, top_p: float, min_p: float, penal
     return made
 
 
-requests = given(  # of which Hypothesis tries the simplest first: one that samples, as greedy ones have their own test
+@pytest.mark.parametrize("shape", CONFIGS)
+@settings(max_examples=3, deadline=None)
+@given(
     prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24),
-    temperature=st.sampled_from([0.8, 0.0, 1.3]),
-    top_k=st.sampled_from([20, VOCAB, 3]),
-    top_p=st.sampled_from([0.9, 1.0, 0.5]),
+    temperature=st.sampled_from([0.0, 0.8, 1.3]),
+    top_k=st.integers(1, VOCAB),
+    top_p=st.floats(0.3, 1.0),
     min_p=st.floats(0.0, 0.3),
     penalty=st.sampled_from([1.0, 1.3]),
     seed=seeds,
 )
-
-
-@pytest.mark.parametrize(("shape", "kind"), [*zip(CONFIGS, cycle(KINDS))])
-@settings(max_examples=2, deadline=None)
-@requests
-def test_float32_models_give_the_same_tokens(shape, kind, **request):
-    """With heads of one kind for each model: to a model they are all guesses."""
-    assert_the_same_tokens(shape, [kind], 24, **request)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", CONFIGS)
-@settings(max_examples=20, deadline=None)
-@requests
-def test_float32_models_give_the_same_tokens_to_many_requests(shape, **request):
-    assert_the_same_tokens(shape, KINDS, 40, **request)
-
-
-def assert_the_same_tokens(shape, kinds, max_new_tokens, prompt, temperature, top_k, top_p, min_p, penalty, seed):
+def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, top_p, min_p, penalty, seed):
     choice = Choice(processors(temperature, top_k, top_p, min_p, penalty), seed if temperature > 0 else None)
     target = TransformersTarget(tiny_model(shape), choice)
     assert target.supports_trees
-    options = {"max_new_tokens": max_new_tokens, "stop_tokens": {3}}
+    options = {"max_new_tokens": 32, "stop_tokens": {3}}
     plain, _ = run(target, None, prompt, **options)
     trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
-    trained = [one for kind in kinds for one in heads(torch_heads(tiny_model(shape), kind, choice))]
-    trained += with_ngrams(torch_heads(tiny_model(shape), kinds[0], choice), prompt, plain)
+    trained = [one for kind in KINDS for one in heads(torch_heads(tiny_model(shape), kind, choice))]
+    trained += with_ngrams(torch_heads(tiny_model(shape), "mlp", choice), prompt, plain)
     for drafter in [*drafters(seed, prompt, plain, VOCAB), *trained]:
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain
@@ -236,6 +207,6 @@ def test_greedy_equals_transformers_own_generate(shape, attention):
         said.update(theirs)
         plain, _ = run(target, None, prompt[0].tolist(), max_new_tokens=32)
         assert plain == theirs
-    for drafter in drafters(0, prompt[0].tolist(), theirs, VOCAB):
-        assert run(target, drafter, prompt[0].tolist(), max_new_tokens=32)[0] == theirs
+        for drafter in drafters(0, prompt[0].tolist(), plain, VOCAB):
+            assert run(target, drafter, prompt[0].tolist(), max_new_tokens=32)[0] == theirs
     assert len(said) > 10, "a model that repeats one token proves nothing"

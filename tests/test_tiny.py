@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foretoken
@@ -50,6 +52,35 @@ def test_it_has_learned_the_order_of_words_and_of_code(lm, path):
 
     tokens = lm.encode(path.read_text())
     assert loss(tokens) < 4.2 < 6 < loss(random.Random(0).sample(tokens, len(tokens)))
+
+
+@pytest.mark.parametrize("kind", ["speculator", "blockwise"])
+def test_the_heads_that_ship_are_small_and_have_learned(kind, tmp_path):
+    """Beside the same heads with the numbers of each tensor shuffled."""
+    folder, control = TINY / kind, tmp_path / "shuffled"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3e6 and (folder / "README.md").is_file()
+    shutil.copytree(folder, control)
+    torch.manual_seed(0)
+    tensors = load_file(folder / "model.safetensors")
+    shuffled = {name: one.flatten()[torch.randperm(one.numel())].view_as(one) for name, one in tensors.items()}
+    save_file(shuffled, control / "model.safetensors")
+
+    def accepted(of: Path) -> float:
+        """Guesses that hold, of a step."""
+        asked = foretoken.load(
+            "tiny", dtype="float32", device="cpu", background=None, drafter="speculator", speculator=of
+        )
+        options = {"max_new_tokens": 48, "budget": foretoken.FixedBudget(4), "temperature": 0}
+        stats = [asked.generate(path.read_text(), **options).stats for path in PROMPTS]
+        return sum(one.accepted for one in stats) / sum(one.steps for one in stats)
+
+    assert accepted(folder) > 0.3 > 0.05 > accepted(control)
+
+
+def test_the_heads_that_ship_are_found_and_join_mixed_where_they_are_asked_for(lm):
+    plain = lm.generate("def f(x):", max_new_tokens=24, temperature=0, drafter="none")
+    for drafter in ("speculator", "mixed:heads=true", "refined-speculator"):
+        assert lm.generate("def f(x):", max_new_tokens=24, temperature=0, drafter=drafter).tokens == plain.tokens
 
 
 def test_it_can_be_spoken_to(lm):

@@ -187,8 +187,11 @@ class Speculator(Recipe):
         self.check(parts)
         self.prepare()
         assert parts.heads is not None, "it was checked"
-        by_clock = self.tree == BEST and self.floor is None
-        return HeadsDrafter(parts.heads(), self._shape(parts), self.noise, by_clock=by_clock)
+        return HeadsDrafter(parts.heads(), self._shape(parts), self.noise, by_clock=self._by_clock)
+
+    @property
+    def _by_clock(self) -> bool:
+        return self.tree == BEST and self.floor is None
 
     def _shape(self, parts: Parts) -> Shape:
         if self.tree != BEST:

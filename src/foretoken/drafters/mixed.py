@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 
 from foretoken.core.contracts import Drafter, Need, Step
 from foretoken.core.draft import Draft
+from foretoken.core.errors import RequestError
 from foretoken.drafters.heads import HeadsDrafter, Speculator
 from foretoken.drafters.ngram import Ngram, NgramMixer
 from foretoken.drafters.recipe import Parts
@@ -67,11 +68,11 @@ class Weighing:
 
     RATE = 0.003
     START: ClassVar = {  # fitted by scripts/learn_mixed.py
-        (NAMES, NAMES): (0.7, 0.65, 1.75),
-        (NAMES, NAMES_OTHERS): (1.05, 0.7, 0.0),
-        (NAMES, SILENT): (1.0, 0.0, 0.4),
-        (NAMES_OTHERS, NAMES): (0.65, 0.9, -0.3),
-        (SILENT, NAMES): (0.0, 0.9, -0.1),
+        (NAMES, NAMES): (0.65, 0.56, 1.39),
+        (NAMES, NAMES_OTHERS): (1.11, 0.51, -0.04),
+        (NAMES, SILENT): (0.98, 0.0, 0.48),
+        (NAMES_OTHERS, NAMES): (0.74, 0.86, -0.32),
+        (SILENT, NAMES): (0.0, 0.95, -0.06),
     }
 
     def __init__(self) -> None:
@@ -148,6 +149,7 @@ class MixedHeadsDrafter:
         self.ngrams.begin(prompt)
         self.heads.begin(prompt)
         self._nodes = []
+        self._started = 0.0
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
         self._started = time.perf_counter()
@@ -255,6 +257,11 @@ class Mixed(Ngram):
     def check(self, parts: Parts) -> None:
         super().check(parts)
         if self.heads:
+            if parts.heads is None:
+                raise RequestError(
+                    "The drafter 'mixed' is to take heads, and there are none for this model: name their folder as the "
+                    "speculator, or leave out heads=true."
+                )
             Speculator().check(parts)
 
     def make(self, parts: Parts) -> Drafter:

@@ -152,7 +152,8 @@ class RefinedSpeculator(Speculator):
         compile_chances()
 
     def make(self, parts: Parts) -> RefinedDrafter:
-        plain = super().make(parts)
-        ngrams = Ngram().mixer(parts)
+        self.check(parts)
         self.prepare()
-        return RefinedDrafter(plain.heads, ngrams, self.weight, plain.shape, self.noise, by_clock=plain.by_clock)
+        assert parts.heads is not None, "it was checked"
+        heads, ngrams = parts.heads(), Ngram().mixer(parts)
+        return RefinedDrafter(heads, ngrams, self.weight, self._shape(parts), self.noise, by_clock=self._by_clock)

@@ -11,9 +11,9 @@ from foretoken.core.noise import position_key, random_bits, signed
 from foretoken.ngrams import compiling
 
 
-def gumbel(seed: int, position: int, tokens: NDArray[Any]) -> NDArray[np.float32]:
+def gumbel(seed: int, position: int, tokens: NDArray[Any]) -> NDArray[np.float64]:
     """``core.noise.gumbel`` of tokens int32 [rows, k]."""
-    noise = np.empty(tokens.shape, np.float32)
+    noise = np.empty(tokens.shape)
     _fill(signed(position_key(seed, position)), tokens, noise)
     return noise
 

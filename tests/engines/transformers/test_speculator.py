@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 import foretoken
 from foretoken import ForetokenError, LanguageModel
 from foretoken.core.noise import gumbel
+from foretoken.engines.transformers import speculator
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.speculator import temperature_of
 from foretoken.speculators.formats import save_speculator
+from foretoken.speculators.heads import ready
 from helpers.commanding import call
 from helpers.heads import KINDS, random_speculator, torch_heads
 from helpers.shapes import tiny_model
@@ -52,6 +55,15 @@ def test_heads_in_the_models_folder_are_found_and_can_be_turned_off(model_folder
     for none in (None, "none"):
         with pytest.raises(ForetokenError, match="there are none for this model"):
             foretoken.load(str(model_folder), background=None, drafter="speculator", speculator=none)
+
+
+def test_heads_are_read_once_for_each_place_that_the_model_is_in(tmp_path, monkeypatch):
+    places, folder = [], saved(tmp_path)
+    monkeypatch.setattr(speculator, "ready", lambda module, *place: places.append(place) or ready(module, *place))
+    model = copy.deepcopy(tiny_model("llama"))
+    for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.float32):
+        speculator.trained_heads(model.to(dtype), folder, Choice())
+    assert places == [(torch.device("cpu"), torch.float32), (torch.device("cpu"), torch.bfloat16)]
 
 
 def test_the_command_line_and_the_hook_take_them(model_folder, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import torch
 from transformers import PreTrainedModel, TemperatureLogitsWarper
 
 from foretoken.core.errors import ModelError
@@ -23,7 +24,8 @@ from foretoken.speculators.noise import gumbel
 
 FOLDER = "speculator"  # within the folder of the model that it belongs to
 
-_LOADED: WeakKeyDictionary[PreTrainedModel, dict[Path, IndependentHeads | Stages]] = WeakKeyDictionary()
+Place = tuple[Path, torch.device, torch.dtype]  # where heads were read from, and where they are
+_LOADED: WeakKeyDictionary[PreTrainedModel, dict[Place, IndependentHeads | Stages]] = WeakKeyDictionary()
 
 
 def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | None:
@@ -52,7 +54,7 @@ def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | Non
 
 
 def trained_heads(model: PreTrainedModel, folder: Path, choice: Choice) -> TorchHeads:
-    """The heads of a folder, for one answer; they are read once and kept as long as the model.
+    """The heads of a folder, for one answer; they are read once for each place that the model is in.
 
     Args:
         model: Whose output head's inputs they read.
@@ -70,11 +72,12 @@ def trained_heads(model: PreTrainedModel, folder: Path, choice: Choice) -> Torch
             "states: leave out the speculator."
         )
     loaded = _LOADED.setdefault(model, {})
-    if folder not in loaded:
+    place = folder, weight.device, model.dtype
+    if place not in loaded:
         width, vocab = getattr(head, "in_features", weight.shape[-1]), getattr(head, "out_features", weight.shape[0])
-        loaded[folder] = ready(load_speculator(folder, width, vocab, head), weight.device, model.dtype)
+        loaded[place] = ready(load_speculator(folder, width, vocab, head), weight.device, model.dtype)
     noise = None if choice.seed is None else partial(gumbel, choice.seed)
-    return TorchHeads(loaded[folder], temperature_of(choice), noise)
+    return TorchHeads(loaded[place], temperature_of(choice), noise)
 
 
 def temperature_of(choice: Choice) -> float:

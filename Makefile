@@ -1,5 +1,5 @@
 # The commands of the README. Each sets up .venv by itself.
-.PHONY: demo test check docs build bench clean
+.PHONY: demo test test-slow check docs build bench clean
 
 INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 
@@ -9,6 +9,9 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	scripts/test
+
+test-slow: .venv/.dev
+	scripts/test -m slow
 
 check: .venv/.dev
 	scripts/check

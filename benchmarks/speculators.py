@@ -21,24 +21,25 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
+from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.common import PROMPTS, RESULTS, SEED, Out, finish, run
 from benchmarks.recorded import background_for
-from foretoken.core.decode import decode
 from foretoken.core.errors import ModelError
 from foretoken.drafters import Mixed, RefinedSpeculator, Speculator
 from foretoken.engines.transformers.loading import TINY, load_model, load_tokenizer
 from foretoken.engines.transformers.speculator import find_speculator
+from foretoken.engines.transformers.states import output_head
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.harness import Row
 from foretoken.measure.loops import loops
 from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import PLAIN, Method
 from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
-from foretoken.measure.run import Conditions, measure, stop_tokens
+from foretoken.measure.run import Conditions, measure
+from foretoken.measure.speculator import record
 from foretoken.speculators.formats import load_speculator
-from foretoken.training.base import FrozenBase
 
 ROWS, FLOOR, ALL = 24, 0.003, 60
 BY_TEXT, HEADS, BOTH = "n-grams, 24 rows", "heads, 24 rows", "n-grams and heads, 24 rows"
@@ -76,7 +77,7 @@ RESAMPLED = 2000
 def main(
     speculator: Annotated[str, typer.Option(help="Folder of an MLP speculator.")] = "auto",
     before: Annotated[str | None, typer.Option(help="The same before stage 2.")] = None,
-    blockwise: Annotated[str | None, typer.Option(help="Folder of blockwise heads.")] = None,
+    blockwise: Annotated[str, typer.Option(help="Folder of blockwise heads.")] = "blockwise",
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts to take of each kind.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Of an answer.")] = 200,
     out: Out = RESULTS / "speculators.json",
@@ -88,11 +89,10 @@ def main(
     model, background = load_model("tiny", "float32"), background_for("tiny")
     found: dict[str, Any] = {"heads": [], "tokens_per_step": [], "gains": []}
     for conditions in (Conditions(0.8, 1, max_new_tokens), Conditions(0.0, 1, max_new_tokens)):
-        found["heads"] += head_rows(model, questions, conditions, speculator)
         rows: list[Row] = []
         for folder, methods in ((speculator, METHODS), (blockwise, REFINED)):
-            if folder is not None:
-                rows += measured(MeasuredModel(model, background, speculator=folder), questions, methods, conditions)
+            found["heads"] += head_rows(model, questions, conditions, folder)
+            rows += measured(MeasuredModel(model, background, speculator=folder), questions, methods, conditions)
         counts = tokens_and_steps(rows)
         found["tokens_per_step"] += table(counts, conditions.decoding)
         found["gains"] += gains(counts, conditions.decoding)
@@ -110,30 +110,27 @@ def head_rows(
     folder = find_speculator(str(TINY), speculator)
     if folder is None:
         raise ModelError("There are no trained heads in the model's folder: name theirs with --speculator.")
-    base = FrozenBase("tiny", "float32")
-    module = load_speculator(folder, base.width, base.vocab_size, base.head).float()
+    head = output_head(model)
+    assert isinstance(head, nn.Linear)
+    module = load_speculator(folder, head.in_features, head.out_features, head).float()
     right, count = torch.zeros(module.num_heads + 1), 0
     target = TransformersTarget(model, conditions.choice)
-    for question in track(questions, f"{conditions.decoding}: heads"):
-        steps = decode(
-            target, None, question.prompt, max_new_tokens=conditions.max_new_tokens, stop_tokens=stop_tokens(model)
-        )
-        tokens = [token for step in steps for token in step.tokens]
-        length = len(tokens) - module.num_heads - 1
-        if loops(tokens) or length < 1:
+    for question in track(questions, f"{conditions.decoding}: {speculator}"):
+        recording = record(target, question, conditions)
+        length = len(recording.tokens) - module.num_heads - 1
+        if loops(recording.tokens) or length < 1:
             continue
-        ids = torch.tensor([[*question.prompt, *tokens]])
-        first = len(question.prompt) - 1  # the row that chose the first token
+        ids = torch.tensor([[question.prompt[-1], *recording.tokens]])
         with torch.inference_mode():
-            states = base.states(ids)[:, first : first + length].float()
-            said = module.head_logits(states, ids[:, first:])
-            guesses = [base.logprobs(states), *said]
+            states = torch.stack(list(recording.states[:length]))[None]
+            guesses = [head(states), *module.head_logits(states, ids)]
         for i, logits in enumerate(guesses):
-            right[i] += (logits.argmax(-1) == ids[:, first + 1 + i : first + 1 + i + length]).sum()
+            right[i] += (logits.argmax(-1) == ids[:, 1 + i : 1 + i + length]).sum()
         count += length
     shares = (right / count).tolist()
     names = ["the model", *(f"head {i}" for i in range(1, module.num_heads + 1))]
-    yield {"decoding": conditions.decoding, "tokens": count} | dict(zip(names, shares, strict=True))
+    of_heads = {"decoding": conditions.decoding, "heads": folder.name, "tokens": count}
+    yield of_heads | dict(zip(names, shares, strict=True))
 
 
 def measured(

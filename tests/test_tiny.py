@@ -70,8 +70,8 @@ def test_the_heads_that_ship_are_small_and_have_learned(kind, tmp_path):
         asked = foretoken.load(
             "tiny", dtype="float32", device="cpu", background=None, drafter="speculator", speculator=of
         )
-        options = {"max_new_tokens": 48, "budget": foretoken.FixedBudget(4), "temperature": 0}
-        stats = [asked.generate(path.read_text(), **options).stats for path in PROMPTS]
+        texts, budget = [path.read_text() for path in PROMPTS], foretoken.FixedBudget(4)
+        stats = [one.stats for one in asked.generate(texts, max_new_tokens=48, temperature=0, budget=budget)]
         return sum(one.accepted for one in stats) / sum(one.steps for one in stats)
 
     assert accepted(folder) > 0.3 > 0.05 > accepted(control)

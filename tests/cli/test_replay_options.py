@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
 from foretoken.cli.app import load
-from foretoken.core.errors import RequestError
+from foretoken.measure.speculator import Analysis
 from foretoken.replay import run
 from helpers.commanding import call
 from helpers.logs import rows, write_log, write_tokenizer
@@ -64,11 +65,8 @@ def words_for(command: tuple[str, ...]) -> list[str]:
 def nothing_measured(monkeypatch) -> None:
     """A benchmark finds nothing, at once; models are loaded if an option says which."""
     monkeypatch.setattr("foretoken.measure.run.measure", lambda *_: iter([[]]))
-
-    def analyse(*_):
-        raise RequestError("There are no trained heads.")
-
-    monkeypatch.setattr("foretoken.measure.speculator.analyse", analyse)
+    nothing = Analysis("greedy", [], 0.0, [], 0, 0)
+    monkeypatch.setattr("foretoken.measure.speculator.analyse", lambda *_: iter([nothing]))
 
 
 @pytest.mark.parametrize(("command", "option", "is_option"), CASES, ids=str)
@@ -76,7 +74,7 @@ def test_no_value_is_a_traceback_or_leaves_anything(
     place, nothing_measured, monkeypatch, capsys, command, option, is_option
 ):
     if command[0] == "bench" and option not in ("--model", "--draft-model", "--dtype", "--device"):
-        monkeypatch.setattr("foretoken.cli.bench._measured_model", lambda *_: None)
+        monkeypatch.setattr("foretoken.cli.bench._measured_model", lambda *_: SimpleNamespace(dtype="float32"))
     sys.stderr.reconfigure(errors="backslashreplace")  # as the interpreter's own is
     for value in VALUES:
         before = set(place.rglob("*"))

@@ -524,14 +524,15 @@ def test_an_empty_sequence_has_no_draft():
 
 @pytest.mark.slow
 def test_no_index_is_out_of_bounds(tmp_path):
-    """These tests and the store's, compiled with checks; without them a wrong index reads what lies there."""
+    """The tests of all compiled loops, with checks; without them a wrong index reads what lies there."""
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "pytest", "-q", tests / "ngrams" / "test_store.py", __file__]
-    subprocess.run(command, env=environment, cwd=tests.parent, check=True, timeout=600)
+    files = "ngrams/test_store.py", "ngrams/test_likeliest.py", "drafters/test_heads.py", "speculators/test_heads.py"
+    command = [sys.executable, "-m", "pytest", "-q", *(tests / file for file in files), __file__]
+    subprocess.run(command, env=environment, cwd=tests.parent, check=True, timeout=900)
     too_little_room = (
-        "from foretoken.drafters.ngram import NgramMixer; d = NgramMixer(floor=0.0); d.begin([1, 2] * 9); "
-        "d.memory.make_room = lambda max_tokens: None; d.propose([], 200)"
+        "from foretoken.drafters import ngram; d = ngram.NgramMixer(floor=0.0); d.begin([1, 2] * 9); "
+        "ngram._Room.for_drafts = lambda room, max_tokens: room.growth; d.propose([], 200)"
     )  # the checks must be able to fail
     failed = subprocess.run([sys.executable, "-c", too_little_room], env=environment, capture_output=True, check=False)
     assert b"IndexError" in failed.stderr

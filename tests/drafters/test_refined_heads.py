@@ -72,6 +72,37 @@ def test_most_of_the_best_paths_are_found_where_tokens_depend_on_each_other():
     assert sum(found) / len(found) > 14
 
 
+def test_the_ngrams_are_asked_after_the_guesses_that_stand_before_a_row():
+    asked, extended = [], []
+
+    class Core:
+        """Thinks that the candidate that the heads name last comes next."""
+
+        def chances(self, paths, named):
+            asked.append(paths.tolist())
+            return np.tile([0.0, 0.0, 1.0, 0.0], (len(named), 1))
+
+    class Said:
+        num_heads = 3
+
+        def start(self, state, token, position):
+            return self.extend([0], [0])
+
+        def extend(self, rows, ranks):
+            extended.append((rows, ranks))
+            tokens = np.array([[10 * len(asked) + i for i in range(3)]] * len(rows))
+            return Candidates(tokens, np.log([[0.5, 0.3, 0.1]] * len(rows)), np.zeros(tokens.shape))
+
+    heads = RefinedHeads(Said(), Core(), weight=1.0)  # type: ignore[arg-type]
+    assert heads.start(None, 7, 20).tokens[0][0] == 2
+    second = heads.extend([0, 0], [0, 1])
+    heads.extend([1, 0], [0, 0])
+    first, other = (int(heads.start(None, 7, 20).tokens[0][rank]) % 10 for rank in (0, 1))
+    assert asked[0] == [[]] and asked[1] == [[first], [other]]
+    assert asked[2] == [[other, second.tokens[1][0]], [first, second.tokens[0][0]]]
+    assert extended[1] == ([0, 0], [first, other]) and extended[2] == ([1, 0], [2, 2]), "ranks as the heads have them"
+
+
 def test_what_the_ngrams_do_not_know_is_left_to_the_heads():
     logprobs = np.log([[0.5, 0.3, 0.1]])
     assert np.allclose(rescored(logprobs, np.array([[0.0, 0.0, 0.0, 1.0]]), 0.5), logprobs)

@@ -28,7 +28,7 @@ from foretoken.training.tokens import TokenStream
 from foretoken.training.trainer import Settings, Training, scaled_settings
 from helpers.ranks import meeting
 
-SMALL = Settings(steps=6, own_steps=8, batch=128, judge_every=2, generating=Generating(prompt=16, length=128))
+SMALL = Settings(steps=6, own_steps=10, batch=128, judge_every=2, generating=Generating(prompt=16, length=128))
 SHAPE = Shape("mlp-speculator", 2, 8)
 
 
@@ -138,7 +138,7 @@ def ended(process):
 def test_a_training_that_is_killed_twice_ends_with_the_same_weights(server, base, base_folder, stream, text, tmp_path):
     """Once among texts of the data, and once among the base's own, when its weights are no longer factored."""
     torn = tmp_path / "torn"
-    for killed_at in (5, 13):
+    for killed_at in (5, 15):
         process = server.Process(
             target=train_apart, args=(base_folder, text, torn), kwargs={"killed_at": killed_at}, daemon=True
         )
@@ -240,5 +240,5 @@ def test_torchrun_starts_the_command(base_folder, text, tmp_path):
     words[words.index("64")] = "128"  # a segment for each
     done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accepted length") == 1
+    assert done.stderr.count("accepted length") == 1  # of the first process alone
     assert Path(tmp_path / "out" / "config.json").exists()

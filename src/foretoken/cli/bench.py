@@ -29,6 +29,15 @@ MAX_COST_SECONDS = 30.0  # of measuring what rows cost
 
 app = typer.Typer(no_args_is_help=True)
 
+Prompts = Annotated[
+    Path | None, typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package")
+]
+Limit = Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")]
+Temperatures = Annotated[
+    list[float] | None,
+    typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Largest number of tokens in an answer.")]
 Rounds = Annotated[int, typer.Option(max=1000, help="Times to give each answer; the median counts.")]
 OutFile = Annotated[Path, typer.Option("--out", help="File to write the numbers to.")]
 
@@ -43,18 +52,12 @@ def methods(
         list[str] | None,
         typer.Option("--method", help="Method to run (repeatable).", metavar="NAME", show_default="all"),
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package"),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")] = None,
+    prompts: Prompts = None,
+    limit: Limit = None,
     dtype: Annotated[list[str] | None, of_model(help="Dtype to run in (repeatable).", show_default="float32")] = None,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
-    ] = None,
+    temperature: Temperatures = None,
     rounds: Rounds = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 200,
+    max_new_tokens: MaxNewTokens = 200,
     background: Background = "general",
     speculator: Speculator = FOUND,
     device: Device = None,
@@ -121,17 +124,11 @@ def methods(
 def speculator(
     model: Model = "tiny",
     speculator: Speculator = FOUND,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help='JSON lines with "id", "kind" and "prompt".', show_default="the 36 in the package"),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts to take of each kind.", show_default="all")] = None,
+    prompts: Prompts = None,
+    limit: Limit = None,
     dtype: Dtype = "auto",
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option(help="0 decodes greedily, a number above 0 samples (repeatable).", show_default="0 and 0.8"),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens in an answer.")] = 100,
+    temperature: Temperatures = None,
+    max_new_tokens: MaxNewTokens = 100,
     background: Background = "general",
     device: Device = None,
     out_file: OutFile = Path("build/speculator.json"),
@@ -148,6 +145,7 @@ def speculator(
     from foretoken.measure.prompts import bundled_prompts, parse_prompts
     from foretoken.measure.run import SEED, Conditions
     from foretoken.measure.speculator import analyse
+    from foretoken.reports.speculator import length_rows, speculator_page
 
     _refuse_other_engines(model)
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
@@ -170,10 +168,8 @@ def speculator(
     _write(out_file, numbers | {"found": [asdict(one) for one in found]})
     for one in found:
         out.print(markdown_table(_head_rows(one)))
-        out.print(markdown_table(_length_rows(one)))
+        out.print(markdown_table(length_rows(one)))
     if html_file is not None:
-        from foretoken.reports.speculator import speculator_page
-
         write_text(html_file, speculator_page(found, Path(model).name, Path(speculator).name))
     err.print(f"written to {plain(str(out_file))}", style="dim")
 
@@ -191,16 +187,6 @@ def _head_rows(found: Analysis) -> list[dict[str, Any]]:
             "repeats": line["repeated"],
         }
         for line in found.heads
-    ]
-
-
-def _length_rows(found: Analysis) -> list[dict[str, Any]]:
-    """A row for each drafter, a column for each kind of prompt."""
-    names = dict.fromkeys(line["method"] for line in found.lengths)
-    return [
-        {"decoding": found.decoding, "drafter": name}
-        | {line["kind"]: line["tokens_per_step"] for line in found.lengths if line["method"] == name}
-        for name in names
     ]
 
 

@@ -49,17 +49,28 @@ def speculator_page(found: Sequence[Analysis], model: str, speculator: str) -> s
                 _by_head(one.heads, "repeated", "share", one.text_repeats),
             ),
         ]
-    return make_page("What trained heads know", lead, sections, [row for one in found for row in table(one)])
+    return make_page("What trained heads know", lead, sections, [row for one in found for row in _in_words(one)])
 
 
-def table(found: Analysis) -> list[dict[str, str]]:
-    """Tokens a step by drafter and kind of prompt, in words."""
+def length_rows(found: Analysis) -> list[dict[str, Any]]:
+    """Tokens a step: a row for each drafter, a column for each kind of prompt."""
+    names = dict.fromkeys(line["method"] for line in found.lengths)
+    return [
+        {"decoding": found.decoding, "drafter": name}
+        | {line["kind"]: line["tokens_per_step"] for line in found.lengths if line["method"] == name}
+        for name in names
+    ]
+
+
+def _in_words(found: Analysis) -> list[dict[str, str]]:
+    """The rows of ``length_rows`` for the page, with how many tokens a drafter guesses in a step."""
+    guesses = {line["method"]: line["drafted_per_step"] for line in found.lengths}
     rows = []
-    for name in dict.fromkeys(line["method"] for line in found.lengths):
-        own = [line for line in found.lengths if line["method"] == name]
-        drafted = own[0]["drafted_per_step"]
-        cells = {line["kind"]: f"{line['tokens_per_step']:.2f}" for line in own}
-        rows.append({"": found.decoding, "drafter": name, "guesses": f"{drafted:.1f}" if drafted else ""} | cells)
+    for row in length_rows(found):
+        drafted = guesses[row["drafter"]]
+        cells = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in row.items()}
+        first = {"decoding": "", "drafter": "", "guesses": f"{drafted:.1f}" if drafted else ""}
+        rows.append(first | cells)
     return rows
 
 

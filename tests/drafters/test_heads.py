@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken import DecodeStats, Drafter, FixedBudget, ForetokenError, decode
-from foretoken.core.contracts import Candidates, Need
+from foretoken.core.contracts import Candidates, Need, Scores, Step
 from foretoken.core.costs import CostCurve
 from foretoken.core.draft import Draft
 from foretoken.drafters import HeadsDrafter, Mixed, MixedHeadsDrafter, NgramMixer, Parts, Speculator, heads
-from foretoken.drafters.head_chances import START, STEPS, Chances
+from foretoken.drafters.head_chances import PRIOR, START, STEPS, Chances
 from foretoken.drafters.head_trees import BestFirst, RankPaths, TopKPerHead, read_shape
 from foretoken.drafters.mixed import NAMES, Arms, Node, Opinion, Weighing
 from foretoken.engines.parallel import ParallelTarget
@@ -270,6 +270,30 @@ def test_a_node_that_one_drafter_leaves_little_to_is_believed_less():
     assert dict(zip(doubted.tokens, doubted.probs, strict=True))[5] < 0.2 < sure.probs[0]
 
 
+def test_a_node_is_judged_by_the_token_at_its_own_depth_if_all_before_it_are_right():
+    judged = []
+
+    class Recording(Weighing):
+        def learn(self, node, right):
+            judged.append((node.token, right))
+
+    drafter = MixedHeadsDrafter(
+        Fixed(Draft((4, 5, 6), (-1, 0, 1), (0.6, 0.5, 0.4))), Fixed(Draft((8, 5), (-1, 0), (0.2, 0.2)))
+    )  # type: ignore[arg-type]
+    drafter.weighing = Recording()
+    drafter.propose([1], 9)
+    drafter._judge((4, 5, 9))
+    assert sorted(judged) == [(4, True), (5, True), (6, False), (8, False)], "nothing of the 5 after 8, which is wrong"
+
+
+def test_the_children_of_a_node_are_not_more_than_certain_together():
+    sure = Draft((4, 5, 6), (-1, -1, -1), (0.97, 0.9, 0.9))
+    draft = MixedHeadsDrafter(Fixed(sure), Fixed(sure)).propose([1], 9)  # type: ignore[arg-type]
+    assert sum(draft.probs) == pytest.approx(1.0)
+    alone = MixedHeadsDrafter(Fixed(Draft((4,), (-1,), (0.6,))), Fixed(Draft())).propose([1], 9)  # type: ignore[arg-type]
+    assert alone.probs[0] < 0.9, "what is left is for other tokens"
+
+
 def test_the_heads_are_asked_while_they_give_more_tokens_a_second():
     for asked_seconds, share in ((0.5, 0.85), (1.9, 0.85), (2.1, 0.15), (40.0, 0.15)):
         arms, asked = Arms(), []
@@ -292,6 +316,52 @@ def test_heads_join_mixed_where_a_forward_takes_many_times_their_draft(heads, se
         assert isinstance(Mixed().make(replace(parts, heads=None)), NgramMixer)
     with pytest.raises(ForetokenError, match="heads"):
         Mixed(heads=True).make(replace(parts, heads=None))
+
+
+class TwoBranches:
+    """Stands for heads: 1 or 2 comes next, after 1 comes 10 or 11, and after 2 comes 20 or 21."""
+
+    num_heads = 2
+
+    def start(self, state, token, position):
+        return self._said([[1, 2]])
+
+    def extend(self, rows, ranks):
+        return self._said([[10 * (rank + 1), 10 * (rank + 1) + 1] for rank in ranks])
+
+    def _said(self, tokens):
+        return Candidates(tokens, np.log([[0.6, 0.3]] * len(tokens)), np.zeros((len(tokens), 2)))
+
+
+class Read(Scores):
+    """Scores that have states of no meaning."""
+
+    def hidden(self, rows):
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("tokens", "right"), [((2, 20), [1, 1]), ((1, 11), [1, 1]), ((2, 10), [1, 0]), ((3, 10), [0, 0]), ((2,), [1, 0])]
+)
+def test_what_is_learned_of_a_depth_is_learned_of_the_row_that_follows_what_came(tokens, right):
+    drafter = HeadsDrafter(TwoBranches(), BestFirst(0.0, 2))  # type: ignore[arg-type]
+    drafter.begin([0])
+    draft = drafter.propose([0], 6)
+    assert len(draft) == 6
+    path = [node for node in range(6) if tuple(draft.path(node)) == tokens[: draft.depths[node]]]
+    drafter.observe(Step(draft, (*tokens, 7), Read(), path=tuple(path)))
+    assert drafter._chances is not None
+    found = [round(learned.right.sum() - PRIOR * learned.right.size) for learned in drafter._chances.learned]
+    assert found == right
+
+
+def test_a_further_head_is_hoped_to_find_the_token_as_often_as_it_did():
+    drafter = HeadsDrafter(TwoBranches(), BestFirst(0.0, 2))  # type: ignore[arg-type]
+    drafter.begin([0])
+    for last in (20, 5, 5, 5, 5, 5):
+        draft = drafter.propose([0], 6)
+        drafter.observe(Step(draft, (2, last), Read(), path=(draft.tokens.index(2),)))
+    assert 0 < drafter._found.value < 0.5
 
 
 class Fixed:

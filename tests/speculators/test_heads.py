@@ -64,20 +64,18 @@ def test_a_row_follows_the_node_it_extends(module: SequentialHeads, temperature:
     heads = TorchHeads(stages, temperature, k=10)
     first = heads.start(state(), 7, 20)
     second = heads.extend([0, 0], [2, 0])
-    third = heads.extend([1, 0, 1], [3, 4, 0])
-    paths = [
-        (first.tokens[0][0], second.tokens[1][3]),
-        (first.tokens[0][2], second.tokens[0][4]),
-        (first.tokens[0][0], second.tokens[1][0]),
-    ]
+    rows, ranks = [1, 0, 1, 0, 1, 1], [3, 4, 0, 9, 2, 5]  # more than are computed at a time
+    third = heads.extend(rows, ranks)
+    before = first.tokens[0][2], first.tokens[0][0]
+    paths = [(before[row], second.tokens[row][rank]) for row, rank in zip(rows, ranks, strict=True)]
     for row, path in enumerate(paths):
         tokens = torch.tensor([[0, 7, *path]])
         logits = [one[0, 0] for one in module.head_logits(state()[None, None], tokens)]
         expected = (logits[2] / (temperature or 1)).log_softmax(-1)
         np.testing.assert_array_equal(third.tokens[row], expected.topk(10).indices)
         np.testing.assert_allclose(third.logprobs[row], expected.topk(10).values.detach(), atol=1e-5)
-    for found, rows in ((first, 1), (second, 2), (third, 3)):
-        assert all(np.asarray(field).shape == (rows, 10) for field in found)
+    for found, num_rows in ((first, 1), (second, 2), (third, 6)):
+        assert all(np.asarray(field).shape == (num_rows, 10) for field in found)
         assert not np.asarray(found.noise).any()
 
 

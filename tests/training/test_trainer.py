@@ -171,6 +171,9 @@ def test_two_processes_learn_what_one_does(server, base, base_folder, stream, te
     one = train(base, stream, tmp_path / "one", settings).history
     for ours, theirs in zip(one, two, strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], abs=2e-3)
+    states = [checkpoint.load(folder / "out" / "work" / "checkpoint.pt") for folder in (tmp_path / "one", tmp_path)]
+    for name, weight in states[0]["module"].items():
+        torch.testing.assert_close(states[1]["module"][name], weight, atol=1e-5, rtol=0.0)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(base, stream, tmp_path, monkeypatch):

@@ -198,7 +198,7 @@ def test_the_recipe_makes_it_and_refuses_a_weight_beyond_one():
     target = ToyTarget()
     made = RefinedSpeculator(tree="paths", leaves=3, weight=0.2).make(Parts(target, heads=lambda: ToyHeads(target)))
     assert made.shape == BestPaths(3) and made.shape.children(0) == LATTICE
-    assert made.needs == {"hidden"} and made.memory is made.ngrams.memory
+    assert made.needs == {"hidden"} and made.memory is made.rescorer.memory
     with pytest.raises(ForetokenError, match=r"weight is 1\.5: give a number from 0 to 1\."):
         RefinedSpeculator(weight=1.5)
     with pytest.raises(ForetokenError, match="'refined-speculator' needs trained heads"):

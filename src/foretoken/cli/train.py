@@ -93,6 +93,13 @@ def medusa(training: TrainOptions, html_file: HtmlFile = None) -> None:
     run("medusa", training, None, html_file)
 
 
+@app.command("rescorer")
+@grouped
+def rescorer(training: TrainOptions, inner_dim: Inner = None, html_file: HtmlFile = None) -> None:
+    """Train a small language model that rescores what heads guess (arXiv 2404.09221), for the folder of those heads."""
+    run("rescorer", training, inner_dim, html_file)
+
+
 def run(kind: Kind, given: TrainOptions, inner: int | None, html_file: Path | None) -> None:
     """Train in all processes that torchrun started. The same command continues a training that was stopped."""
     from foretoken.files import check_writable

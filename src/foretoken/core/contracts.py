@@ -80,6 +80,31 @@ class Heads(Protocol):
         ...
 
 
+class Rescorer(Protocol):
+    """A language model over tokens alone, which weighs what heads guess, each guess after those before it."""
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """A new sequence begins."""
+        ...
+
+    def observe(self, step: Step) -> None:
+        """Some tokens were committed."""
+        ...
+
+    def chances(self, paths: Any, tokens: Any) -> Any:
+        """How likely some tokens are after the committed text and a path of guesses.
+
+        Args:
+            paths: int32 [rows, length], arrays of numpy.
+            tokens: int32 [rows, k].
+
+        Returns:
+            float32 [rows, k + 1]: of each token, 0 where nothing is known of it; then of all tokens together of which
+            nothing is known.
+        """
+        ...
+
+
 class Scores(Protocol):
     """The target's answer to a draft: row 0 follows the last committed token, row i + 1 follows node i.
 
@@ -193,6 +218,11 @@ class Helpers(Protocol):
 
         None if there are none for this model, or the engine runs none.
         """
+        return None
+
+    @property
+    def rescorer(self) -> Callable[[], Rescorer] | None:
+        """Gives the language model that was trained beside the heads, for one answer. None if there is none."""
         return None
 
 

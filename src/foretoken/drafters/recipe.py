@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, ClassVar, get_args, get_type_hints
 
-from foretoken.core.contracts import Drafter, Heads, Helpers, Need, RewindableTarget, Target, require
+from foretoken.core.contracts import Drafter, Heads, Helpers, Need, Rescorer, RewindableTarget, Target, require
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real, whole
@@ -30,6 +30,7 @@ class Parts:
         exit_target: Gives the first layers of the target's model as a target on the same cache; how many, or None for a
             third of them. None if the engine cannot leave a forward early.
         heads: Gives the trained heads of the target's model. None if it has none.
+        rescorer: Gives the language model that was trained beside the heads. None if there is none.
     """
 
     target: Target
@@ -39,6 +40,7 @@ class Parts:
     draft_target: Callable[[Any], RewindableTarget] | None = None
     exit_target: Callable[[int | None], RewindableTarget] | None = None
     heads: Callable[[], Heads] | None = None
+    rescorer: Callable[[], Rescorer] | None = None
 
     @classmethod
     def of(
@@ -67,6 +69,7 @@ class Parts:
             None if draft_target is None else lambda model: draft_target(model, target),
             None if exit_target is None else lambda layer: exit_target(layer, target),
             None if heads is None else lambda: heads(target),
+            helpers.rescorer,
         )
 
 

@@ -1,10 +1,11 @@
-"""Refined drafts: an n-gram core weighs again what trained heads say, each branch after its own tokens.
+"""Refined drafts: a language model weighs again what trained heads say, each branch after its own tokens.
 
 Heads of blockwise decoding and Medusa guess each token without knowing the ones before it, so that what they say of
 neighbouring places often does not fit together, and repeats itself. Kim et al. 2024 (arXiv 2404.09221) rescore the
-lattice of the heads' best tokens, depth by k, with an n-gram model, and verify its best paths. Here the n-gram core is
-that model. Its chances join those of the heads log-linearly, within the candidates of each head, and any shape of tree
-can be drafted from the outcome: the best paths, as in the paper, or best first under a budget.
+lattice of the heads' best tokens, depth by k, with an n-gram model, and verify its best paths; or each head's guess by
+a small neural model. Here the n-gram core is the one, and a rescorer trained beside the heads is the other. Its chances
+join those of the heads log-linearly, within the candidates of each head, and any shape of tree can be drafted from the
+outcome: a chain or the best paths, as in the paper, or best first under a budget.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foretoken.core.contracts import Candidates, Heads, Step
+from foretoken.core.contracts import Candidates, Heads, Rescorer, Step
 from foretoken.core.errors import RequestError
 from foretoken.drafters.head_trees import Floats, Shape
 from foretoken.drafters.heads import HeadsDrafter, Speculator
@@ -26,18 +27,19 @@ from foretoken.ngrams.shared import SharedNgrams
 
 WEIGHT = 0.5
 LEAST = 1e-9  # chance of a token
+NGRAMS, NETWORK = "ngrams", "network"  # what may rescore
 
 
 def rescored(logprobs: Floats, chances: Floats, weight: float) -> Floats:
-    """What heads and an n-gram model say together of the candidates, log-linearly: [rows, k].
+    """What heads and a language model say together of the candidates, log-linearly: [rows, k].
 
-    The n-gram model leaves what it knows nothing of to the heads: a token without a vote has its part, by the heads, of
-    what is left. So where no context is known the heads' chances stay. The candidates of a row keep their sum.
+    The language model leaves what it knows nothing of to the heads: such a token has its part, by the heads, of what is
+    left. So where no context is known the heads' chances stay. The candidates of a row keep their sum.
 
     Args:
         logprobs: [rows, k], log-probabilities by the heads.
-        chances: [rows, k + 1], by the n-gram model: of each candidate, then of all tokens without a vote.
-        weight: Of the n-gram model, from 0 to 1; the heads have the rest.
+        chances: [rows, k + 1], as ``Rescorer.chances`` gives them.
+        weight: Of the language model, from 0 to 1; the heads have the rest.
 
     >>> rescored(np.log([[0.6, 0.2]]), np.array([[0.0, 0.8, 0.2]]), 0.5).round(2).tolist()
     [[-1.15, -0.73]]
@@ -49,17 +51,17 @@ def rescored(logprobs: Floats, chances: Floats, weight: float) -> Floats:
 
 
 class RefinedHeads:
-    """Heads whose candidates are rescored by an n-gram core. Implements ``core.contracts.Heads``.
+    """Heads whose candidates are rescored by a language model. Implements ``core.contracts.Heads``.
 
     Args:
         heads: The heads.
-        ngrams: The n-gram core, which has seen all committed tokens.
+        rescorer: The language model, which has seen all committed tokens.
         weight: As ``rescored`` has it.
     """
 
-    def __init__(self, heads: Heads, ngrams: NgramMixer, weight: float = WEIGHT) -> None:
+    def __init__(self, heads: Heads, rescorer: Rescorer, weight: float = WEIGHT) -> None:
         self.num_heads = heads.num_heads
-        self._heads, self._ngrams, self._weight = heads, ngrams, weight
+        self._heads, self._rescorer, self._weight = heads, rescorer, weight
         self._paths = np.zeros((1, 0), np.int32)  # the guesses before each row
         self._tokens = self._order = np.zeros((1, 0), np.int64)  # the candidates, and their ranks by the heads alone
 
@@ -74,7 +76,7 @@ class RefinedHeads:
 
     def _rescored(self, said: Candidates) -> Candidates:
         tokens, logprobs = np.asarray(said.tokens), np.asarray(said.logprobs, np.float64)
-        chances = self._ngrams.chances(self._paths, tokens.astype(np.int32))
+        chances = self._rescorer.chances(self._paths, tokens.astype(np.int32))
         together = rescored(logprobs, chances.astype(np.float64), self._weight)
         self._order = np.argsort(-together, axis=1, kind="stable")
         self._tokens = _by(self._order, tokens)
@@ -87,11 +89,11 @@ def _by(order: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
 
 
 class RefinedDrafter(HeadsDrafter):
-    """Drafts a tree of what trained heads and the n-gram core say together.
+    """Drafts a tree of what trained heads and a language model say together.
 
     Args:
         heads: The heads.
-        ngrams: The n-gram core.
+        rescorer: The language model: the n-gram core, or what was trained beside the heads.
         weight: As ``rescored`` has it.
         shape: As ``HeadsDrafter``.
         noise: As ``HeadsDrafter``.
@@ -101,33 +103,33 @@ class RefinedDrafter(HeadsDrafter):
     def __init__(
         self,
         heads: Heads,
-        ngrams: NgramMixer,
+        rescorer: Rescorer,
         weight: float = WEIGHT,
         shape: Shape | None = None,
         noise: bool = True,
         *,
         by_clock: bool = False,
     ) -> None:
-        super().__init__(RefinedHeads(heads, ngrams, weight), shape, noise, by_clock=by_clock)
-        self.ngrams = ngrams
+        super().__init__(RefinedHeads(heads, rescorer, weight), shape, noise, by_clock=by_clock)
+        self.rescorer = rescorer
 
     @property
-    def memory(self) -> SharedNgrams:
-        """What the n-gram core shares with other sequences."""
-        return self.ngrams.memory
+    def memory(self) -> SharedNgrams | None:
+        """What the n-gram core shares with other sequences. None of another language model."""
+        return self.rescorer.memory if isinstance(self.rescorer, NgramMixer) else None
 
     def begin(self, prompt: Sequence[int]) -> None:
-        self.ngrams.begin(prompt)
+        self.rescorer.begin(prompt)
         super().begin(prompt)
 
     def observe(self, step: Step) -> None:
-        self.ngrams.observe(step)
+        self.rescorer.observe(step)
         super().observe(step)
 
 
 @dataclass(frozen=True)
 class RefinedSpeculator(Speculator):
-    """The drafter "speculator", its guesses rescored by n-grams so that they fit the text and each other.
+    """The drafter "speculator", its guesses rescored by a language model so that they fit together.
 
     Args:
         tree: As ``Speculator`` has it.
@@ -135,25 +137,39 @@ class RefinedSpeculator(Speculator):
         width: As ``Speculator`` has it.
         noise: As ``Speculator`` has it.
         floor: As ``Speculator`` has it.
-        weight: How much the n-grams say, from 0 to 1.
+        weight: How much the language model says, from 0 to 1.
+        by: "ngrams" for the n-gram core, which knows the text; "network" for the rescorer in the folder of the heads.
     """
 
     name = "refined-speculator"
     remembers = True
     weight: float = option(WEIGHT, least=0.0)
+    by: str = NGRAMS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weight > 1:
             raise RequestError(f"weight is {self.weight}: give a number from 0 to 1.")
+        if self.by not in (NGRAMS, NETWORK):
+            raise RequestError(f"by is {self.by!r}: choose {NGRAMS} or {NETWORK}.")
+
+    def check(self, parts: Parts) -> None:
+        super().check(parts)
+        if self.by == NETWORK and parts.rescorer is None:
+            raise RequestError(
+                "The drafter 'refined-speculator' needs a rescorer beside the heads, and there is none: train one with "
+                '"foretoken train rescorer" into the folder "rescorer" within theirs, or leave out by=network.'
+            )
 
     def prepare(self) -> None:
         super().prepare()
-        compile_chances()
+        if self.by == NGRAMS:
+            compile_chances()
 
     def make(self, parts: Parts) -> RefinedDrafter:
         self.check(parts)
         self.prepare()
         assert parts.heads is not None, "it was checked"
-        heads, ngrams = parts.heads(), Ngram().mixer(parts)
-        return RefinedDrafter(heads, ngrams, self.weight, self._shape(parts), self.noise, by_clock=self._by_clock)
+        rescorer = Ngram().mixer(parts) if self.by == NGRAMS or parts.rescorer is None else parts.rescorer()
+        heads, shape = parts.heads(), self._shape(parts)
+        return RefinedDrafter(heads, rescorer, self.weight, shape, self.noise, by_clock=self._by_clock)

@@ -3,7 +3,7 @@
 - MLP speculators: IBM's layout (arXiv 2404.19124, ``ibm-fms`` checkpoints) and ArcticInference's.
 - LSTM speculators: ArcticInference's layout.
 - Medusa heads: FasterDecoding's layout and vLLM's, up to version 0.32.
-- Blockwise heads: a layout of this project, as no other is in use.
+- Blockwise heads, and rescorers beside heads: layouts of this project, as no others are in use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -22,12 +22,14 @@ from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.files import writing
 from foretoken.speculators.blockwise import BlockwiseHeads
 from foretoken.speculators.folder import CONFIG, INDEX, MEDUSA_WEIGHTS, WEIGHTS, Json, Tensors, read_json, read_tensors
-from foretoken.speculators.layouts import blockwise, lstm, medusa, mlp
+from foretoken.speculators.layouts import blockwise, lstm, medusa, mlp, rescorer
 from foretoken.speculators.lstm import LSTMSpeculator
 from foretoken.speculators.medusa import MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculator
+from foretoken.speculators.rescorer import RecurrentRescorer
 
 Layout = Literal["published", "arctic", "vllm"]
+M = TypeVar("M", bound=nn.Module)
 Loadable = MLPSpeculator | LSTMSpeculator | BlockwiseHeads | MedusaHeads
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,6 +40,7 @@ WRITERS: dict[tuple[type, Layout], Callable[[Any], tuple[Json, Tensors]]] = {
     (BlockwiseHeads, "published"): blockwise.write,
     (MedusaHeads, "published"): medusa.write,
     (MedusaHeads, "vllm"): medusa.write_for_vllm,
+    (RecurrentRescorer, "published"): rescorer.write,
 }
 
 
@@ -54,17 +57,47 @@ def load_speculator(folder: str | Path, base_width: int, base_vocab: int, output
         ForetokenError: If the folder holds no speculator, a damaged one, one in a pickle, or one for another base. The
             message names the key or tensor that is missing or has the wrong shape.
     """
-    folder = Path(folder)
-    try:
-        config = read_json(folder / CONFIG)
-        read = _reader(config)
-        tensors = read_tensors(folder)
-        with torch.device("meta"):  # the weights are those of the file
-            module, tensors = read(config, tensors, output_head)
+
+    def read(config: Json, tensors: Tensors) -> tuple[Loadable, Tensors]:
+        module, tensors = _reader(config)(config, tensors, output_head)
         _check_base(module, base_width, base_vocab)
+        return module, tensors
+
+    return _load(Path(folder), "speculator", read)
+
+
+def load_rescorer(folder: str | Path, base_vocab: int) -> RecurrentRescorer:
+    """The rescorer of a folder, on the CPU and in the dtype of its file.
+
+    Args:
+        folder: With ``config.json`` and ``model.safetensors``.
+        base_vocab: Tokens that the base's output head scores.
+
+    Raises:
+        ForetokenError: If the folder holds no rescorer, a damaged one, one in a pickle, or one for another base.
+    """
+
+    def read(config: Json, tensors: Tensors) -> tuple[RecurrentRescorer, Tensors]:
+        module, tensors = rescorer.read(config, tensors)
+        _check_size("a vocabulary of size", module.vocab_size, base_vocab)
+        return module, tensors
+
+    return _load(Path(folder), "rescorer", read)
+
+
+def _load(folder: Path, what: str, read: Callable[[Json, Tensors], tuple[M, Tensors]]) -> M:
+    """The module of a folder, with the weights of its file.
+
+    Raises:
+        ForetokenError: If it cannot be loaded, with ``what`` it was to be.
+    """
+    try:
+        config, tensors = read_json(folder / CONFIG), read_tensors(folder)
+        with torch.device("meta"):  # the weights are those of the file
+            module, tensors = read(config, tensors)
         _check_tensors({name: tensor.shape for name, tensor in module.state_dict().items()}, tensors)
     except ForetokenError as error:
-        raise ModelError(f"The speculator {str(folder)!r} cannot be loaded: {error}") from error
+        raise ModelError(f"The {what} {str(folder)!r} cannot be loaded: {error}") from error
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     module.load_state_dict(tensors, assign=True)
@@ -84,7 +117,7 @@ def save_speculator(
     """Write a speculator, in the dtype of its weights.
 
     Args:
-        module: Of a kind that ``load_speculator`` returns.
+        module: Of a kind that ``load_speculator`` or ``load_rescorer`` returns.
         folder: Made if it is missing. A speculator in it is replaced.
         layout: ``published`` is IBM's of MLP speculators, FasterDecoding's of Medusa heads and this project's of
             blockwise heads. ``arctic`` is ArcticInference's of MLP and LSTM speculators. ``vllm`` is that of Medusa
@@ -138,12 +171,13 @@ def _reader(config: Json) -> Callable[[Json, Tensors, nn.Module], tuple[Loadable
 
 
 def _check_base(module: Loadable, base_width: int, base_vocab: int) -> None:
-    for what, own, others in (
-        ("states of width", module.base_width, base_width),
-        ("a vocabulary of size", module.vocab_size, base_vocab),
-    ):
-        if own != others:
-            raise ModelError(f"it is for a base with {what} {own}, and the base's is {others}; use one trained for it.")
+    _check_size("states of width", module.base_width, base_width)
+    _check_size("a vocabulary of size", module.vocab_size, base_vocab)
+
+
+def _check_size(what: str, own: int, others: int) -> None:
+    if own != others:
+        raise ModelError(f"it is for a base with {what} {own}, and the base's is {others}; use one trained for it.")
 
 
 def _check_tensors(expected: Mapping[str, torch.Size], tensors: Tensors) -> None:

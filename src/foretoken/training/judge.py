@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foretoken.speculators.module import IndependentHeads, SequentialHeads, SpeculatorModule
+from foretoken.speculators.module import SequentialHeads, SpeculatorModule
 from foretoken.training.shards import Shard
 
 ROWS = 8  # windows that are judged at once
@@ -39,7 +39,7 @@ def judge(module: SpeculatorModule, shard: Shard, device: torch.device) -> Verdi
         read = ids[:, shard.first :]
         states = torch.from_numpy(np.array(shard.states[start : start + ROWS, shard.first : shard.first + length]))
         states = states.float().to(device)
-        drafts = _drafts(module, states, read[:, 1 : 1 + length])
+        drafts = _drafts(module, states, read)
         truth = torch.stack([read[:, 2 + i : 2 + i + length] for i in range(module.num_heads)], -1)
         accepted = (drafts == truth).long().cumprod(-1).sum(-1)
         for row in accepted.tolist():
@@ -54,12 +54,11 @@ def judge(module: SpeculatorModule, shard: Shard, device: torch.device) -> Verdi
     return Verdict(tokens / steps, (right / count).tolist())
 
 
-def _drafts(module: SpeculatorModule, states: Tensor, pending: Tensor) -> Tensor:
-    """The best guess of every head after the pending tokens [batch, length]: [batch, length, num_heads]."""
-    if isinstance(module, IndependentHeads):
-        return torch.stack([logits.argmax(-1) for logits in module.each(states)], -1)
-    assert isinstance(module, SequentialHeads)
-    guesses = []
+def _drafts(module: SpeculatorModule, states: Tensor, read: Tensor) -> Tensor:
+    """The best guesses of all heads, [batch, length, num_heads], after pending tokens, which ``read`` has from 1 on."""
+    if not isinstance(module, SequentialHeads):
+        return torch.stack([logits.argmax(-1) for logits in module.head_logits(states, read)], -1)
+    guesses, pending = [], read[:, 1 : 1 + states.shape[1]]
     for stage in range(module.num_heads):
         states = module.step(stage, states, pending)
         pending = module.logits(stage, states).argmax(-1)

@@ -12,10 +12,11 @@ from foretoken.speculators.blockwise import BlockwiseConfig, BlockwiseHeads
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from foretoken.speculators.mlp import MLPSpeculatorConfig
 from foretoken.speculators.module import SpeculatorModule
+from foretoken.speculators.rescorer import RecurrentRescorer, cell_shape
 from foretoken.training.base import FrozenBase
 from foretoken.training.factored import FactoredMLPSpeculator
 
-Kind = Literal["mlp-speculator", "blockwise", "medusa"]
+Kind = Literal["mlp-speculator", "blockwise", "medusa", "rescorer"]
 START = 0.1  # of the random weights that a residual layer starts with: small, and not zero
 
 
@@ -26,8 +27,8 @@ class Shape:
     Args:
         kind: Which.
         heads: How many tokens it guesses.
-        inner: Width of the MLP speculator's states, or of the blockwise heads' hidden layer for each head. If None,
-            the base's width.
+        inner: Width of the MLP speculator's or the rescorer's states, or of the blockwise heads' hidden layer for each
+            head. If None, the base's width.
     """
 
     kind: Kind
@@ -49,6 +50,9 @@ def start(shape: Shape, base: FrozenBase) -> SpeculatorModule:
         module = BlockwiseHeads(BlockwiseConfig(base.vocab_size, base.width, shape.heads, inner), _float32(base.head))
         # At zero a head would guess the base's next token again, and be very sure of it.
         nn.init.normal_(module.down.weight, std=START * module.down.in_features**-0.5)
+    elif shape.kind == "rescorer":
+        config = cell_shape(base.vocab_size, inner)
+        module = RecurrentRescorer(FactoredMLPSpeculator(config, base.embedding.weight, base.head.weight))
     else:
         module = MedusaHeads(MedusaConfig(base.vocab_size, base.width, shape.heads), base.head)
     return module.float().to(base.device)
@@ -56,7 +60,17 @@ def start(shape: Shape, base: FrozenBase) -> SpeculatorModule:
 
 def finished(module: SpeculatorModule) -> nn.Module:
     """A copy in the published tensors and in float16, as it is saved."""
-    return (module.folded() if isinstance(module, FactoredMLPSpeculator) else copy.deepcopy(module)).half()
+    plain = unfactored(module)
+    return (copy.deepcopy(module) if plain is module else plain).half()
+
+
+def unfactored(module: SpeculatorModule) -> SpeculatorModule:
+    """The same function in the published tensors; the module itself where it has no others."""
+    if isinstance(module, FactoredMLPSpeculator):
+        return module.folded()
+    if isinstance(module, RecurrentRescorer) and isinstance(module.cell, FactoredMLPSpeculator):
+        return RecurrentRescorer(module.cell.folded())
+    return module
 
 
 def _float32(head: nn.Linear) -> nn.Linear:

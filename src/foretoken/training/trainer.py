@@ -18,9 +18,8 @@ from foretoken.speculators.formats import save_speculator
 from foretoken.speculators.module import SpeculatorModule
 from foretoken.training import checkpoint
 from foretoken.training.base import FrozenBase
-from foretoken.training.factored import FactoredMLPSpeculator
 from foretoken.training.judge import judge
-from foretoken.training.kinds import Shape, finished, start
+from foretoken.training.kinds import Shape, finished, start, unfactored
 from foretoken.training.optimizers import optimizers_of, share_of_rate
 from foretoken.training.processes import Processes
 from foretoken.training.shards import Generating, Shard, Shards
@@ -208,8 +207,9 @@ class Training:
 
     def _free(self) -> None:
         """Go on in the published tensors: few factored weights learn fast, all of the weights learn more."""
-        if isinstance(self.module, FactoredMLPSpeculator):
-            self.module = self.module.folded()
+        free = unfactored(self.module)
+        if free is not self.module:
+            self.module = free
             self._optimizers = optimizers_of(self.module, self._base.vocab_size, self._settings.rate)
 
     def _shard_of(self, stage: str) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foretoken.core.contracts import Heads, Helpers, RewindableTarget, Target
+from foretoken.core.contracts import Heads, Helpers, Rescorer, RewindableTarget, Target
 from foretoken.engines.base import FOUND
 from foretoken.engines.transformers.exit import ExitTarget
 from foretoken.engines.transformers.second_model import check_same_tokens, draft_target, load_draft_model
-from foretoken.engines.transformers.speculator import find_speculator, trained_heads
+from foretoken.engines.transformers.speculator import RESCORER, find_speculator, trained_heads, trained_rescorer
 from foretoken.engines.transformers.target import TransformersTarget
 
 
@@ -85,3 +85,14 @@ class TransformersHelpers(Helpers):
             return trained_heads(self._model, folder, target.choice)
 
         return heads
+
+    @property
+    def rescorer(self) -> Callable[[], Rescorer] | None:
+        """Gives the language model in the folder of the heads. None if there is none.
+
+        What it gives raises a ``ForetokenError`` if it cannot be read, or belongs to another model.
+        """
+        folder = None if self._speculator is None else self._speculator / RESCORER
+        if folder is None or not folder.is_dir():
+            return None
+        return lambda: trained_rescorer(self._model, folder)

@@ -17,15 +17,18 @@ from foretoken.engines.base import FOUND
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.processors import Padded
 from foretoken.engines.transformers.states import output_head
-from foretoken.speculators.formats import load_speculator
+from foretoken.speculators.formats import load_rescorer, load_speculator
 from foretoken.speculators.heads import Stages, TorchHeads, ready
 from foretoken.speculators.module import IndependentHeads
 from foretoken.speculators.noise import gumbel
+from foretoken.speculators.rescorer import RecurrentRescorer, TorchRescorer
 
 FOLDER = "speculator"  # within the folder of the model that it belongs to
+RESCORER = "rescorer"  # within the folder of the heads that it was trained beside
 
 Place = tuple[Path, torch.device, torch.dtype]  # where heads were read from, and where they are
 _LOADED: WeakKeyDictionary[PreTrainedModel, dict[Place, IndependentHeads | Stages]] = WeakKeyDictionary()
+_RESCORERS: WeakKeyDictionary[PreTrainedModel, dict[Place, RecurrentRescorer]] = WeakKeyDictionary()
 
 
 def find_speculator(model: str, named: str | PathLike[str] | None) -> Path | None:
@@ -78,6 +81,20 @@ def trained_heads(model: PreTrainedModel, folder: Path, choice: Choice) -> Torch
         loaded[place] = ready(load_speculator(folder, width, vocab, head), weight.device, model.dtype)
     noise = None if choice.seed is None else partial(gumbel, choice.seed)
     return TorchHeads(loaded[place], temperature_of(choice), noise)
+
+
+def trained_rescorer(model: PreTrainedModel, folder: Path) -> TorchRescorer:
+    """The rescorer in the folder of some heads, for one answer; it is read once for each place that the model is in.
+
+    Raises:
+        ForetokenError: If it cannot be read, or belongs to another model.
+    """
+    weight = model.get_output_embeddings().weight
+    loaded = _RESCORERS.setdefault(model, {})
+    place = folder, weight.device, model.dtype
+    if place not in loaded:
+        loaded[place] = load_rescorer(folder, len(weight)).to(weight.device, model.dtype)
+    return TorchRescorer(loaded[place])
 
 
 def temperature_of(choice: Choice) -> float:

@@ -30,7 +30,7 @@ FILES = {
     "costs.json": json.dumps({"rows": [1, 16], "milliseconds": [20.0, 30.0]}),
 }
 TOO_LONG = {
-    *(("train", kind) for kind in ("mlp-speculator", "blockwise", "medusa")),
+    *(("train", kind) for kind in ("mlp-speculator", "blockwise", "medusa", "rescorer")),
     ("check",),
     ("bench", "methods"),
     ("bench", "speculator"),

@@ -303,6 +303,16 @@ def test_the_heads_are_asked_while_they_give_more_tokens_a_second():
         assert (sum(asked) / 400 > share) if share > 0.5 else (0 < sum(asked) / 400 < share)
 
 
+def test_a_draft_that_a_new_answer_interrupts_is_not_timed():
+    drafter = MixedHeadsDrafter(NgramMixer(), HeadsDrafter(TwoBranches()), by_clock=True)  # type: ignore[arg-type]
+    drafter.begin([1])
+    for expected in ([0, 0], [0, 1]):
+        drafter.observe(Step(drafter.propose([1], 4), (7,), Read())) if sum(expected) else drafter.propose([1], 4)
+        drafter.begin([1])
+        drafter.observe(Step(Draft(), (8,), Read()))
+        assert drafter._arms is not None and drafter._arms._steps == expected
+
+
 @pytest.mark.parametrize(
     ("heads", "seconds", "joined"),
     [(None, 0.0, 0), (None, 0.019, 0), (None, 0.021, 1), (True, 0.0, 1), (False, 1.0, 0)],

@@ -6,6 +6,9 @@ INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 demo: .venv/.demo
 	.venv/bin/foretoken compare --show-drafts --dtype float32 --max-new-tokens 160 --temperature 0.6 --seed 2 \
 		--file examples/prompts/module.py --file examples/prompts/pattern.py --file examples/prompts/story.txt
+	.venv/bin/foretoken bench methods --dtype float32 --temperature 0.8 --limit 1 --rounds 1 --max-new-tokens 48 \
+		--method ngram-adaptive --method mixed-adaptive --method speculator-adaptive \
+		--method refined-speculator-adaptive --method mixed-speculator-adaptive
 
 test: .venv/.dev
 	scripts/test

@@ -34,7 +34,8 @@ TOO_LONG = {
     ("check",),
     ("bench", "methods"),
     ("bench", "speculator"),
-}  # minutes; their options are checked all the same
+    ("serve",),
+}  # minutes, or for ever; their options are checked all the same
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from foretoken.core.contracts import FinishReason, Step
@@ -40,6 +40,8 @@ class Chunk:
 class Stream:
     """An answer while it is written. Iterate over its chunks; ``result`` holds the answer so far.
 
+    The clock of its stats starts when the first chunk is asked for.
+
     Args:
         steps: Of ``decode``.
         detokenizer: Makes text of their tokens.
@@ -47,12 +49,13 @@ class Stream:
     """
 
     def __init__(self, steps: Iterator[Step], detokenizer: Detokenizer, num_prompt_tokens: int) -> None:
-        self._stats = DecodeStats()
+        self._steps, self._detokenizer = steps, detokenizer
+        self.stats = DecodeStats()
         self._text: list[str] = []
         self._tokens: list[int] = []
-        self._num_prompt_tokens = num_prompt_tokens
-        self._finish_reason: FinishReason | None = None
-        self._chunks = self._read(steps, detokenizer)
+        self.num_prompt_tokens = num_prompt_tokens
+        self.finish_reason: FinishReason | None = None
+        self._chunks = (chunk for _, chunks in self.steps() for chunk in chunks)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
@@ -60,16 +63,29 @@ class Stream:
     @property
     def result(self) -> Result:
         text, tokens = "".join(self._text), tuple(self._tokens)
-        return Result(text, tokens, self._num_prompt_tokens, self._finish_reason, self._stats)
+        return Result(text, tokens, self.num_prompt_tokens, self.finish_reason, self.stats)
 
-    def _read(self, steps: Iterator[Step], detokenizer: Detokenizer) -> Iterator[Chunk]:
-        for step in steps:
-            self._stats.add(step)
-            for i, token in enumerate(step.tokens):
-                self._tokens.append(token)
-                yield from self._chunk(detokenizer.push(token), accepted=i < step.num_accepted)
-            self._finish_reason = step.finish_reason
-        yield from self._chunk(detokenizer.flush(), accepted=False)
+    def steps(self) -> Generator[tuple[Step, Iterator[Chunk]], None, None]:
+        """The steps, the prefill's first, and the chunks of each: for a caller that does something else in between.
+
+        The chunks of a step must be read before the next is asked for. Closing the generator ends the answer.
+        """
+        self.stats = DecodeStats()
+        try:
+            for step in self._steps:
+                self.stats.add(step)
+                yield step, self._settled(step)
+        finally:
+            if isinstance(self._steps, Generator):
+                self._steps.close()
+
+    def _settled(self, step: Step) -> Iterator[Chunk]:
+        for i, token in enumerate(step.tokens):
+            self._tokens.append(token)
+            yield from self._chunk(self._detokenizer.push(token), accepted=i < step.num_accepted)
+        self.finish_reason = step.finish_reason
+        if step.finish_reason is not None:
+            yield from self._chunk(self._detokenizer.flush(), accepted=False)
 
     def _chunk(self, text: str, accepted: bool) -> Iterator[Chunk]:
         if text:

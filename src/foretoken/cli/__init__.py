@@ -56,8 +56,11 @@ def sentence(error: Exception) -> str | None:
 
     if isinstance(error, ForetokenError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers", "tokenizers"):
-        return f"This needs {error.name}: pip install 'foretoken[transformers]'."
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in ("torch", "transformers", "tokenizers"):
+        return f"This needs {missing}: pip install 'foretoken[transformers]'."
+    if missing in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
+        return f"This needs {missing}: pip install 'foretoken[serve]'."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may be missing
         return "There is not enough memory: use a smaller model, a smaller dtype or a shorter text."
     if isinstance(error, OSError):

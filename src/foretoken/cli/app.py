@@ -15,6 +15,7 @@ from foretoken.cli.console import Warnings, out
 # The module of this name has a function of the same name, or an ``app`` of several commands.
 COMMANDS = {
     "generate": "Answer a prompt.",
+    "serve": "Answer over HTTP as OpenAI does: completions and chats, streamed or whole.",
     "compare": "Compare drafted with plain decoding on your prompts.",
     "check": "Check in each dtype whether drafting changes a token.",
     "replay": "Score drafters on recorded answers, without a model.",

@@ -1,0 +1,146 @@
+"""One request between the client and the scheduler: its parts cross to the event loop, its end crosses back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Generator
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from foretoken.server.answers import Part, Ready
+from foretoken.server.errors import ApiError, as_api_error
+from foretoken.server.replies import Reply
+from foretoken.server.scheduler import QueueFull, Scheduler, Stopped, Ticket
+
+GRACE = 5.0  # seconds beyond a request's own limit, in which a slow client may read the rest
+STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class Exchange:
+    """A request that was submitted, as the event loop sees it.
+
+    Args:
+        scheduler: Runs it.
+        owner: Who asks.
+        work: Gives its parts; see ``answers``.
+
+    Raises:
+        ApiError: If the queue is full, or the server stops.
+    """
+
+    def __init__(self, scheduler: Scheduler, owner: str, work: Generator[Ready | Part, None, Part | None]) -> None:
+        self._scheduler = scheduler
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Ready | Part | Exception | None] = asyncio.Queue()
+        self._ticket = Ticket(owner, work, self._put, self._put)
+        try:
+            scheduler.submit(self._ticket)
+        except QueueFull as full:
+            said = f"{scheduler.max_queue} requests are waiting already: try again in {full.retry_after} seconds."
+            raise ApiError(429, said, "queue_full", retry_after=full.retry_after) from None
+        except Stopped:
+            raise ApiError(503, "The server is stopping: ask another.", "stopping") from None
+
+    async def ready(self) -> None:
+        """Wait until the request has been read.
+
+        Raises:
+            ApiError: If it cannot be honoured.
+        """
+        await self._next()
+
+    async def parts(self) -> AsyncIterator[Part]:
+        """The parts of the answers as they come.
+
+        Raises:
+            ApiError: If something goes wrong before the end.
+        """
+        while (item := await self._next()) is not None:
+            assert isinstance(item, Part)
+            yield item
+
+    def cancel(self) -> None:
+        """Let the request have no further forward."""
+        self._scheduler.cancel(self._ticket)
+
+    async def _next(self) -> Ready | Part | None:
+        item = await self._items.get()
+        if isinstance(item, TimeoutError):
+            said = f"The answer was not done within {self._scheduler.seconds:.0f} seconds: ask for fewer tokens."
+            raise ApiError(504, said, "timeout")
+        if isinstance(item, Stopped):
+            raise ApiError(503, "The request was cancelled.", "cancelled")
+        if isinstance(item, Exception):
+            raise as_api_error(item)
+        return item
+
+    def _put(self, item: Ready | Part | Exception | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so that nobody listens
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+
+class Answer(Response):
+    """The HTTP answer to a request that can be honoured: one JSON object, or events as its parts come.
+
+    Args:
+        exchange: The request.
+        reply: Makes the objects.
+        streams: Whether the client wants events.
+        seconds: How long the exchange may take in all, a slow client with it.
+    """
+
+    def __init__(self, exchange: Exchange, reply: Reply, streams: bool, seconds: float) -> None:
+        super().__init__()
+        self._exchange, self._reply, self._streams, self._seconds = exchange, reply, streams, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.create_task(self._cancel_when_the_client_goes(receive))
+        try:
+            async with asyncio.timeout(self._seconds + GRACE):
+                if self._streams:
+                    await self._send_events(send)
+                else:
+                    await (await self._whole())(scope, receive, send)
+        except TimeoutError:
+            pass  # the client does not read: the connection is closed
+        finally:
+            watch.cancel()
+            self._exchange.cancel()
+
+    async def _whole(self) -> Response:
+        try:
+            async for part in self._exchange.parts():
+                self._reply.add(part)
+        except ApiError as error:
+            return refusal(error)
+        return JSONResponse(self._reply.whole())
+
+    async def _send_events(self, send: Send) -> None:
+        head = [(name.lower().encode(), value.encode()) for name, value in STREAM.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        try:
+            async for part in self._exchange.parts():
+                self._reply.add(part)
+                for chunk in self._reply.chunks(part):
+                    await send({"type": "http.response.body", "body": _event(chunk), "more_body": True})
+        except ApiError as error:
+            await send({"type": "http.response.body", "body": _event(error.body), "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _cancel_when_the_client_goes(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._exchange.cancel()
+
+
+def refusal(error: ApiError) -> Response:
+    """The HTTP answer to a request that gets none."""
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

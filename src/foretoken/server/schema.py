@@ -1,0 +1,268 @@
+"""What a request may say: OpenAI's fields, and ours in the object ``foretoken``.
+
+A field that is not here is refused. So is one of OpenAI's that is not done here, unless its value asks for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
+
+from foretoken.api.options import Prompt
+from foretoken.server.errors import ApiError
+
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_STOPS, MAX_STOP_LENGTH = 4, 256  # OpenAI takes four
+MAX_BUDGET = 1024
+
+# OpenAI's fields that are not done here, and the values that ask for nothing.
+NOT_DONE: Mapping[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "metadata": (None, {}),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None, True, False),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+# What OpenAI's own answers have as null or empty, and clients send back with the conversation.
+OF_ANSWERS = ("annotations", "audio", "function_call", "refusal", "tool_call_id", "tool_calls")
+
+
+def _text(value: Any) -> Any:
+    """The text of a content, which may come in parts.
+
+    Raises:
+        ValueError: If a part is no text.
+    """
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else None
+            said = f"of type {kind[:40]!r}" if isinstance(kind, str) else "that is no text"
+            raise ValueError(f"a part {said} cannot be read here: give text only")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _list(value: Any) -> Any:
+    """A list of one, where one was given."""
+    return [value] if isinstance(value, str) else value
+
+
+def _prompts(value: Any) -> Any:
+    """The prompts of a completion.
+
+    Raises:
+        ValueError: If they are token ids.
+    """
+    tokens = value[0] if isinstance(value, list) and value else None
+    if isinstance(tokens, int | list):
+        raise ValueError("token ids cannot be read here: give the prompt as text")
+    return _list(value)
+
+
+Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | list[dict[str, Any]])]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+ASingleOne = BeforeValidator(_list, json_schema_input_type=str | list[str])
+
+
+class Strict(BaseModel):
+    """A JSON object whose fields have the very types that they are said to have."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Message(Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text = Field(description="The text, or its parts of the type text.")
+    name: str | None = Field(default=None, description="Goes to the chat template, which may use it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_null(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if name not in OF_ANSWERS or value not in (None, [])}
+
+    def as_turn(self) -> dict[str, str]:
+        """The turn as chat templates know it: they have no developers."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.content} | ({} if self.name is None else {"name": self.name})
+
+
+class Prediction(Strict):
+    """What the answer will probably say, such as the file that is to be edited: it is drafted from."""
+
+    type: Literal["content"]
+    content: Text
+
+
+class StreamOptions(Strict):
+    """What a stream has besides the answer."""
+
+    include_usage: bool = Field(default=False, description="Whether a last chunk says what the answer took.")
+
+
+class Drafting(Strict):
+    """How an answer is drafted for; its text does not depend on it."""
+
+    drafter: str | None = Field(
+        default=None, max_length=256, description="A drafter's name and options, or \"none\". If null, the server's."
+    )
+    budget: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_BUDGET,
+        description="Tokens to draft in each step. If null, as many as should save time.",
+    )
+    namespace: str | None = Field(
+        default="default",
+        min_length=1,
+        max_length=256,
+        description="Which earlier answers to draft from; null for none.",
+    )
+    references: Annotated[list[str], FailFast()] = Field(
+        default=[], description="Documents that the answer may quote or edit."
+    )
+
+
+class Asked(Strict):
+    """What completions and chats have in common. What is left out, or null, follows the model's own settings."""
+
+    model: str
+    stream: bool | None = Field(default=None, description="Whether the answer comes as server-sent events.")
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Answers, given one after the other.")
+    max_tokens: int | None = Field(default=None, ge=1, description="The most tokens of an answer.")
+    temperature: float | None = Field(default=None, description="0 is greedy; above 0 samples.")
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = Field(
+        default=None, description="Decides the text. Of several answers each has one more than the last."
+    )
+    stop: Annotated[list[Stop], ASingleOne, Field(max_length=MAX_STOPS)] | None = Field(
+        default=None, description="Strings that end the answer, which does not have them."
+    )
+    prediction: Prediction | None = None
+    foretoken: Drafting | None = None
+    user: str | None = Field(default=None, description="No answer depends on it; nor on the next two.")
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    SAMPLING: ClassVar = (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    )
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What it says of how tokens are chosen, but for the seed."""
+        return {name: value for name in self.SAMPLING if (value := getattr(self, name)) is not None}
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """What is to be answered."""
+        raise NotImplementedError
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The most tokens of an answer. None leaves it to the model."""
+        return self.max_tokens
+
+
+class CompletionAsked(Asked):
+    """The body of ``/v1/completions``."""
+
+    prompt: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        FailFast(),
+        BeforeValidator(_prompts, json_schema_input_type=str | list[str]),
+        Field(min_length=1, max_length=MAX_PROMPTS, description="A text to continue, or several."),
+    ]
+    max_tokens: int | None = Field(default=16, ge=1, description="The most tokens of an answer.")
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return list(self.prompt)
+
+
+class ChatAsked(Asked):
+    """The body of ``/v1/chat/completions``."""
+
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of max_tokens.")
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [[message.as_turn() for message in self.messages]]
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
+
+
+AnyAsked = TypeVar("AnyAsked", bound=Asked)
+
+
+def read_asked(kind: type[AnyAsked], body: Any) -> AnyAsked:
+    """What a request asks for.
+
+    Raises:
+        ApiError: If a field is missing, unknown, not done here, or has a value that it cannot have.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "The body is no JSON object: send one with the fields of the request.", "invalid_json")
+    fields = dict(body)
+    for name, neutral in NOT_DONE.items():
+        value = fields.pop(name, None)
+        if not any(type(value) is type(one) and value == one for one in neutral):
+            raise ApiError(400, f"{name} is not supported here: leave it out.", "unsupported_parameter", name)
+    unknown = next((name for name in fields if name not in kind.model_fields), None)
+    if unknown is not None:
+        raise ApiError(400, f"There is no field {unknown[:100]!r}: leave it out.", "unknown_parameter", unknown[:100])
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise _told(error) from None
+
+
+def _told(error: ValidationError) -> ApiError:
+    """The first fault, in a sentence."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))[:200]
+    if first["type"] == "missing":
+        return ApiError(400, f"{place} is missing: give it.", "missing_required_parameter", place)
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"There is no field {place!r}: leave it out.", "unknown_parameter", place)
+    reason = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{place} cannot be used: {reason[0].lower()}{reason[1:]}.", "invalid_value", place)

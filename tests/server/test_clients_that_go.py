@@ -1,0 +1,107 @@
+"""Clients that leave, wait too long, or come in crowds; and a server that is told to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the server is not installed: pip install 'foretoken[serve]'")
+pytest.importorskip("httpx2", reason="the client of these tests is not installed: scripts/setup dev")
+
+import httpx2 as httpx
+
+from helpers.serving import serving
+
+TEXT = {"model": "toy", "prompt": "hi", "max_tokens": 4}
+ENDLESS = TEXT | {"max_tokens": 10_000_000}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for what another thread does; ten seconds are for a machine that does much else."""
+    give_up_at = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+def health(client: Any) -> tuple[int, int]:
+    """How many requests run and wait."""
+    told = client.get("/health").json()
+    return told["running"], told["waiting"]
+
+
+@contextmanager
+def running(client: Any) -> Iterator[None]:
+    """An endless answer that has begun, and that the client leaves at the end of the block."""
+    with client.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        yield
+        lines.close()
+
+
+def leave(client: Any, stream: bool) -> None:
+    """Ask for an endless answer and go."""
+    if stream:
+        with running(client):
+            pass
+    else:
+        with pytest.raises(httpx.TimeoutException):
+            client.post("/v1/completions", json=ENDLESS, timeout=0.3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_frees_its_place(lm, stream):
+    with serving(lm, max_active=1) as client:
+        leave(client, stream)
+        wait_until(lambda: health(client) == (0, 0))
+        assert client.post("/v1/completions", json=TEXT).status_code == 200
+
+
+def test_a_client_that_goes_while_it_waits_is_forgotten(lm):
+    with serving(lm, max_active=1) as client, running(client):
+        leave(client, stream=False)
+        wait_until(lambda: health(client) == (1, 0))
+
+
+def test_a_full_queue_answers_at_once_and_says_when_to_come_again(lm):
+    with serving(lm, max_active=1, max_queue=0) as client:
+        with running(client):
+            refused = client.post("/v1/completions", json=TEXT)
+            assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+        wait_until(lambda: health(client) == (0, 0))
+        assert client.post("/v1/completions", json=TEXT).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_ended(lm):
+    with serving(lm, seconds=0.3) as client:
+        late = client.post("/v1/completions", json=ENDLESS)
+        assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
+        with client.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        assert '"timeout"' in lines[-2] and lines[-1] == "data: [DONE]"
+        assert client.post("/v1/completions", json=TEXT).status_code == 200
+
+
+def test_a_short_question_is_answered_while_a_long_answer_runs(lm):
+    with serving(lm) as client, running(client):
+        assert client.post("/v1/completions", json=TEXT).status_code == 200
+        assert health(client)[0] == 1, "the long one still runs"
+
+
+def test_a_server_that_stops_finishes_what_it_has_begun(lm):
+    answers: list[Any] = []
+    with serving(lm) as client:
+        url, question = f"{client.base_url}/v1/completions", TEXT | {"max_tokens": 600}
+        asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=question, trust_env=False)))
+        asking.start()
+        wait_until(lambda: health(client)[0] == 1)
+    # The block's end has told the server to stop, and waited for it.
+    asking.join(10)
+    assert answers[0].json()["choices"][0]["text"] == lm.generate("hi", max_new_tokens=600).text

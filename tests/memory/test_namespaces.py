@@ -326,10 +326,9 @@ def test_one_is_drafted_for_as_if_another_had_never_been_there(clock, of_b):
         answers = []
         for prompt in ("é, é, é, ", PROMPT):
             steps: list[Step] = []
-            request = lm.stream(prompt, max_new_tokens=25, namespace=namespace, **of_b)
-            request._stats.add = steps.append  # type: ignore[method-assign, assignment]
-            for _ in request:
-                pass
+            for step, chunks in lm.stream(prompt, max_new_tokens=25, namespace=namespace, **of_b).steps():
+                steps.append(step)
+                assert all(chunk.text for chunk in chunks)
             answers.append([(len(step.draft), step.num_accepted) for step in steps])
         return answers
 

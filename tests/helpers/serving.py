@@ -37,3 +37,9 @@ def serving(lm: LanguageModel, keys: dict[str, str] | None = None, **limits: Any
         running.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def metrics(client: httpx.Client) -> dict[str, float]:
+    """What the server has counted, by name and labels but the model's."""
+    lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {line.rsplit(" ", 1)[0].replace('model_name="toy"', ""): float(line.rsplit(" ", 1)[1]) for line in lines}

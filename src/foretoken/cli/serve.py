@@ -74,11 +74,9 @@ def serve(
         # The environment variable is for the one user of the command line, not for those of a server.
         kept = False if history is None else chosen_history(history)
         lm = load_model(ModelOptions(model, dtype, device), drafting, kept)
-        if lm.drafter is not None and lm.drafter.calibrated:
-            with err.status("measuring what forwards cost, once"):
-                _ = lm.costs
         name = Path(model).resolve().name if os.path.isdir(model) else model
-        app = Server(lm, name, keys, Scheduler(max_active, max_queue, timeout)).app()
+        with err.status("measuring what forwards cost, once"):
+            app = Server(lm, name, keys, Scheduler(max_active, max_queue, timeout)).app()
         if api_keys is None and not listening.getsockname()[0].startswith(("127.", "::1")):
             err.print("There are no API keys: everybody who reaches this address may ask.", style="yellow")
         run(app, listening, lambda: err.print(f"{name} answers at {url_of(listening)}/v1"))

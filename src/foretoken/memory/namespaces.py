@@ -121,6 +121,11 @@ class Namespaces:
                 oldest, _ = self._by_namespace.popitem(last=False)
                 del self._num_bytes[oldest]
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes that each namespace took when it was used last."""
+        with self._lock:
+            return dict(self._num_bytes)
+
     def wait(self) -> None:
         """Wait until everything that is loaded in the background is there."""
         for thread in list(self._threads):

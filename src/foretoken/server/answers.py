@@ -33,13 +33,11 @@ class Finish:
         reason: "stop" or "length".
         num_prompt_tokens: How many tokens its prompt had.
         stats: What it cost. Its seconds go on while others get their forwards.
-        seconds: What its own forwards took, the prefill with them.
     """
 
     reason: FinishReason
     num_prompt_tokens: int
     stats: DecodeStats
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,8 @@ class Part:
     Args:
         index: Which answer of the request.
         step: What was committed.
+        is_prefill: Whether it is the step of the prompt.
+        seconds: What it took.
         text: The text that is settled now, maybe none.
         guessed: The beginning of it that came from accepted guesses.
         finish: How the answer ended. None if it goes on.
@@ -56,6 +56,8 @@ class Part:
 
     index: int
     step: Step
+    is_prefill: bool
+    seconds: float
     text: str
     guessed: str
     finish: Finish | None = None
@@ -99,7 +101,7 @@ def answers(lm: LanguageModel, asked: Asked, owner: str) -> Generator[Ready | Pa
 
 def _parts(index: int, stream: Stream, stops: list[str]) -> Generator[Part, None, Part]:
     """The parts of one answer. The last one is returned."""
-    before, seconds = TextBeforeStop(stops), 0.0
+    before, is_prefill = TextBeforeStop(stops), True
     with closing(stream.steps()) as steps:
         while True:
             started = time.perf_counter()
@@ -108,12 +110,25 @@ def _parts(index: int, stream: Stream, stops: list[str]) -> Generator[Part, None
             for chunk in chunks:
                 text = before.push(chunk.text)
                 guessed, own = (guessed + text, own) if chunk.accepted else (guessed, own + text)
-            seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
             if step.finish_reason is not None:
                 own += before.flush()
-                finish = Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats, seconds)
-                return Part(index, step, guessed + own, guessed, finish)
-            yield Part(index, step, guessed + own, guessed)
+                finish = Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats)
+                return Part(index, step, is_prefill, seconds, guessed + own, guessed, finish)
+            yield Part(index, step, is_prefill, seconds, guessed + own, guessed)
+            is_prefill = False
+
+
+def seconds_saved(part: Part, plain_seconds: float | None) -> float:
+    """By how much plain steps would have taken longer to commit what a step did: an estimate.
+
+    Args:
+        part: What the step did.
+        plain_seconds: What a plain step takes, as measured after a short text. None if that is not known.
+    """
+    if part.is_prefill or plain_seconds is None:
+        return 0.0
+    return len(part.step.tokens) * plain_seconds - part.seconds
 
 
 def options_of(lm: LanguageModel, asked: Asked, owner: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +20,7 @@ from foretoken.server.body import read_json
 from foretoken.server.errors import ApiError, as_api_error
 from foretoken.server.exchange import Answer, Exchange, refusal
 from foretoken.server.keys import ApiKeys
+from foretoken.server.metrics import Metrics
 from foretoken.server.openapi import describe
 from foretoken.server.replies import Reply
 from foretoken.server.scheduler import Scheduler
@@ -28,7 +29,6 @@ from foretoken.server.schema import Asked, ChatAsked, CompletionAsked, read_aske
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True)
 class Server:
     """What the routes share.
 
@@ -39,10 +39,11 @@ class Server:
         scheduler: Runs the answers; the application starts and closes it.
     """
 
-    lm: LanguageModel
-    model_name: str
-    keys: ApiKeys
-    scheduler: Scheduler
+    def __init__(self, lm: LanguageModel, model_name: str, keys: ApiKeys, scheduler: Scheduler) -> None:
+        self.lm, self.model_name, self.keys, self.scheduler = lm, model_name, keys, scheduler
+        is_measured = lm.drafter is not None and lm.drafter.calibrated
+        self._plain_seconds = lm.costs.seconds(1) if is_measured else None
+        self._metrics = Metrics(model_name, scheduler, lm.memories, self._plain_seconds)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -52,6 +53,7 @@ class Server:
             Route("/v1/completions", told(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", told(self._chat), methods=["POST"]),
             Route("/health", told(self._health)),
+            Route("/metrics", told(self._prometheus)),
             Route("/openapi.json", told(self._openapi)),
         ]
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _no_route})
@@ -102,18 +104,21 @@ class Server:
         asked = read_asked(kind, await read_json(request))
         self._check_model(asked.model)
         drafter = options_of(self.lm, asked, owner)["drafter"]
-        exchange = Exchange(self.scheduler, owner, answers(self.lm, asked, owner))
+        exchange = Exchange(self.scheduler, owner, answers(self.lm, asked, owner), self._metrics)
         try:
             await exchange.ready()
         except BaseException:
             exchange.cancel()
             raise
-        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}")
+        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}", self._plain_seconds)
         return Answer(exchange, reply, bool(asked.stream), self.scheduler.seconds)
 
     async def _health(self, request: Request) -> Response:
         waiting, running = self.scheduler.num_waiting, self.scheduler.num_running
         return JSONResponse({"status": "ok", "version": version("foretoken"), "running": running, "waiting": waiting})
+
+    async def _prometheus(self, request: Request) -> Response:
+        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(describe())

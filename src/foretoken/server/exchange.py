@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from foretoken.server.answers import Part, Ready
 from foretoken.server.errors import ApiError, as_api_error
+from foretoken.server.metrics import Meter, Metrics
 from foretoken.server.replies import Reply
 from foretoken.server.scheduler import QueueFull, Scheduler, Stopped, Ticket
 
@@ -27,16 +28,19 @@ class Exchange:
         scheduler: Runs it.
         owner: Who asks.
         work: Gives its parts; see ``answers``.
+        metrics: Where it is counted.
 
     Raises:
         ApiError: If the queue is full, or the server stops.
     """
 
-    def __init__(self, scheduler: Scheduler, owner: str, work: Generator[Ready | Part, None, Part | None]) -> None:
-        self._scheduler = scheduler
+    def __init__(
+        self, scheduler: Scheduler, owner: str, work: Generator[Ready | Part, None, Part | None], metrics: Metrics
+    ) -> None:
+        self._scheduler, self._meter = scheduler, Meter(metrics)
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Ready | Part | Exception | None] = asyncio.Queue()
-        self._ticket = Ticket(owner, work, self._put, self._put)
+        self._ticket = Ticket(owner, work, self._deliver, self._end)
         try:
             scheduler.submit(self._ticket)
         except QueueFull as full:
@@ -77,6 +81,14 @@ class Exchange:
         if isinstance(item, Exception):
             raise as_api_error(item)
         return item
+
+    def _deliver(self, item: Ready | Part) -> None:
+        self._meter.add(item)
+        self._put(item)
+
+    def _end(self, error: Exception | None) -> None:
+        self._meter.end(error)
+        self._put(error)
 
     def _put(self, item: Ready | Part | Exception | None) -> None:
         with suppress(RuntimeError):  # the loop is closed, so that nobody listens

@@ -30,6 +30,7 @@ def describe() -> dict[str, Any]:
         "/v1/completions": _post("Continue a text.", CompletionAsked.__name__),
         "/v1/chat/completions": _post("Answer a conversation.", ChatAsked.__name__),
         "/health": _get("Whether the server runs, and how many requests it has."),
+        "/metrics": _get("What the server counts, for Prometheus."),
     }
     return {
         "openapi": "3.1.0",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from foretoken.core.stats import DecodeStats
-from foretoken.server.answers import Finish, Part
+from foretoken.server.answers import Finish, Part, seconds_saved
 from foretoken.server.schema import Asked, ChatAsked
 
 
@@ -19,10 +19,11 @@ class Reply:
         asked: The request.
         drafter: What drafts for it.
         fingerprint: Tells apart models whose seeds give other texts.
+        plain_seconds: What a plain step takes. None if that is not known.
     """
 
-    def __init__(self, asked: Asked, drafter: str, fingerprint: str) -> None:
-        self._asked, self._drafter = asked, drafter
+    def __init__(self, asked: Asked, drafter: str, fingerprint: str, plain_seconds: float | None = None) -> None:
+        self._asked, self._drafter, self._plain_seconds = asked, drafter, plain_seconds
         self._is_chat = isinstance(asked, ChatAsked)
         kind = "chat.completion" if self._is_chat else "text_completion"
         self._chunk_kind = "chat.completion.chunk" if self._is_chat else kind
@@ -36,11 +37,14 @@ class Reply:
         self._num = (asked.n or 1) * len(asked.prompts)
         self._texts: list[list[str]] = [[] for _ in range(self._num)]
         self._finishes: list[Finish] = []
+        self._seconds = self._saved = 0.0
         self._shows_usage = asked.stream_options is not None and asked.stream_options.include_usage
 
     def add(self, part: Part) -> None:
         """Take in a part."""
         self._texts[part.index].append(part.text)
+        self._seconds += part.seconds
+        self._saved += seconds_saved(part, self._plain_seconds)
         if part.finish is not None:
             self._finishes.append(part.finish)
 
@@ -90,7 +94,8 @@ class Reply:
             "drafted": total.drafted,
             "accepted": total.accepted,
             "acceptance_length": total.acceptance_length,
-            "seconds": sum(finish.seconds for finish in self._finishes),
+            "seconds": self._seconds,
+            "seconds_saved": None if self._plain_seconds is None or self._drafter == "none" else self._saved,
         }
 
     def _said(self, text: str) -> dict[str, Any]:

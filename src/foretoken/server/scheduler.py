@@ -86,9 +86,11 @@ class Turns:
         self._by_owner.setdefault(ticket.owner, deque()).append(ticket)
         self._num += 1
 
-    def remove(self, ticket: Ticket) -> None:
-        """Take a ticket out."""
-        tickets = self._by_owner[ticket.owner]
+    def discard(self, ticket: Ticket) -> None:
+        """Take a ticket out, if it is in."""
+        tickets = self._by_owner.get(ticket.owner, deque())
+        if ticket not in tickets:
+            return
         tickets.remove(ticket)
         self._num -= 1
         if not tickets:
@@ -97,7 +99,7 @@ class Turns:
     def pop(self, owner: str | None = None) -> Ticket:
         """Take out the ticket whose turn it is, of this owner if one is named; the turn passes on."""
         ticket = self.next(owner)
-        self.remove(ticket)
+        self.discard(ticket)
         return ticket
 
     def next(self, owner: str | None = None) -> Ticket:
@@ -188,9 +190,7 @@ class Scheduler:
             self._drop_ended()
             self._admit()
             if self._active:
-                ticket = self._active.next()
-                if not self._advance(ticket):
-                    self._active.remove(ticket)
+                self._advance(self._active.next())
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self.max_active:
@@ -201,7 +201,6 @@ class Scheduler:
         latest = time.monotonic() - self.seconds
         for turns in (self._waiting, self._active):
             for ticket in [one for one in turns if one.cancelled or one.arrived_at < latest]:
-                turns.remove(ticket)
                 self._end(ticket, Stopped() if ticket.cancelled else TimeoutError())
 
     def _advance(self, ticket: Ticket) -> bool:
@@ -219,6 +218,8 @@ class Scheduler:
         return False
 
     def _end(self, ticket: Ticket, error: Exception | None) -> None:
+        for turns in (self._waiting, self._active):
+            turns.discard(ticket)
         with self._changed:
             self._num_alive -= 1
         try:

@@ -165,11 +165,14 @@ def test_references_and_a_namespace_are_drafted_from(client, lm):
 
 
 def test_whoever_asks_sees_what_each_step_guessed(client):
-    streamed = chunks(client, prompt="abc abc abc", max_tokens=60, foretoken={"budget": 7})
+    streamed = chunks(client, prompt="abc abc abc", max_tokens=60, foretoken={"budget": 7, "drafter": "anpd"})
     *parts, last = streamed
     for part in parts:
         assert part["choices"][0]["text"].startswith(part["foretoken"]["guessed"])
         assert len(part["foretoken"]["guessed"]) <= part["foretoken"]["accepted"] <= part["foretoken"]["drafted"]
+        is_all_right = part["foretoken"]["accepted"] == part["foretoken"]["drafted"]
+        assert is_all_right or part["foretoken"]["wrong"], "a chain of guesses has a wrong one at its end"
+        assert not (is_all_right and part["foretoken"]["wrong"])
     assert sum(part["foretoken"]["accepted"] for part in parts) == last["foretoken"]["accepted"]
     assert sum(part["foretoken"]["tokens"] for part in parts) == 60
 

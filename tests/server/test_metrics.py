@@ -12,9 +12,9 @@ pytest.importorskip("httpx2", reason="the client of these tests is not installed
 import httpx2 as httpx
 
 from foretoken import LanguageModel, load
-from foretoken.server.app import Server
-from foretoken.server.keys import ApiKeys
-from foretoken.server.scheduler import Scheduler
+from foretoken.core.contracts import Step
+from foretoken.core.draft import Draft
+from foretoken.server.answers import PlainSteps
 from helpers.serving import metrics, serving
 
 QUESTION = {"model": "toy", "prompt": "abc abc abc", "max_tokens": 50, "foretoken": {"budget": 7}}
@@ -81,6 +81,9 @@ def test_memory_is_told_for_each_key_and_nobody_is_named(own):
     assert not re.search("alice|bob|letters|poems|sk-", text)
 
 
-def test_a_model_whose_costs_were_not_measured_tells_nothing_of_time_saved():
-    lm = load("toy", drafter="prompt-lookup", background=None)
-    assert Server(lm, "toy", ApiKeys({}), Scheduler())._plain_seconds is None
+def test_what_plain_steps_take_is_learned_from_plain_steps_alone():
+    plain = PlainSteps(load("toy", drafter="none", background=None))
+    drafted = Step(Draft.chain([1, 2, 3]), (1, 2, 9), path=(0, 1), propose_seconds=0.5)
+    assert plain.saved(drafted, 2.0) == 0.0, "nothing is known yet"
+    assert plain.saved(Step(Draft(), (7,), propose_seconds=0.25), 1.25) == pytest.approx(-0.25)  # a plain one takes 1 s
+    assert plain.saved(drafted, 2.0) == pytest.approx(1.0)

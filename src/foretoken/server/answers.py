@@ -15,9 +15,11 @@ from foretoken.api.language_model import LanguageModel, require_memory
 from foretoken.api.options import Prompt
 from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import FinishReason, Step
+from foretoken.core.costs import Median
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import RECIPES, DraftModel, Recipe, recipe_of
+from foretoken.engines.base import Engine
 from foretoken.server.schema import Asked, Drafting
 from foretoken.server.stops import TextBeforeStop
 
@@ -49,8 +51,10 @@ class Part:
         step: What was committed.
         is_prefill: Whether it is the step of the prompt.
         seconds: What it took.
+        seconds_saved: By how much plain steps would have taken longer, by estimate.
         text: The text that is settled now, maybe none.
         guessed: The beginning of it that came from accepted guesses.
+        wrong: The guesses that came next in the draft and were wrong, as text, for whoever asks to see them.
         finish: How the answer ended. None if it goes on.
     """
 
@@ -58,9 +62,26 @@ class Part:
     step: Step
     is_prefill: bool
     seconds: float
+    seconds_saved: float
     text: str
     guessed: str
+    wrong: str = ""
     finish: Finish | None = None
+
+
+class PlainSteps:
+    """What a step without a draft takes of late, whoever's it is. Its drafter's time does not count."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._median = Median()
+        if lm.drafter is not None and lm.drafter.calibrated:  # then it is measured anyway, before any answer
+            self._median.add(lm.costs.seconds(1))
+
+    def saved(self, step: Step, seconds: float) -> float:
+        """By how much plain steps would have taken longer to commit what a step did in these seconds: an estimate."""
+        if not step.draft:
+            self._median.add(seconds - step.draft_seconds)
+        return len(step.tokens) * self._median.value - seconds if self._median else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +89,16 @@ class Ready:
     """The request has been read and can be answered."""
 
 
-def answers(lm: LanguageModel, asked: Asked, owner: str) -> Generator[Ready | Part, None, Part | None]:
+def answers(
+    lm: LanguageModel, asked: Asked, owner: str, plain: PlainSteps
+) -> Generator[Ready | Part, None, Part | None]:
     """Answer every prompt of a request ``n`` times, one answer after the other. The last part is returned.
 
     Args:
         lm: The model.
         asked: The request.
         owner: Whose namespaces are drafted from.
+        plain: Learns what plain steps take.
 
     Raises:
         ForetokenError: With the first item, if the request cannot be honoured.
@@ -95,13 +119,13 @@ def answers(lm: LanguageModel, asked: Asked, owner: str) -> Generator[Ready | Pa
     for index, (prompt, choice) in enumerate(product(prompts, range(num))):
         if last is not None:
             yield last
-        last = yield from _parts(index, begin(prompt, choice) if index else first, asked.stop or [])
+        last = yield from _parts(index, begin(prompt, choice) if index else first, asked, lm.engine, plain)
     return last
 
 
-def _parts(index: int, stream: Stream, stops: list[str]) -> Generator[Part, None, Part]:
+def _parts(index: int, stream: Stream, asked: Asked, engine: Engine, plain: PlainSteps) -> Generator[Part, None, Part]:
     """The parts of one answer. The last one is returned."""
-    before, is_prefill = TextBeforeStop(stops), True
+    before, is_prefill = TextBeforeStop(asked.stop or []), True
     with closing(stream.steps()) as steps:
         while True:
             started = time.perf_counter()
@@ -111,24 +135,26 @@ def _parts(index: int, stream: Stream, stops: list[str]) -> Generator[Part, None
                 text = before.push(chunk.text)
                 guessed, own = (guessed + text, own) if chunk.accepted else (guessed, own + text)
             seconds = time.perf_counter() - started
+            saved = 0.0 if is_prefill else plain.saved(step, seconds)
+            wrong = "" if asked.foretoken is None else _wrong(step, engine)
             if step.finish_reason is not None:
                 own += before.flush()
                 finish = Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats)
-                return Part(index, step, is_prefill, seconds, guessed + own, guessed, finish)
-            yield Part(index, step, is_prefill, seconds, guessed + own, guessed)
+                return Part(index, step, is_prefill, seconds, saved, guessed + own, guessed, wrong, finish)
+            yield Part(index, step, is_prefill, seconds, saved, guessed + own, guessed, wrong)
             is_prefill = False
 
 
-def seconds_saved(part: Part, plain_seconds: float | None) -> float:
-    """By how much plain steps would have taken longer to commit what a step did: an estimate.
-
-    Args:
-        part: What the step did.
-        plain_seconds: What a plain step takes, as measured after a short text. None if that is not known.
-    """
-    if part.is_prefill or plain_seconds is None:
-        return 0.0
-    return len(part.step.tokens) * plain_seconds - part.seconds
+def _wrong(step: Step, engine: Engine) -> str:
+    """The guesses of the draft's main chain after the last one that was accepted, as text."""
+    draft, node, tokens = step.draft.guesses(), step.path[-1] if step.path else -1, []
+    while children := draft.children(node):
+        node = children[0]
+        tokens.append(draft.tokens[node])
+    if not tokens:
+        return ""
+    detokenizer = engine.detokenizer(step.tokens[-1:])  # after any token, so that a space before the first word stays
+    return "".join(map(detokenizer.push, tokens)) + detokenizer.flush()
 
 
 def options_of(lm: LanguageModel, asked: Asked, owner: str) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foretoken.api.language_model import LanguageModel
-from foretoken.server.answers import answers, options_of
+from foretoken.server.answers import PlainSteps, answers, options_of
 from foretoken.server.body import read_json
 from foretoken.server.errors import ApiError, as_api_error
 from foretoken.server.exchange import Answer, Exchange, refusal
 from foretoken.server.keys import ApiKeys
 from foretoken.server.metrics import Metrics
 from foretoken.server.openapi import describe
+from foretoken.server.pages import page
 from foretoken.server.replies import Reply
 from foretoken.server.scheduler import Scheduler
 from foretoken.server.schema import Asked, ChatAsked, CompletionAsked, read_asked
@@ -41,9 +42,8 @@ class Server:
 
     def __init__(self, lm: LanguageModel, model_name: str, keys: ApiKeys, scheduler: Scheduler) -> None:
         self.lm, self.model_name, self.keys, self.scheduler = lm, model_name, keys, scheduler
-        is_measured = lm.drafter is not None and lm.drafter.calibrated
-        self._plain_seconds = lm.costs.seconds(1) if is_measured else None
-        self._metrics = Metrics(model_name, scheduler, lm.memories, self._plain_seconds)
+        self._plain = PlainSteps(lm)
+        self._metrics = Metrics(model_name, scheduler, lm.memories)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -53,6 +53,8 @@ class Server:
             Route("/v1/completions", told(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", told(self._chat), methods=["POST"]),
             Route("/health", told(self._health)),
+            Route("/", told(_page("page.html"))),
+            Route("/docs", told(_page("docs.html"))),
             Route("/metrics", told(self._prometheus)),
             Route("/openapi.json", told(self._openapi)),
         ]
@@ -104,13 +106,13 @@ class Server:
         asked = read_asked(kind, await read_json(request))
         self._check_model(asked.model)
         drafter = options_of(self.lm, asked, owner)["drafter"]
-        exchange = Exchange(self.scheduler, owner, answers(self.lm, asked, owner), self._metrics)
+        exchange = Exchange(self.scheduler, owner, answers(self.lm, asked, owner, self._plain), self._metrics)
         try:
             await exchange.ready()
         except BaseException:
             exchange.cancel()
             raise
-        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}", self._plain_seconds)
+        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}")
         return Answer(exchange, reply, bool(asked.stream), self.scheduler.seconds)
 
     async def _health(self, request: Request) -> Response:
@@ -139,6 +141,15 @@ def told(endpoint: Endpoint) -> Endpoint:
             return refusal(as_api_error(error))
 
     return answered
+
+
+def _page(name: str) -> Endpoint:
+    ready = page(name)
+
+    async def shown(request: Request) -> Response:
+        return ready
+
+    return shown
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 
 from foretoken.memory.namespaces import Namespaces
-from foretoken.server.answers import Part, Ready, seconds_saved
+from foretoken.server.answers import Part, Ready
 from foretoken.server.scheduler import Scheduler, Stopped
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -41,14 +41,11 @@ class Metrics:
         model_name: What clients call the model.
         scheduler: Which knows how many requests run and wait.
         memories: Whose size is told, summed for each owner.
-        plain_seconds: What a plain step takes. None if that was not measured, and then nothing is said of time saved.
     """
 
-    def __init__(
-        self, model_name: str, scheduler: Scheduler, memories: Namespaces, plain_seconds: float | None
-    ) -> None:
+    def __init__(self, model_name: str, scheduler: Scheduler, memories: Namespaces) -> None:
         self._registry = CollectorRegistry()
-        self._model_name, self.plain_seconds = model_name, plain_seconds
+        self._model_name = model_name
         self._gauge("num_requests_running", "Requests that have begun.").set_function(lambda: scheduler.num_running)
         self._gauge("num_requests_waiting", "Requests that wait to begin.").set_function(lambda: scheduler.num_waiting)
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were read.")
@@ -125,7 +122,7 @@ class Meter:
         if not item.is_prefill:
             metrics.rows.observe(1 + len(step.draft))
             metrics.draft_seconds.inc(step.draft_seconds)
-            metrics.saved.inc(seconds_saved(item, metrics.plain_seconds))
+            metrics.saved.inc(item.seconds_saved)
         if step.draft:
             metrics.drafts.inc()
             metrics.draft_tokens.inc(step.draft.num_guesses)

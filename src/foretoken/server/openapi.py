@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
 
 
 def _get(summary: str) -> dict[str, Any]:
-    return {"get": {"summary": summary, "responses": {"200": {"description": "As it says."}}}}
+    return {"get": {"summary": summary, "responses": {"200": {"description": "What it says."}}}}
 
 
 def _post(summary: str, model: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from foretoken.core.stats import DecodeStats
-from foretoken.server.answers import Finish, Part, seconds_saved
+from foretoken.server.answers import Finish, Part
 from foretoken.server.schema import Asked, ChatAsked
 
 
@@ -19,11 +19,10 @@ class Reply:
         asked: The request.
         drafter: What drafts for it.
         fingerprint: Tells apart models whose seeds give other texts.
-        plain_seconds: What a plain step takes. None if that is not known.
     """
 
-    def __init__(self, asked: Asked, drafter: str, fingerprint: str, plain_seconds: float | None = None) -> None:
-        self._asked, self._drafter, self._plain_seconds = asked, drafter, plain_seconds
+    def __init__(self, asked: Asked, drafter: str, fingerprint: str) -> None:
+        self._asked, self._drafter = asked, drafter
         self._is_chat = isinstance(asked, ChatAsked)
         kind = "chat.completion" if self._is_chat else "text_completion"
         self._chunk_kind = "chat.completion.chunk" if self._is_chat else kind
@@ -44,7 +43,7 @@ class Reply:
         """Take in a part."""
         self._texts[part.index].append(part.text)
         self._seconds += part.seconds
-        self._saved += seconds_saved(part, self._plain_seconds)
+        self._saved += part.seconds_saved
         if part.finish is not None:
             self._finishes.append(part.finish)
 
@@ -95,7 +94,7 @@ class Reply:
             "accepted": total.accepted,
             "acceptance_length": total.acceptance_length,
             "seconds": self._seconds,
-            "seconds_saved": None if self._plain_seconds is None or self._drafter == "none" else self._saved,
+            "seconds_saved": None if self._drafter == "none" else self._saved,
         }
 
     def _said(self, text: str) -> dict[str, Any]:
@@ -121,4 +120,5 @@ def _told(part: Part) -> dict[str, Any]:
         "tokens": len(step.tokens),
         "drafted": step.draft.num_guesses,
         "accepted": step.num_accepted,
+        "wrong": part.wrong,
     }

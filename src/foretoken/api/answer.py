@@ -20,6 +20,7 @@ class Result:
         num_prompt_tokens: How many tokens the prompt had.
         finish_reason: "stop" at a stop token or string, "length" at a limit, None if the caller stopped.
         stats: What it cost: steps, drafted, accepted, acceptance length, seconds.
+        exact: Whether drafted logits were plain decoding's in every bit, so that no rounding can have changed the text.
     """
 
     text: str
@@ -27,6 +28,7 @@ class Result:
     num_prompt_tokens: int
     finish_reason: FinishReason | None
     stats: DecodeStats
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,17 @@ class Stream:
         steps: Of ``decode``.
         detokenizer: Makes text of their tokens.
         num_prompt_tokens: How many tokens the prompt has.
+        exact: Whether drafted logits are plain decoding's in every bit.
     """
 
-    def __init__(self, steps: Iterator[Step], detokenizer: Detokenizer, num_prompt_tokens: int) -> None:
+    def __init__(
+        self, steps: Iterator[Step], detokenizer: Detokenizer, num_prompt_tokens: int, exact: bool = False
+    ) -> None:
         self._steps, self._detokenizer = steps, detokenizer
         self.stats = DecodeStats()
         self._text: list[str] = []
         self._tokens: list[int] = []
-        self.num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens, self.exact = num_prompt_tokens, exact
         self.finish_reason: FinishReason | None = None
         self._chunks = (chunk for _, chunks in self.steps() for chunk in chunks)
 
@@ -63,7 +68,7 @@ class Stream:
     @property
     def result(self) -> Result:
         text, tokens = "".join(self._text), tuple(self._tokens)
-        return Result(text, tokens, self.num_prompt_tokens, self.finish_reason, self.stats)
+        return Result(text, tokens, self.num_prompt_tokens, self.finish_reason, self.stats, self.exact)
 
     def steps(self) -> Generator[tuple[Step, Iterator[Chunk]], None, None]:
         """The steps, the prefill's first, and the chunks of each: for a caller that does something else in between.

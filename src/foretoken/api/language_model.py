@@ -18,7 +18,7 @@ from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
 from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, Parts, Recipe, recipe_of
 from foretoken.engines import engine_of, load_engine
-from foretoken.engines.base import FOUND, Engine, Messages, Request
+from foretoken.engines.base import FOUND, Engine, Exact, Messages, Request
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
 from foretoken.memory.costs import costs_of
 from foretoken.memory.history import History
@@ -41,6 +41,7 @@ class LanguageModel:
         history: Keeps answers between runs. If None, they are forgotten with this object.
         speculator: The folder of heads trained on the model's states; "auto" for the folder "speculator" within the
             model's own, if there is one; None for none. An engine has its own.
+        exact: Whether drafted logits must be plain decoding's in every bit; see ``load``. An engine has its own.
 
     Raises:
         ForetokenError: If the model cannot be drafted for, the drafter is unknown, or the background corpus does not
@@ -56,10 +57,12 @@ class LanguageModel:
         background: str | Path | None = "general",
         history: History | None = None,
         speculator: str | PathLike[str] | None = FOUND,
+        exact: Exact = "auto",
     ) -> None:
-        if tokenizer is None and speculator != FOUND:
-            raise RequestError("An engine has a speculator of its own: leave it out here.")
-        self.engine: Engine = model if tokenizer is None else engine_of(model, tokenizer, speculator)
+        for name, is_given in (("speculator", speculator != FOUND), ("setting of exact", exact != "auto")):
+            if tokenizer is None and is_given:
+                raise RequestError(f"An engine has a {name} of its own: leave it out here.")
+        self.engine: Engine = model if tokenizer is None else engine_of(model, tokenizer, speculator, exact)
         self.drafter = recipe_of(drafter)
         if background not in (None, "general"):
             require_memory(self.drafter, "background")
@@ -132,7 +135,7 @@ class LanguageModel:
             parts = Parts.of(self.engine, request.target, lambda: remembered.ngrams, costs, references)
             drafter = recipe.make(parts)
         steps = self._kept(request.steps(drafter, budget or learning), remembered, drafter, learning)
-        return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt))
+        return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt), self.engine.exact)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt or a conversation.
@@ -212,6 +215,7 @@ def load(
     history: bool | str | Path | None = False,
     trust_remote_code: bool = False,
     speculator: str | PathLike[str] | None = FOUND,
+    exact: Exact = "auto",
 ) -> LanguageModel:
     """A language model, ready to draft for.
 
@@ -230,10 +234,13 @@ def load(
         trust_remote_code: Whether code that comes with a model may run; read it first. Never asked for otherwise.
         speculator: The folder of heads trained on the model's states, as the drafter "speculator" needs them. "auto"
             for the folder "speculator" within the model's own, if there is one; "none" or None for none.
+        exact: Whether a drafted row's logits must be plain decoding's in every bit, so that no rounding can change the
+            text in any dtype. True insists. "auto" is exact where a self-test of this model on this machine passes and
+            a plain step takes at most 5 % longer for it; ``Result.exact`` says which it was. False does not ask.
 
     Raises:
-        ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, or the background
-            corpus or the draft model is not for it.
+        ForetokenError: If there is no such model, it is no causal language model, it cannot rewind, it cannot be exact
+            and ``exact`` is True, or the background corpus or the draft model is not for it.
     """
     drafter = recipe_of(drafter)  # so that what there is not is refused before a model is loaded
     if not isinstance(history, bool | str | PathLike | None):
@@ -241,7 +248,7 @@ def load(
     kept = None if history is None or history is False else History(None if history is True else Path(history))
     if kept is not None:
         kept.check()
-    engine = load_engine(model, dtype, device, trust_remote_code, speculator)
+    engine = load_engine(model, dtype, device, trust_remote_code, speculator, exact)
     return LanguageModel(engine, drafter=drafter, background=background, history=kept)
 
 

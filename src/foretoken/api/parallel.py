@@ -46,17 +46,22 @@ class ParallelModel:
         drafter = Lookahead().make(Parts.of(self.lm.engine, request.target))
         budget = budget or FixedBudget(drafter.shape.guesses * (drafter.shape.ngram - 1))
         steps = replace(request, target=ParallelTarget(request.target)).steps(drafter, budget)
-        return Stream(steps, self.lm.engine.detokenizer(request.prompt), len(request.prompt))
+        engine = self.lm.engine
+        return Stream(steps, engine.detokenizer(request.prompt), len(request.prompt), engine.exact)
 
 
 @contextmanager
-def load_parallel(model: str = "tiny", *, dtype: str = "auto", device: str | None = None) -> Iterator[ParallelModel]:
+def load_parallel(
+    model: str = "tiny", *, dtype: str = "auto", device: str | None = None, exact: bool = False
+) -> Iterator[ParallelModel]:
     """Load a model in each of the processes that torchrun started, and leave their group in the end.
 
     Args:
         model: As ``foretoken.load`` takes it.
         dtype: As ``foretoken.load`` takes it.
         device: "cpu" or "cuda". If None, GPUs are used if there are any.
+        exact: Whether drafted logits must be plain decoding's in every bit. There is no "auto" here, since the
+            processes might not all find the same.
 
     Yields:
         The model of this process.
@@ -67,5 +72,6 @@ def load_parallel(model: str = "tiny", *, dtype: str = "auto", device: str | Non
     """
     shape = LookaheadDrafter().shape
     with process_group(device, max_ranks=shape.window + shape.guesses) as ranks:
-        lm = load(model, dtype=dtype, device=str(ranks.device), drafter="none", background=None, history=False)
+        place = str(ranks.device)
+        lm = load(model, dtype=dtype, device=place, drafter="none", background=None, history=False, exact=exact)
         yield ParallelModel(lm, ranks)

@@ -13,12 +13,12 @@ import typer
 from rich.text import Text
 
 from foretoken.cli.console import err, out, plain
-from foretoken.cli.input import background_folder, read_from, silence_transformers
-from foretoken.cli.options import Background, Device, Dtype, HtmlFile, Model, Speculator, of_model
+from foretoken.cli.input import background_folder, read_exact, read_from, silence_transformers
+from foretoken.cli.options import Background, Device, Dtype, ExactOption, HtmlFile, Model, Speculator, of_model
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.core.errors import RequestError
 from foretoken.engines import ENGINES, engine_module
-from foretoken.engines.base import FOUND
+from foretoken.engines.base import FOUND, Exact
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def methods(
     background: Background = "general",
     speculator: Speculator = FOUND,
     device: Device = None,
+    exact: ExactOption = "auto",
     out_file: OutFile = Path("build/methods.json"),
     html_file: HtmlFile = None,
 ) -> None:
@@ -78,6 +79,7 @@ def methods(
     from foretoken.measure.prompts import bundled_prompts, parse_prompts
     from foretoken.measure.run import SEED, Conditions, measure
 
+    asked = read_exact(exact)
     _refuse_other_engines(model, draft_model)
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
@@ -101,7 +103,8 @@ def methods(
     found["methods"] = [one.as_dict() for one in chosen]
     rows: list[Row] = []
     for name in dtype or ["float32"]:
-        measured = _measured_model(model, draft_model, name, device, background, speculator)
+        measured = _measured_model(model, draft_model, name, device, background, speculator, asked)
+        found["provenance"].setdefault("exact", {})[name] = bool(measured.exactness.widths())
         for some in conditions:
             said = f"{name}, {some.decoding}: {len(chosen)} methods in turns"
             with _ended_by_another_text():
@@ -131,6 +134,7 @@ def speculator(
     max_new_tokens: MaxNewTokens = 100,
     background: Background = "general",
     device: Device = None,
+    exact: ExactOption = "auto",
     out_file: OutFile = Path("build/speculator.json"),
     html_file: HtmlFile = None,
 ) -> None:
@@ -147,6 +151,7 @@ def speculator(
     from foretoken.measure.speculator import analyse
     from foretoken.reports.speculator import length_rows, speculator_page
 
+    asked = read_exact(exact)
     _refuse_other_engines(model)
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs)
@@ -156,7 +161,7 @@ def speculator(
     workload = bundled_prompts() if prompts is None else read_text(prompts)
     silence_transformers()
     taken = parse_prompts(workload, _encoder(model), limit)
-    measured = _measured_model(model, None, dtype, device, background, speculator)
+    measured = _measured_model(model, None, dtype, device, background, speculator, asked)
     found: list[Analysis] = []
     for some in conditions:
         steps = analyse(measured, taken, some)
@@ -195,6 +200,7 @@ def costs(
     model: Model = "tiny",
     dtype: Dtype = "auto",
     device: Device = None,
+    exact: ExactOption = "auto",
     out_file: OutFile = Path("build/costs.json"),
 ) -> None:
     """Measure what a forward over n rows costs on this machine; the file is what "tune --costs" reads.
@@ -205,9 +211,10 @@ def costs(
     from foretoken.engines import load_engine
     from foretoken.memory.costs import keep_costs, write_costs
 
+    asked = read_exact(exact)
     check_outputs(out_file, None, read_from(model))
     silence_transformers()
-    engine = load_engine(model, dtype, device, trust_remote_code=False)
+    engine = load_engine(model, dtype, device, trust_remote_code=False, exact=asked)
     with err.status("measuring"):
         engine.settle_threads()
         curve = measure_costs(engine.target(), MAX_COST_SECONDS)
@@ -257,7 +264,13 @@ def _has_heads(model: str, speculator: str) -> bool:
 
 
 def _measured_model(
-    model: str, draft_model: str | None, dtype: str, device: str | None, background: str, speculator: str
+    model: str,
+    draft_model: str | None,
+    dtype: str,
+    device: str | None,
+    background: str,
+    speculator: str,
+    exact: Exact,
 ) -> MeasuredModel:
     """The model in a dtype, its corpus, and the draft model in the same dtype."""
     from foretoken.engines.transformers.loading import load_model
@@ -270,7 +283,7 @@ def _measured_model(
         draft = load_model(draft_model, dtype, device) if draft_model else None
         settle_threads(loaded)
     corpus = background_folder(background, model)
-    return MeasuredModel(loaded, Corpus.open(corpus) if corpus else None, draft, speculator)
+    return MeasuredModel(loaded, Corpus.open(corpus) if corpus else None, draft, speculator, exact)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from foretoken.cli.input import as_prompt, chosen_history, load_model, loading, read_options, read_prompts
+from foretoken.cli.input import as_prompt, chosen_history, load_model, loading, read_exact, read_options, read_prompts
 from foretoken.cli.options import (
     HISTORY,
     AnswerOptions,
@@ -77,8 +77,11 @@ def generate_together(prompt: Prompt, options: Options, where: ModelOptions, sho
     from foretoken.api.parallel import load_parallel
 
     with ExitStack() as group:
+        exact = read_exact(where.exact) is True
         with loading(where):
-            parallel = group.enter_context(load_parallel(where.model, dtype=where.dtype, device=where.device))
+            parallel = group.enter_context(
+                load_parallel(where.model, dtype=where.dtype, device=where.device, exact=exact)
+            )
         stream = parallel.stream(prompt, **options)
         if parallel.rank == 0:
             write_answer(stream, show_drafts, as_json)

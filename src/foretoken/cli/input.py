@@ -27,6 +27,7 @@ from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real
 from foretoken.drafters import DEFAULT_DRAFTER, TEXT_DRAFTERS, recipe_of
 from foretoken.engines import engine_module, import_engine
+from foretoken.engines.base import Exact
 from foretoken.texts import NUL, encoding_of, is_text, read_text
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
     Raises:
         ForetokenError: As ``foretoken.load``, and if the device is an empty string.
     """
+    exact = read_exact(where.exact)
     with loading(where):
         lm = foretoken.load(
             where.model,
@@ -145,10 +147,25 @@ def load_model(where: ModelOptions, drafting: DraftOptions, history: bool | Path
             background=None if drafting.background == "none" else drafting.background,
             history=history,
             speculator=drafting.speculator,
+            exact=exact,
         )
         lm.engine.settle_threads()
     compile_first(lm.drafter)
     return lm
+
+
+EXACT: dict[str, Exact] = {"auto": "auto", "on": True, "off": False}
+
+
+def read_exact(given: str) -> Exact:
+    """The setting of exactness that --exact names.
+
+    Raises:
+        ForetokenError: If it names none.
+    """
+    if given not in EXACT:
+        raise RequestError(f"--exact is {given!r:.100}: give auto, on or off.")
+    return EXACT[given]
 
 
 def compile_first(recipe: Recipe | None) -> None:

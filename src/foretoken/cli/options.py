@@ -41,6 +41,14 @@ Dtype = Annotated[str, of_model(help='"float32", "bfloat16", "float16", or "auto
 Device = Annotated[
     str | None, of_model(help='Device to run on, such as "cpu" or "cuda".', show_default="a GPU if there is one")
 ]
+ExactOption = Annotated[
+    str,
+    of_model(
+        "--exact",
+        help="Whether drafting must keep every bit of the logits; auto: where that is cheap.",
+        metavar="auto|on|off",
+    ),
+]
 Background = Annotated[
     str, of_draft(help='Corpus to draft from: "general", the folder of a corpus, or "none".', metavar="NAME")
 ]
@@ -134,6 +142,7 @@ class ModelOptions:
     model: Model = "tiny"
     dtype: Dtype = "auto"
     device: Device = None
+    exact: ExactOption = "auto"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def write_answer(stream: Stream, show_drafts: bool, as_json: bool) -> None:
     result = stream.result
     if as_json:
         answer = {"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason}
-        print_json(answer | {"stats": result.stats.as_dict()})
+        print_json(answer | {"exact": result.exact, "stats": result.stats.as_dict()})
     else:
         write("\n")
         err.print(f"{result.finish_reason or 'interrupted'}: {summary(result.stats)}", style="dim")

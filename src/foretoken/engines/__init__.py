@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import Any, cast
 
 from foretoken.core.errors import ModelError
-from foretoken.engines.base import FOUND, Engine
+from foretoken.engines.base import FOUND, Engine, Exact
 
-# Which module's ``load(name, dtype, device, trust_remote_code, speculator)`` gives the engine of a model: the first
-# whose pattern matches the model's name. The module's name is also that of the extra that installs the library.
+# Which module's ``load(name, dtype, device, trust_remote_code, speculator, exact)`` gives the engine of a model: the
+# first whose pattern matches the model's name. The module's name is also that of the extra that installs the library.
 ENGINES = {
     "toy": "foretoken.engines.toy",
     "*": "foretoken.engines.transformers.engine",
@@ -38,6 +38,7 @@ def load_engine(
     device: str | None,
     trust_remote_code: bool,
     speculator: str | os.PathLike[str] | None = FOUND,
+    exact: Exact = "auto",
 ) -> Engine:
     """The engine of a model by its name; see ``foretoken.load``.
 
@@ -47,16 +48,20 @@ def load_engine(
     if not isinstance(model, str | os.PathLike):
         raise ModelError(f"The model is {model!r}: give a folder with a config.json, or a hub name.")
     name = os.fspath(model)
-    return cast(Engine, import_engine(name).load(name, dtype, device, trust_remote_code, speculator))
+    return cast(Engine, import_engine(name).load(name, dtype, device, trust_remote_code, speculator, exact))
 
 
-def engine_of(model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = FOUND) -> Engine:
+def engine_of(
+    model: Any, tokenizer: Any, speculator: str | os.PathLike[str] | None = FOUND, exact: Exact = "auto"
+) -> Engine:
     """The engine of a model and a tokenizer that are loaded already: those of transformers come in two parts.
 
     Raises:
         ForetokenError: If it cannot be drafted for.
     """
-    return cast(Engine, _imported(ENGINES["*"]).TransformersEngine(model, tokenizer, speculator=speculator))
+    return cast(
+        Engine, _imported(ENGINES["*"]).TransformersEngine(model, tokenizer, speculator=speculator, exact=exact)
+    )
 
 
 def _imported(module: str) -> Any:

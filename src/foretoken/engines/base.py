@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from foretoken.core.budget import Budget
 from foretoken.core.contracts import Drafter, Helpers, Step, Target
@@ -21,8 +21,20 @@ DEFAULT_NEW_TOKENS = 256  # if neither the caller nor the model says how long an
 FOUND = "auto"  # stands for the trained heads in the model's own folder, if there are any
 
 NOTHING: Mapping[str, Any] = {}
+Exact = Literal["auto"] | bool  # whether drafted logits must be plain decoding's in every bit
 Messages = Sequence[Mapping[str, str]]
 BatchEncoder = Callable[[list[str]], list[list[int]]]
+
+
+def check_exact(exact: Any) -> Exact:
+    """A setting of exactness as it was given.
+
+    Raises:
+        ForetokenError: If it is neither "auto" nor True nor False.
+    """
+    if exact is True or exact is False or exact == "auto":
+        return exact  # type: ignore[no-any-return]
+    raise RequestError(f'exact is {exact!r:.100}: give True, False or "auto".')
 
 
 class Detokenizer(Protocol):
@@ -139,6 +151,11 @@ class Engine(Tokens, Helpers, Protocol):
     def cost_key(self) -> str:
         """Tells apart what makes forwards cost differently: the model's shape, dtype, device, threads and versions."""
         ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether the scores of drafted rows are those of plain decoding in every bit, so that no rounding shows."""
+        return False
 
     def settle_threads(self) -> None:
         """Let the whole process compute with as many threads as suit the model; commands ask for it."""

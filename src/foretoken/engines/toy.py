@@ -11,7 +11,16 @@ from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
 from foretoken.core.noise import gumbel, perturbed
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import FOUND, NOTHING, BatchEncoder, Engine, Messages, Request
+from foretoken.engines.base import (
+    FOUND,
+    NOTHING,
+    BatchEncoder,
+    Engine,
+    Exact,
+    Messages,
+    Request,
+    check_exact,
+)
 from foretoken.engines.detokenize import BytesDetokenizer
 from foretoken.memory.fingerprint import fingerprint
 
@@ -182,6 +191,7 @@ class ToyEngine(Engine):
     name = "toy"
     vocab_size = len(CHARACTERS)
     cost_key = "toy"
+    exact = True
     honours = frozenset({"temperature", "seed", "processors"})
 
     def __init__(self, model_seed: int = 0, max_length: int | None = None) -> None:
@@ -237,12 +247,15 @@ class ToyEngine(Engine):
         return ToyTarget(self.vocab_size, temperature, seed, self.model_seed, max_length=self.max_length)
 
 
-def load(name: str, dtype: str, device: str | None, trust_remote_code: bool, speculator: Any) -> Engine:
-    """The toy engine, which runs nowhere else and in no other numbers.
+def load(
+    name: str, dtype: str, device: str | None, trust_remote_code: bool, speculator: Any, exact: Exact = "auto"
+) -> Engine:
+    """The toy engine, which runs nowhere else and in no other numbers, and is exact in any case.
 
     Raises:
-        ForetokenError: If a dtype, a device or a speculator is named.
+        ForetokenError: If a dtype, a device or a speculator is named, or ``exact`` is no such setting.
     """
+    check_exact(exact)
     if speculator != FOUND:
         raise RequestError("The toy model has heads of its own: leave out the speculator.")
     if dtype != "auto" or device is not None:

@@ -19,11 +19,12 @@ from foretoken.core.budget import FixedBudget
 from foretoken.core.contracts import Drafter, Step
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
-from foretoken.core.errors import LogitsError, ModelError
+from foretoken.core.errors import ForetokenError, LogitsError, ModelError
 from foretoken.drafters import AdaptiveNgram
 from foretoken.engines.transformers.engine import TransformersEngine
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.memory.self_tests import SelfTest
 
 CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
 TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
@@ -97,6 +98,9 @@ class Report:
         contexts: For each prompt, how many tokens stood before the answer's first token and before its last.
         not_numbers: How many answers met logits that are not numbers, plain or drafted, so that none could be chosen.
         differences: One for every answer that differed.
+        exact: Whether drafted logits had to be plain decoding's in every bit.
+        self_test: What the self-test of exactness found. None where there can be none.
+        not_exact: Why there can be none.
     """
 
     dtype: str
@@ -107,6 +111,9 @@ class Report:
     contexts: list[tuple[int, int]] = field(default_factory=list)
     not_numbers: int = 0
     differences: list[Difference] = field(default_factory=list)
+    exact: bool = False
+    self_test: SelfTest | None = None
+    not_exact: str | None = None
 
     @property
     def identical(self) -> bool:
@@ -115,7 +122,8 @@ class Report:
     @property
     def holds(self) -> bool:
         """Whether the promise is kept: logits are numbers, and the texts identical where rounding is no excuse."""
-        return self.identical if self.dtype in ("float32", "float64") else not self.not_numbers
+        strict = self.exact or self.dtype in ("float32", "float64")
+        return self.identical if strict else not self.not_numbers
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -160,7 +168,11 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
     if not isinstance(lm.engine, TransformersEngine):
         raise ModelError(f"The {lm.engine.name} engine shows no logits to check: compare its texts instead.")
     target = lm.engine.target()
-    report = Report(lm.engine.dtype, target.supports_trees)
+    report = Report(lm.engine.dtype, target.supports_trees, exact=lm.engine.exact)
+    try:
+        report.self_test = lm.engine.exactness.self_test
+    except ForetokenError as error:
+        report.not_exact = str(error)
     for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
         try:
             plain = list(_tokens_with_logits(target, None, ids, max_new_tokens))

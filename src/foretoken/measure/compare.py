@@ -38,6 +38,7 @@ class Comparison:
         return {
             "tokens": len(self.plain.tokens),
             "identical": self.identical,
+            "exact": self.drafted.exact,
             "speed": self.speed,
             "plain": self.plain.stats.as_dict(),
             "drafted": self.drafted.stats.as_dict(),

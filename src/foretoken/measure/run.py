@@ -119,7 +119,12 @@ class _Player:
     def __init__(self, measured: MeasuredModel, method: Method, conditions: Conditions) -> None:
         self.conditions, self.drafted = conditions, method.drafted
         self.costs = measured.costs if method.drafted is None else CostCurve()
-        self.target = TransformersTarget(measured.model, conditions.choice, max_length=context_length(measured.model))
+        self.target = TransformersTarget(
+            measured.model,
+            conditions.choice,
+            max_length=context_length(measured.model),
+            exact=measured.exactness,
+        )
         self.namespace = Namespace(background=measured.background)
         recipe = method.recipe
         if isinstance(recipe, DraftModel):  # whatever it calls the model

@@ -169,7 +169,9 @@ def analyse(
     Raises:
         ForetokenError: If there is no speculator, or all answers loop or end at once.
     """
-    target = TransformersTarget(measured.model, conditions.choice, max_length=context_length(measured.model))
+    target = TransformersTarget(
+        measured.model, conditions.choice, max_length=context_length(measured.model), exact=measured.exactness
+    )
     helpers = TransformersHelpers(measured.model, speculator=measured.speculator)
     if helpers.heads is None:
         raise RequestError("There are no trained heads for this model: name their folder with --speculator.")

@@ -36,7 +36,7 @@ def costs_of(cost_key: str, target: Callable[[], Target]) -> CostCurve:
         cost_key: Tells the model apart from others that cost something else; see ``Engine.cost_key``.
         target: Gives a target of its own to measure with.
     """
-    path = _path(cost_key)
+    path = path_of("costs", cost_key)
     if path not in _KNOWN:
         try:
             _KNOWN[path] = read_costs(path)
@@ -47,15 +47,21 @@ def costs_of(cost_key: str, target: Callable[[], Target]) -> CostCurve:
 
 def keep_costs(cost_key: str, costs: CostCurve) -> None:
     """Let these be a model's costs from now on, in this process and, if the cache folder takes them, in later ones."""
-    path = _path(cost_key)
+    path = path_of("costs", cost_key)
     _KNOWN[path] = costs
     with suppress(ForetokenError):
         write_costs(path, costs, folders=True)
 
 
-def _path(cost_key: str) -> Path:
-    key = f"{cost_key} {platform.machine()} {processor()} cores={os.cpu_count()}"
-    return cache_folder() / "costs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+def path_of(kind: str, key: str) -> Path:
+    """The file of the cache folder that keeps what was found of a model on this machine.
+
+    Args:
+        kind: What was found, such as "costs".
+        key: Tells the model apart from others; see ``Engine.cost_key``.
+    """
+    key = f"{key} {platform.machine()} {processor()} cores={os.cpu_count()}"
+    return cache_folder() / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def read_costs(path: Path) -> CostCurve:

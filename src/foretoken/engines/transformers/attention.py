@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 EAGER = "eager_attention_forward"  # each model of transformers has one of its own
+ROWS_OVER = "foretoken_rows_over_"  # goes before a name while decoding attends row by row; see row_attention.py
 MASK_OF = {
     "sdpa_attention_forward": "sdpa_mask",
     "flash_attention_forward": "flash_attention_mask",
@@ -38,14 +39,14 @@ def is_causal_over_rows(model: PreTrainedModel) -> bool:
 
 def implementation(model: PreTrainedModel) -> str:
     """The name of the attention function of the model's text layers."""
-    return str(model.config.get_text_config(decoder=True)._attn_implementation)
+    return str(model.config.get_text_config(decoder=True)._attn_implementation).removeprefix(ROWS_OVER)
 
 
 def _names(modules: list[nn.Module]) -> set[str]:
     """The attention functions that the modules ask for; a mask is made for that of the whole."""
     configs = {id(config): config for module in modules if (config := vars(module).get("config")) is not None}
     names = {getattr(config, "_attn_implementation", None) for config in configs.values()}
-    return {name for name in names if name is not None}
+    return {name.removeprefix(ROWS_OVER) for name in names if name is not None}
 
 
 def _is_known(name: str) -> bool:

@@ -16,8 +16,13 @@ from foretoken.engines.transformers.inputs import input_device
 _SHAPES: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # a config takes milliseconds to write
 
 
-def cost_key(model: PreTrainedModel) -> str:
-    """The model's shape, dtype and attention, its device, the threads, and the versions of the libraries."""
+def cost_key(model: PreTrainedModel, exact: bool = False) -> str:
+    """The model's shape, dtype and attention, its device, the threads, and the versions of the libraries.
+
+    Args:
+        model: The model.
+        exact: Whether its rows are kept apart, which has costs of its own.
+    """
     device = input_device(model)
     gpu = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return " ".join(
@@ -25,7 +30,7 @@ def cost_key(model: PreTrainedModel) -> str:
             type(model).__name__,
             _SHAPES.get(model) or _SHAPES.setdefault(model, _shape(model)),
             str(model.dtype),
-            str(implementation(model)),
+            f"{implementation(model)}{' row by row' if exact else ''}",
             f"{device.type}{gpu} threads={torch.get_num_threads()}",
             f"torch={torch.__version__} transformers={transformers.__version__}",
         ]

@@ -13,10 +13,11 @@ import transformers as tf
 from foretoken.core.decode import check_request
 from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.sampling import Sampling
-from foretoken.engines.base import FOUND, NOTHING, Engine, Request
+from foretoken.engines.base import FOUND, NOTHING, Engine, Exact, Request
 from foretoken.engines.stop_strings import StopStrings
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.cost_key import cost_key
+from foretoken.engines.transformers.exactness import Exactness
 from foretoken.engines.transformers.generation_config import (
     apply_sampling,
     check_generation_config,
@@ -43,10 +44,11 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         dtype: In which dtype a draft model that is named is loaded; see ``foretoken.load``.
         trust_remote_code: Whether a draft model's own code may run.
         speculator: The folder of trained heads; see ``foretoken.load``.
+        exact: Whether drafted logits must be plain decoding's in every bit; see ``foretoken.load``.
 
     Raises:
-        ForetokenError: If the model is no causal language model, its cache cannot rewind, or the speculator's folder is
-            not there.
+        ForetokenError: If the model is no causal language model, its cache cannot rewind, it cannot be exact where
+            that was asked for, or the speculator's folder is not there.
     """
 
     name = "transformers"
@@ -60,11 +62,13 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         dtype: str = "auto",
         trust_remote_code: bool = False,
         speculator: str | PathLike[str] | None = FOUND,
+        exact: Exact = "auto",
     ) -> None:
         TransformersTokens.__init__(self, tokenizer)
         TransformersHelpers.__init__(self, model, tokenizer, dtype, trust_remote_code, speculator)
         self.model, self.max_length = model.eval(), context_length(model)
-        self.target()  # refuses what cannot rewind, before any prompt
+        TransformersTarget(self.model)  # refuses what cannot rewind, before any prompt
+        self.exactness = Exactness(self.model, exact)
 
     @property
     def vocab_size(self) -> int:
@@ -78,7 +82,11 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
     @property
     def cost_key(self) -> str:
         """The model's shape, dtype and attention, the device, the threads, and the versions of the libraries."""
-        return cost_key(self.model)
+        return cost_key(self.model, self.exact)
+
+    @property
+    def exact(self) -> bool:
+        return bool(self.exactness.widths())
 
     def settle_threads(self) -> None:
         settle_threads(self.model)
@@ -87,7 +95,7 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         choice = Choice()
         if temperature:
             choice = Choice(tf.LogitsProcessorList([tf.TemperatureLogitsWarper(temperature)]), seed)
-        return TransformersTarget(self.model, choice, max_length=self.max_length)
+        return TransformersTarget(self.model, choice, max_length=self.max_length, exact=self.exactness)
 
     def prepare(
         self,
@@ -112,7 +120,11 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         prepared = self._as_transformers_prepares(prompt, sampling, config)
         stop = StopStrings(stops, self, prompt, prepared.stop) if stops else prepared.stop
         target = TransformersTarget(
-            self.model, prepared.choice, max_length=self.max_length, prefill_chunk=prepared.prefill_chunk
+            self.model,
+            prepared.choice,
+            max_length=self.max_length,
+            prefill_chunk=prepared.prefill_chunk,
+            exact=self.exactness,
         )
         return replace(prepared.on(target), stop=stop)
 
@@ -161,6 +173,7 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     speculator: str | PathLike[str] | None = FOUND,
+    exact: Exact = "auto",
 ) -> Engine:
     """The model of a folder in the Hugging Face layout or of the hub, or "tiny"; see ``foretoken.load``.
 
@@ -168,4 +181,5 @@ def load(
         ForetokenError: If it cannot be loaded.
     """
     model = load_model(name, dtype, device, trust_remote_code)
-    return TransformersEngine(model, load_tokenizer(name, trust_remote_code), dtype, trust_remote_code, speculator)
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    return TransformersEngine(model, tokenizer, dtype, trust_remote_code, speculator, exact)

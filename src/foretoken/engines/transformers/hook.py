@@ -21,9 +21,10 @@ from foretoken.core.costs import CostCurve
 from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, CustomDrafter, DraftModel, EarlyExit, Parts, Recipe, recipe_of
-from foretoken.engines.base import FOUND
+from foretoken.engines.base import FOUND, Exact
 from foretoken.engines.transformers.cache import rewindable_cache
 from foretoken.engines.transformers.cost_key import cost_key
+from foretoken.engines.transformers.exactness import Exactness
 from foretoken.engines.transformers.helpers import TransformersHelpers
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.target import TransformersTarget
@@ -51,6 +52,7 @@ def generate(
     draft_model: PreTrainedModel | None = None,
     exit_layer: int | None = None,
     speculator: str | PathLike[str] | None = FOUND,
+    exact: Exact = "auto",
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Transformers' generate with drafting; the same tokens as without, in fewer forwards.
@@ -78,6 +80,7 @@ def generate(
         draft_model: A smaller model of the same tokens, for the drafter "draft-model".
         exit_layer: After how many layers the drafter "early-exit" leaves. If None, a third of them.
         speculator: The folder of trained heads; see ``foretoken.load``.
+        exact: Whether drafted logits must be plain decoding's in every bit; see ``foretoken.load``.
         **model_kwargs: As prepared by transformers.
 
     Returns:
@@ -108,7 +111,10 @@ def generate(
     given = model_kwargs.get("past_key_values")
     # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
     cache = given if getattr(given, "_is_user_defined", False) else None
-    target = TransformersTarget(model, prepared.choice, cache=cache, prefill_chunk=prepared.prefill_chunk)
+    exactness = Exactness(model, exact)
+    target = TransformersTarget(
+        model, prepared.choice, cache=cache, prefill_chunk=prepared.prefill_chunk, exact=exactness
+    )
     if prepared.num_padding and target.num_cached:
         raise RequestError(
             "The prompt is padded and past_key_values already holds tokens, so nobody knows which of them are padding: "
@@ -119,7 +125,8 @@ def generate(
     namespace = _namespace(model, recipe.drafter if isinstance(recipe, CustomDrafter) else model)
     costs = CostCurve()
     if recipe is not None and recipe.calibrated:
-        costs = costs_of(cost_key(model), lambda: TransformersTarget(model))
+        key = cost_key(model, exact=bool(exactness.widths()))
+        costs = costs_of(key, lambda: TransformersTarget(model, exact=exactness))
     parts = Parts.of(TransformersHelpers(model, speculator=speculator), target, lambda: namespace.ngrams, costs)
     made = None if recipe is None else recipe.make(parts)
     learning = namespace.new_budget(costs) if budget is None and recipe is not None and recipe.calibrated else None

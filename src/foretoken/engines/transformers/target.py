@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from foretoken.core.contracts import Need, Scores
@@ -19,11 +20,20 @@ from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.inputs import input_device, refuse_own_inputs
 from foretoken.engines.transformers.positions import Positions
 from foretoken.engines.transformers.quantized import rows_share_a_scale
+from foretoken.engines.transformers.row_attention import Rows, row_by_row, row_paths
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.states import output_head, reading
 from foretoken.engines.transformers.tree_mask import tree_mask
 
 PREFILL_CHUNK = 4096  # tokens
+
+
+class Widths(Protocol):
+    """Tells how many rows a forward may have if a row's bits are not to depend on it."""
+
+    def widths(self) -> tuple[int, ...]:
+        """These numbers, rising; none where rows are not kept apart."""
+        ...
 
 
 class TransformersTarget:
@@ -35,6 +45,7 @@ class TransformersTarget:
         cache: A cache to go on with, whose tokens begin the prompt. If None, every prompt gets a new one.
         max_length: The most tokens of prompt and answer together. If None, there is no limit.
         prefill_chunk: The most prompt tokens read in one forward, to bound memory on long prompts.
+        exact: Keeps a row's bits from depending on the rows beside it. If None, they may.
 
     Raises:
         ForetokenError: If the model is no causal language model or its cache cannot rewind.
@@ -48,6 +59,7 @@ class TransformersTarget:
         cache: Cache | KVCache | None = None,
         max_length: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        exact: Widths | None = None,
     ) -> None:
         self.cache = cache if isinstance(cache, KVCache) else KVCache(model, cache)
         refuse_own_inputs(model)
@@ -64,6 +76,8 @@ class TransformersTarget:
         takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_row_only = {"logits_to_keep": 1} if takes_rows else {}
         self._head = output_head(model)
+        self._exact, self._rows = exact, Rows(model)
+        self._widths: tuple[int, ...] = ()  # of forwards in which a row's bits are its own; none if nobody asks for it
         self._reads_states = False  # whether the scores will be asked for what the output head reads
         self._draft: Draft | None = None  # what the last score added to the cache, until keep
         self._mark = Mark(0, {})  # where the cache was before it
@@ -96,6 +110,7 @@ class TransformersTarget:
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[int]) -> Scores:
         self._draft = None
+        self._widths = () if self._exact is None else self._exact.widths()
         self.cache.begin(prompt)
         if self._positions.must_reread(self.num_cached, len(prompt)):
             self.cache.clear()
@@ -131,13 +146,12 @@ class TransformersTarget:
         tokens = [token if 0 <= token < self.vocab_size else 0 for token in draft.tokens]
         input_ids = torch.tensor([[last_token, *tokens]], device=self.device)
         length = self.ids.shape[1]
-        extra = {} if draft.is_chain else self._tree_arguments(draft, length)
         if self._positions.must_reread(self.num_cached, length + 1):
             input_ids = torch.cat([self.ids, input_ids], dim=1)
             self.cache.clear()
         self._mark = self.cache.mark()
         try:
-            logits, states = self._forward(input_ids, **extra)
+            logits, states = self._forward_over(input_ids, draft)
             self.cache.check_holds(length + 1 + len(draft), self._mark)
             self.cache.append([last_token])
         except BaseException:  # layers that were reached have grown
@@ -171,6 +185,32 @@ class TransformersTarget:
         """
         self.cache.rewind(num_tokens)
         self._draft = None
+
+    def _forward_over(self, input_ids: Tensor, draft: Draft) -> tuple[Tensor, Tensor | None]:
+        """What ``_forward`` gives for the last token and a draft, or for the whole text, which is then read again."""
+        num_rows = input_ids.shape[1]
+        if not self._widths or num_rows > 1 + len(draft):
+            extra = {} if draft.is_chain else self._tree_arguments(draft, self.ids.shape[1])
+            return self._forward(input_ids, **extra)
+        parts, paths, most = [], row_paths(draft), self._widths[-1]
+        for first in range(0, num_rows, most):
+            ids = input_ids[:, first : first + most]
+            count = ids.shape[1]
+            width = next(width for width in self._widths if width >= count)
+            self._rows.begin(paths, first, width)
+            depths = [len(path) - 1 for path in self._rows.answered]
+            depths += [depths[-1]] * (width - count)  # what fills up must stand where the model has a place
+            positions = torch.tensor([depths], device=ids.device) + self.ids.shape[1]
+            with row_by_row(self._rows):
+                filled = pad(ids, (0, width - count)) if width > count else ids
+                logits, states = self._forward(filled, position_ids=positions)
+            if width > count:
+                self.cache.states.crop(count - width)
+            parts.append((logits[:count], None if states is None else states[:count]))
+        if len(parts) == 1:
+            return parts[0]
+        all_logits, all_states = zip(*parts, strict=True)
+        return torch.cat(all_logits), None if all_states[0] is None else torch.cat(all_states)
 
     def _forward(self, input_ids: Tensor, **extra: Any) -> tuple[Tensor, Tensor | None]:
         """Logits of the rows, [rows, vocab], and their states if they will be asked for; the cache grows by the rows.

@@ -1,0 +1,301 @@
+"""Attention of decoding, a row at a time: what a row sums depends on its own path and on nothing else.
+
+Transformers' attention functions take all rows of a forward together, and a row's sums then run in an order that
+depends on how many rows and keys there are. Here every row has a call of its own, of the same shape and over keys laid
+out alike, whatever stands beside it: its last bit is the one that plain decoding gives it. The rows of a draft tree are
+laid out as the chain that plain decoding would have seen.
+
+On a CPU the sums are in float32, whatever the model's dtype, since kernels for single rows in half precision take
+several times as long there.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foretoken.core.draft import Draft
+from foretoken.core.errors import ModelError
+from foretoken.engines.transformers.attention import EAGER, ROWS_OVER, implementation
+
+REPLACED = ("sdpa", "eager")  # in whose place the rows are attended to one by one
+REFUSED = ("position_bias", "sinks", "indices", "block_indices")  # arguments of attention that only some models give
+ALIGNED = 16  # keys of a head begin at multiples of so many numbers of 4 bytes, since kernels look at addresses
+
+
+class Rows:
+    """The rows of a forward over the last token and a draft, for its attention.
+
+    It holds the buffers that keys and values are laid out in, so one object serves all forwards of a target.
+
+    Args:
+        model: Whose forwards they are.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.configs = _attention_configs(model)
+        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._places: dict[tuple[str, torch.Size, torch.device, torch.dtype], Tensor] = {}
+        self.paths: list[list[int]] = []
+        self.first = self.width = 0
+
+    def begin(self, paths: list[list[int]], first: int, width: int) -> None:
+        """Say which rows the next forward has.
+
+        Args:
+            paths: For every row of the draft, those from the last committed token to itself.
+            first: Which of them the forward begins with; the cache holds those before.
+            width: How many rows it has, those that only fill it up to this number with them.
+        """
+        self.paths, self.first, self.width = paths, first, width
+        self._places.clear()
+
+    @property
+    def answered(self) -> list[list[int]]:
+        """The paths of the rows that are no filling."""
+        return self.paths[self.first : self.first + self.width]
+
+    def laid_out(self, name: str, states: Tensor) -> Tensor:
+        """A copy of keys or values, [1, heads, keys, size], in a buffer of its own, to be changed at will."""
+        kind = name, states.shape, states.device, states.dtype
+        place = self._places.get(kind)
+        if place is None:  # the first layer of this shape in a forward
+            place = self._places[kind] = self._place(name, states)
+        return place.copy_(states)
+
+    def _place(self, name: str, states: Tensor) -> Tensor:
+        _, heads, keys, size = states.shape
+        dtype = torch.promote_types(states.dtype, torch.float32) if states.device.type == "cpu" else states.dtype
+        room = -(-keys // ALIGNED) * ALIGNED
+        needed = heads * room * size
+        buffer = self._buffers.get((name, states.device, dtype))
+        if buffer is None or buffer.numel() < needed:
+            buffer = torch.empty(2 * needed, dtype=dtype, device=states.device)
+            self._buffers[name, states.device, dtype] = buffer
+        return buffer[:needed].view(1, heads, room, size)[:, :, :keys]
+
+
+class Starts(tuple[int, ...]):
+    """The first key that a row sees, by its depth in the draft; in the place of a mask."""
+
+
+def row_paths(draft: Draft) -> list[list[int]]:
+    """For each row of a forward over the last token and a draft, the rows from the first to itself.
+
+    >>> row_paths(Draft((4, 1, 7), (-1, 0, -1)))
+    [[0], [0, 1], [0, 1, 2], [0, 3]]
+    """
+    paths = [[0]]
+    for node, parent in enumerate(draft.parents):
+        paths.append([*paths[parent + 1], node + 1])
+    return paths
+
+
+_ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)  # of the forward that runs in this thread
+_switching = threading.Lock()
+_users: Counter[int] = Counter()  # how many forwards want a config's attention replaced, by the config's id
+
+
+@contextmanager
+def row_by_row(rows: Rows) -> Iterator[None]:
+    """Let the model's forward attend row by row meanwhile, in this thread. Others may run it as it is.
+
+    The model's configs name our function as long as any thread is in here. Forwards of the other threads then go
+    through it to the function that was replaced.
+    """
+    with _switching:
+        for config in rows.configs:
+            _users[id(config)] += 1
+            if _users[id(config)] == 1:
+                config._attn_implementation = ROWS_OVER + str(config._attn_implementation)
+    token = _ROWS.set(rows)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+        with _switching:
+            for config in rows.configs:
+                _users[id(config)] -= 1
+                if _users[id(config)] == 0:
+                    config._attn_implementation = str(config._attn_implementation).removeprefix(ROWS_OVER)
+                    del _users[id(config)]
+
+
+def _attention_configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configs that the model's text layers read the name of their attention function from."""
+    found = [model.config.get_text_config(decoder=True)]
+    found += [vars(module)["config"] for module in model.get_decoder().modules() if "config" in vars(module)]
+    return list({id(config): config for config in found if hasattr(config, "_attn_implementation")}.values())
+
+
+def refuse_attention(model: PreTrainedModel) -> None:
+    """Refuse a model whose attention we cannot do in its place.
+
+    Raises:
+        ForetokenError: If so, with a sentence that names the way out.
+    """
+    name = implementation(model)
+    if name not in REPLACED:
+        raise ModelError(
+            f"exact=True needs attention that foretoken can do row by row, and {name!r} is not ours to replace: "
+            'load the model with attn_implementation="sdpa", or leave exact out.'
+        )
+    if not model._can_set_attn_implementation():
+        raise ModelError(
+            f"exact=True needs attention that foretoken can do row by row, and {type(model).__name__} computes its own "
+            "in a way that takes no other function: leave exact out."
+        )
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Starts | Tensor | None,
+    *,
+    replaced: str,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """An attention function of transformers.
+
+    Args:
+        module: The layer that asks.
+        query: [1, heads, rows, size].
+        key: [1, key heads, keys, size], those of the rows last.
+        value: [1, key heads, keys, size of values].
+        attention_mask: What ``_mask`` made.
+        replaced: The name of the function in whose place this one stands.
+        scaling: What scores are multiplied by. If None, the root of 1 / size.
+        softcap: Bounds scores by a tanh, as Gemma 2 has it.
+        s_aux: A score for each head that takes part in the softmax and adds nothing, as GPT-OSS has it.
+        **kwargs: What else the layer gives.
+
+    Returns:
+        [1, rows, heads, size of values], zeros for the rows of the filling; and no weights.
+
+    Raises:
+        ForetokenError: If the layer asks for more than is computed here.
+    """
+    rows = _ROWS.get()
+    if rows is None:  # another thread decodes with this model just now, and this one does not
+        eager: Any = vars(sys.modules[type(module).__module__]).get(EAGER)
+        function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(replaced, eager)
+        given = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux}
+        kwargs |= {name: argument for name, argument in given.items() if argument is not None}
+        attended: tuple[Tensor, Tensor | None] = function(module, query, key, value, attention_mask, **kwargs)
+        return attended
+    unknown = [name for name in REFUSED if kwargs.get(name) is not None]
+    if unknown or not isinstance(attention_mask, Starts | None) or query.shape[0] != 1:
+        what = unknown[0] if unknown else "a mask of its own"
+        raise ModelError(f"The attention of {type(module).__name__} takes {what}, which is not computed row by row.")
+    return _attended(rows, query, key, value, attention_mask, scaling, softcap, s_aux), None
+
+
+def _attended(
+    rows: Rows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Starts | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """What the rows read of the values, [1, rows, heads, size of values]."""
+    _, num_heads, num_rows, size = query.shape
+    num_key_heads, num_keys = key.shape[1:3]
+    before = num_keys - rows.first - num_rows  # keys of the committed text
+    keys, values = rows.laid_out("keys", key), rows.laid_out("values", value)
+    # The heads of a group share their keys, so that they are the rows of one product.
+    grouped = num_rows, 1, num_key_heads, num_heads // num_key_heads, size
+    queries = query.transpose(1, 2).to(keys.dtype).reshape(grouped).unbind()
+    scale = size**-0.5 if scaling is None else scaling
+    is_simple = softcap is None and sinks is None and value.shape[-1] == size
+    held = list(range(rows.first + num_rows))  # whose keys stand behind those of the text
+    read = []
+    for own, path in zip(queries, rows.answered, strict=False):
+        for depth, wanted in enumerate(path):
+            if held[depth] != wanted:
+                keys[:, :, before + depth] = key[:, :, before + wanted]
+                values[:, :, before + depth] = value[:, :, before + wanted]
+                held[depth] = wanted
+        start = starts[len(path) - 1] if starts else 0
+        seen = 2, start, before + len(path) - start
+        if is_simple:
+            read.append(scaled_dot_product_attention(own, keys.narrow(*seen), values.narrow(*seen), scale=scale))
+        else:
+            read.append(_spelled(own, keys.narrow(*seen), values.narrow(*seen), scale, softcap, sinks))
+    together = (torch.cat(read) if len(read) > 1 else read[0]).view(1, len(read), num_heads, -1).to(query.dtype)
+    filling = num_rows - len(read)
+    return pad(together, (0, 0, 0, 0, 0, filling)) if filling else together
+
+
+def _spelled(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention with what torch's function does not have."""
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if sinks is not None:
+        column = sinks.to(scores.dtype).reshape(1, *scores.shape[1:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return weights[..., : key.shape[2]].to(value.dtype) @ value
+
+
+def _mask(*, replaced: str, mask_function: Any = causal_mask_function, **kwargs: Any) -> Any:
+    """A mask function of transformers: where each row begins to see, or None where all of them see all before them.
+
+    Raises:
+        ForetokenError: If a row would not see every key between its first one and itself.
+    """
+    rows = _ROWS.get()
+    if rows is None:
+        return ALL_MASK_ATTENTION_FUNCTIONS[replaced](mask_function=mask_function, **kwargs)
+    if mask_function is causal_mask_function and kwargs.get("attention_mask") is None:
+        return None
+    # As plain decoding would come by: a row after another.
+    depths = max(map(len, rows.paths))
+    before = int(kwargs["kv_length"]) - int(kwargs["q_length"]) - rows.first
+    plain = {
+        "q_length": depths,
+        "q_offset": kwargs.get("q_offset", 0) - rows.first,
+        "kv_length": before + depths,
+        "allow_is_causal_skip": False,
+    }
+    seen = sdpa_mask(mask_function=mask_function, **(kwargs | plain))
+    assert seen is not None, "nothing was to be skipped"
+    ends = [before + depth + 1 for depth in range(depths)]
+    starts = [end - count for end, count in zip(ends, seen[0, 0].sum(-1).tolist(), strict=True)]
+    places = torch.arange(before + depths, device=seen.device)
+    first, last = (torch.tensor(limits, device=seen.device)[:, None] for limits in (starts, ends))
+    if not torch.equal(seen[0, 0], (places >= first) & (places < last)):
+        raise ModelError("The mask of this model has gaps, which are not computed row by row.")
+    return Starts(starts) if any(starts) else None
+
+
+def _register(names: Sequence[str]) -> None:
+    for name in names:
+        AttentionInterface.register(ROWS_OVER + name, partial(_attention, replaced=name))
+        AttentionMaskInterface.register(ROWS_OVER + name, partial(_mask, replaced=name))
+
+
+_register(REPLACED)

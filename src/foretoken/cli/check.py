@@ -36,7 +36,8 @@ def check(
     """Check in each dtype whether drafting changes a token.
 
     A second table says what the self-test of exactness finds: how many rows a forward is filled up to, how many rows
-    were equal in every bit, and what that costs. The exit status is 1 if a token differs in float32 or where exactness is in force, or if logits are not numbers.
+    were equal in every bit, and what that costs. The exit status is 1 if a token differs in float32 or where exactness
+    is in force, or if logits are not numbers.
     """
     from foretoken.measure.check import check as check_model
 

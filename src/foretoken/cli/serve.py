@@ -17,6 +17,7 @@ from foretoken.cli.options import (
     Device,
     DraftOptions,
     Dtype,
+    ExactOption,
     ModelOptions,
     Speculator,
     of_draft,
@@ -56,6 +57,7 @@ def serve(
     ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    exact: ExactOption = "auto",
 ) -> None:
     """Answer over HTTP as OpenAI does: completions and chats, streamed or whole.
 
@@ -73,7 +75,7 @@ def serve(
         drafting = DraftOptions(drafter=drafter, background=background, speculator=speculator)
         # The environment variable is for the one user of the command line, not for those of a server.
         kept = False if history is None else chosen_history(history)
-        lm = load_model(ModelOptions(model, dtype, device), drafting, kept)
+        lm = load_model(ModelOptions(model, dtype, device, exact), drafting, kept)
         name = Path(model).resolve().name if os.path.isdir(model) else model
         with err.status("measuring what forwards cost, once"):
             app = Server(lm, name, keys, Scheduler(max_active, max_queue, timeout)).app()

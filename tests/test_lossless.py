@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -36,13 +37,15 @@ from foretoken.drafters.head_trees import BestFirst, read_shape
 from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.drafters.recycle import RecycleDrafter
 from foretoken.engines.toy import ToyHeads, ToyTarget
+from foretoken.engines.transformers.cache import Mark
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.recurrent import RecurrentCache, StateLayer
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.corpus.build import build
 from foretoken.ngrams.background import Background
 from helpers.drafting import Oracle, RandomTrees
 from helpers.heads import KINDS, torch_heads
-from helpers.shapes import CONFIGS, VOCAB, tiny_model
+from helpers.shapes import CONFIGS, RECURRENT, VOCAB, tiny_model
 
 prompts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 seeds = st.integers(0, 2**64 - 1)
@@ -154,6 +157,24 @@ def test_a_wrong_verifier_is_caught():
     assert run(target, RandomTrees(0, 5), [1, 2], max_new_tokens=40, verify=believe)[0] != plain
 
 
+@pytest.mark.parametrize("shape", ["qwen3_next", "qwen3_5", "granite_4", "falcon_h1", "nemotron_h", "bamba", "mamba_2"])
+def test_a_state_that_is_not_taken_back_is_caught(shape, monkeypatch):
+    """So must the test below: a rejected guess that stays in a recurrent state changes the text."""
+
+    def drop_the_keys_only(self: RecurrentCache, mark: Mark) -> None:
+        before = [copy.copy(layer) for layer in self.states.layers]
+        go_back(self, mark)
+        for layer, old in zip(self.states.layers, before, strict=True):
+            if isinstance(layer, StateLayer):
+                layer.conv_states, layer.recurrent_states = old.conv_states, old.recurrent_states
+
+    target = TransformersTarget(tiny_model(shape))
+    plain, _ = run(target, None, [1, 2], max_new_tokens=40)
+    go_back = RecurrentCache.go_back
+    monkeypatch.setattr(RecurrentCache, "go_back", drop_the_keys_only)
+    assert run(target, RandomTrees(0, VOCAB), [1, 2], max_new_tokens=40)[0] != plain
+
+
 def processors(temperature: float, top_k: int, top_p: float, min_p: float, penalty: float) -> LogitsProcessorList:
     """The warpers of a sampled request, in transformers' order."""
     made = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
@@ -165,9 +186,7 @@ def processors(temperature: float, top_k: int, top_p: float, min_p: float, penal
     return made
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
-@settings(max_examples=3, deadline=None)
-@given(
+requests = given(
     prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=24),
     temperature=st.sampled_from([0.0, 0.8, 1.3]),
     top_k=st.integers(1, VOCAB),
@@ -176,25 +195,47 @@ def processors(temperature: float, top_k: int, top_p: float, min_p: float, penal
     penalty=st.sampled_from([1.0, 1.3]),
     seed=seeds,
 )
-def test_float32_models_give_the_same_tokens(shape, prompt, temperature, top_k, top_p, min_p, penalty, seed):
+
+
+@pytest.mark.parametrize("shape", CONFIGS)
+@settings(max_examples=3, deadline=None)
+@requests
+def test_float32_models_give_the_same_tokens(shape, **request):
+    assert_the_same_tokens(shape, KINDS, **request)
+
+
+@pytest.mark.parametrize("shape", RECURRENT)
+@settings(max_examples=2, deadline=None)
+@requests
+def test_float32_models_with_a_recurrent_state_give_the_same_tokens(shape, **request):
+    assert_the_same_tokens(shape, KINDS[:1], **request)
+
+
+def assert_the_same_tokens(shape, kinds, prompt, temperature, top_k, top_p, min_p, penalty, seed):
     choice = Choice(processors(temperature, top_k, top_p, min_p, penalty), seed if temperature > 0 else None)
     target = TransformersTarget(tiny_model(shape), choice)
-    assert target.supports_trees
+    assert target.supports_trees == (shape in CONFIGS)
     options = {"max_new_tokens": 32, "stop_tokens": {3}}
     plain, _ = run(target, None, prompt, **options)
     trees = NgramMixer(SharedNgrams(corpus()))
     assert run(target, trees, prompt, **options, budget=AdaptiveBudget(costs={1: 1.0, 33: 1.1}))[0] == plain
-    trained = [one for kind in KINDS for one in heads(torch_heads(tiny_model(shape), kind, choice))]
+    trained = [one for kind in kinds for one in heads(torch_heads(tiny_model(shape), kind, choice))]
     trained += with_ngrams(torch_heads(tiny_model(shape), "mlp", choice), prompt, plain)
     for drafter in [*drafters(seed, prompt, plain, VOCAB), *trained]:
         drafted, stats = run(target, drafter, prompt, **options)
         assert drafted == plain
-        if isinstance(drafter, Oracle) and len(plain) > 8:
+        if isinstance(drafter, Oracle) and len(plain) > 8 and target.supports_trees:
             assert stats.acceptance_length > 2, "the right path is in the tree, so it must be found"
 
 
 @pytest.mark.parametrize(
-    ("shape", "attention"), [*((shape, "sdpa") for shape in CONFIGS), ("llama", "eager"), ("gemma3", "eager")]
+    ("shape", "attention"),
+    [
+        *((shape, "sdpa") for shape in [*CONFIGS, *RECURRENT]),
+        ("llama", "eager"),
+        ("gemma3", "eager"),
+        ("bamba", "eager"),
+    ],
 )
 def test_greedy_equals_transformers_own_generate(shape, attention):
     model = tiny_model(shape, attention)

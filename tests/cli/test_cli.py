@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +22,7 @@ from foretoken.memory.corpus.build import build
 from foretoken.memory.fingerprint import fingerprint
 from foretoken.memory.history import History
 from helpers.commanding import call
-from helpers.shapes import SMALL, VOCAB
+from helpers.shapes import RECURRENT, ROW_BY_ROW, VOCAB, tiny_model
 from helpers.tokenizing import character_tokenizer
 
 
@@ -234,11 +233,21 @@ def test_models_that_cannot_be_used_are_refused(run, tmp_path, model_folder):
     config = json.loads((tmp_path / "vision" / "config.json").read_text())
     (tmp_path / "vision" / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
     assert "not a causal language model" in refusal(tmp_path / "vision")
-    torch.manual_seed(0)
-    mamba = tf.MambaForCausalLM(tf.MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=1, state_size=4))
-    mamba.save_pretrained(tmp_path / "mamba")
-    character_tokenizer().save_pretrained(tmp_path / "mamba")
-    assert "recurrent state" in refusal(tmp_path / "mamba")
+    tiny_model("rwkv").save_pretrained(tmp_path / "rwkv")
+    character_tokenizer().save_pretrained(tmp_path / "rwkv")
+    assert "keeps a recurrent state in a way of its own" in refusal(tmp_path / "rwkv")
+
+
+@pytest.mark.parametrize("shape", [*RECURRENT, *ROW_BY_ROW])
+def test_models_with_a_recurrent_state_answer(run, tmp_path, shape):
+    tiny_model(shape).save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
+    command = ["generate", "--prompt", "abc abc", "--max-new-tokens", 24, "--seed", 3, "--temperature", 0.7]
+    plain = run(*command, "--drafter", "none", model=tmp_path)
+    assert plain[0] == 0 and len(plain[1]) > 20
+    assert ("nothing is drafted" in plain[2]) == (shape in ROW_BY_ROW)
+    for options in ([], ["--drafter", "recycle", "--budget", 5, "--dtype", "float32"]):
+        assert run(*command, *options, model=tmp_path)[:2] == plain[:2]
 
 
 def test_a_file_that_is_no_text_is_refused(run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretoken import AdaptiveBudget, Budget, Draft, FixedBudget, ForetokenError, Step, decode
+from foretoken.core.budget import _with_rereading
 from foretoken.core.costs import CostCurve, LearnedCosts
 from foretoken.engines.replay import ReplayTarget
 from foretoken.engines.toy import ToyTarget
@@ -335,3 +337,67 @@ def test_a_window_under_an_unlikely_guess_pays_for_that_guess_too():
     draft = Draft((0, 1, 2, 3), (-1, -1, 1, 2), (0.9, 0.01, 0.3, 0.3), num_lookahead=2)
     assert AdaptiveBudget(costs={1: 1.0, 33: 1.1}).choose(draft).tokens == (0, 1, 2, 3)
     assert AdaptiveBudget(costs={1: 1.0, 33: 17.0}).choose(draft).tokens == (0,)
+
+
+def rereading(budget: Budget, cost: Cost, chances: Chances, steps: int = 2500) -> float:
+    """As ``simulate`` on a target that reads accepted tokens again after a rejection."""
+    rng, clock, tokens, num_reread = random.Random(3), 0.0, 0, 0
+    for step in range(steps):
+        said, true = chances(rng, step)
+        luck = [rng.random() < true for _ in range(LONGEST)]
+        draft = Draft()
+        if most := budget.max_draft_tokens():
+            length = min(most, LONGEST)
+            draft = budget.choose(Draft.chain(range(length), [said] * length), num_reread)
+        seconds = cost(num_reread + 1 + len(draft), step)
+        accepted = [*luck[: len(draft)], False].index(False)
+        budget.observe(replace(told(draft, accepted), num_reread=num_reread), seconds)
+        num_reread = num_reread + 1 + accepted if accepted < len(draft) else 0
+        clock += seconds
+        tokens += 1 + accepted
+    return tokens / clock
+
+
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+@pytest.mark.parametrize("chances", [always(0.01), liar, mixed, always(0.8), always(0.97)])
+def test_where_rejections_are_read_again_it_never_loses_much(cost, chances):
+    plain = rereading(FixedBudget(0), cost, chances)
+    assert rereading(AdaptiveBudget(), cost, chances) > 0.95 * plain
+
+
+@pytest.mark.parametrize("cost", [linear(0.2), linear(0.5), jump])
+def test_to_know_what_is_read_again_pays(cost):
+    """Against a budget that is told nothing of it, where a row costs something and guesses are rejected."""
+
+    class Ignorant(AdaptiveBudget):
+        def choose(self, draft, num_reread=None):
+            return super().choose(draft)
+
+    knowing, ignorant = (rereading(kind(), cost, always(0.6)) for kind in (AdaptiveBudget, Ignorant))
+    assert knowing > ignorant
+
+
+def test_a_draft_must_be_worth_what_its_rejection_has_read_again():
+    """At half a forward a row, a guess that is right three times in five pays only where its rejection is free."""
+    draft, costs = Draft.chain([1], [0.6]), {1: 1.0, 33: 17.0}
+    assert len(AdaptiveBudget(costs=costs).choose(draft)) == 1
+    assert len(AdaptiveBudget(costs=costs).choose(draft, 0)) == 0
+    assert len(AdaptiveBudget(costs=costs).choose(Draft.chain([1], [0.9]), 0)) == 1
+
+
+@given(
+    probs=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    num_reread=st.integers(0, 9),
+    line=st.lists(st.floats(0.1, 9), min_size=18, max_size=18),
+)
+def test_the_price_of_rereading_is_the_expectation_over_where_a_chain_goes_wrong(probs, num_reread, line):
+    line = sorted(line)
+    values = list(np.cumprod(probs))
+    found = _with_rereading(line, values, num_reread)
+    for size in range(1 + len(values)):
+        later = sum(
+            math.prod(probs[:right]) * (1 - probs[right]) * (line[num_reread + 1 + right] - line[0])
+            for right in range(size)
+        )
+        now = line[num_reread + size] - line[num_reread]
+        assert found[size] == pytest.approx(line[0] + now + later)

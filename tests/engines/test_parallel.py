@@ -33,6 +33,20 @@ PATIENCE = timedelta(minutes=10)  # for an answer; a job takes a second, but who
 TIMEOUT = 6 * PATIENCE  # of a group, so that an answer that came did not come by waiting for it
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """A group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_recurrent_state_is_not_shared(alone):
+    target = ParallelTarget(TransformersTarget(tiny_model("granite_4")))
+    with pytest.raises(ForetokenError, match=r"recurrent state, .*: start one process"):
+        target.prefill([1, 2, 3])
+
+
 class Group:
     """The processes of one group, which do one job after the other."""
 

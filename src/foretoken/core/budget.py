@@ -22,8 +22,13 @@ class Budget(Protocol):
         """The most guesses that the next draft may have; 0 for no draft at all."""
         ...
 
-    def choose(self, draft: Draft) -> Draft:
-        """The nodes of a draft that are worth a row of the forward; lookahead rows all together or not at all."""
+    def choose(self, draft: Draft, num_reread: int | None = None) -> Draft:
+        """The nodes of a draft that are worth a row of the forward; lookahead rows all together or not at all.
+
+        Args:
+            draft: What the drafter proposed.
+            num_reread: How many committed tokens the forward reads again in any case; see ``Target``.
+        """
         ...
 
     def observe(self, step: Step, seconds: float) -> None:
@@ -52,7 +57,7 @@ class FixedBudget:
     def max_draft_tokens(self) -> int:
         return self.num_tokens
 
-    def choose(self, draft: Draft) -> Draft:
+    def choose(self, draft: Draft, num_reread: int | None = None) -> Draft:
         if draft.num_guesses <= self.num_tokens:
             return draft
         return draft.with_guesses(range(self.num_tokens))
@@ -130,13 +135,14 @@ class AdaptiveBudget:
         self._paused = 0
         return self.max_tokens
 
-    def choose(self, draft: Draft) -> Draft:
+    def choose(self, draft: Draft, num_reread: int | None = None) -> Draft:
         self._asked = True
         if not draft or not self.costs.num_plain:
             return Draft()
         values = self._values(draft)
         order = self._order(draft, values)
-        size = self._best_size([values[node] for node in order], self._sizes(draft, order))
+        sizes = self._sizes(draft, order, num_reread or 0)
+        size = self._best_size([values[node] for node in order], sizes, num_reread)
         return draft if size == len(draft) else draft.select(sorted(order[:size]))
 
     def _order(self, draft: Draft, values: list[float]) -> list[int]:
@@ -148,9 +154,9 @@ class AdaptiveBudget:
         # A guess is never more probable than its parent, and the sort keeps the order of equals.
         return sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
 
-    def _sizes(self, draft: Draft, order: list[int]) -> list[int]:
+    def _sizes(self, draft: Draft, order: list[int], num_reread: int) -> list[int]:
         """How many of the nodes, in this order, may be verified: a few more than ever, and no part of the window."""
-        most = min(len(order), 2 * self.costs.most_rows - 1)
+        most = min(len(order), 2 * self.costs.most_rows - 1 - num_reread)
         if not draft.num_lookahead:
             return list(range(1, most + 1))
         start = order.index(draft.num_guesses)  # the first lookahead row, and the others follow it
@@ -160,10 +166,13 @@ class AdaptiveBudget:
         affordable = self.costs.seconds(1 + end) <= (1 + self._credit) * self.costs.seconds(1)
         return [*sizes, end] if most < end and affordable else sizes
 
-    def _best_size(self, values: list[float], sizes: list[int]) -> int:
+    def _best_size(self, values: list[float], sizes: list[int], num_reread: int | None) -> int:
         """How many of the nodes, the most valuable first, are worth a row."""
         drafting = self._drafting.value
-        expected, least = ([time + drafting for time in line] for line in self.costs.bounds(1 + len(values)))
+        lines = self.costs.bounds(1 + (num_reread or 0) + len(values))
+        if num_reread is not None:
+            lines = _with_rereading(lines[0], values, num_reread), _with_rereading(lines[1], values, num_reread)
+        expected, least = ([time + drafting for time in line] for line in lines)
         plain = expected[0]
         tokens = list(accumulate(values, initial=1.0))
         best_rate, best_size = self.MARGIN / plain, 0
@@ -186,7 +195,7 @@ class AdaptiveBudget:
     def observe(self, step: Step, seconds: float) -> None:
         draft, num_accepted, draft_seconds = step.draft, step.num_accepted, step.draft_seconds
         asked, self._asked = self._asked, False
-        rows, forward = 1 + len(draft), seconds - draft_seconds
+        rows, forward = step.num_rows, seconds - draft_seconds
         before = self.costs.median(rows)
         says_the_price = self.costs.add(rows, forward)
         charged, self._charged = self._charged, 0.0
@@ -194,7 +203,7 @@ class AdaptiveBudget:
             self._credit += charged  # nothing was learned for it: try again
         if says_the_price and before and abs(forward - before) > before / 3:
             self._since_plain += self.PLAIN_EVERY // 10  # the machine has changed: see what t(1) is now
-        if not draft:
+        if rows == 1:
             self._since_plain = 0
         plain = self.costs.median(1)
         if not plain:
@@ -205,7 +214,14 @@ class AdaptiveBudget:
         if asked or draft:
             self._learn_promises(draft, num_accepted)
             cost = self.costs.median(rows) or plain  # as much at least, where it is not known yet
+            if step.num_reread is not None:  # an earlier draft is to blame for those, and this one for what is to come
+                num_later = step.num_reread + 1 + num_accepted if num_accepted < len(draft) else 0
+                cost += self._rereading(num_later) - self._rereading(step.num_reread)
             self._learn_gain(1 + num_accepted - (cost + self._drafting.value) / plain)
+
+    def _rereading(self, num_reread: int) -> float:
+        """Seconds by which reading so many tokens again makes a plain step longer."""
+        return max(0.0, self.costs.seconds(1 + num_reread) - self.costs.seconds(1))
 
     def _learn_promises(self, draft: Draft, num_accepted: int) -> None:
         """Learn from a step in which the drafter was asked."""
@@ -240,3 +256,25 @@ class AdaptiveBudget:
                 prob = 1.0 if prob > 1.0 else 0.0
             paths.append(prob * paths[parent] if parent >= 0 else prob)
         return paths
+
+
+def _with_rereading(line: list[float], values: list[float], num_reread: int) -> list[float]:
+    """The seconds that a chain of 0, 1, .. guesses adds to a step, if a rejection has accepted tokens read again.
+
+    What is read again already does not count, since that is so for any draft. If the n-th guess is the first wrong one,
+    the tokens before it join what the next forward reads again, and so does the last committed one.
+
+    Args:
+        line: Seconds of a forward over 1, 2, .. rows.
+        values: For each guess, how likely it and all before it are right.
+        num_reread: How many committed tokens this forward reads again.
+    """
+    plain, before = line[0], line[num_reread]
+    later, right = 0.0, 1.0
+    made = [plain]
+    for size, value in enumerate(values, 1):
+        still_right = min(right, value)
+        later += (right - still_right) * (line[num_reread + size] - plain)
+        right = still_right
+        made.append(plain + line[num_reread + size] - before + later)
+    return made

@@ -144,7 +144,9 @@ class Target(Protocol):
     """A language model with a rewindable cache, one sequence at a time.
 
     A target that must know before the prefill what its scores will be asked for has a method ``expect``, which takes
-    that ``frozenset[Need]``.
+    that ``frozenset[Need]``. One that goes back to an earlier state instead of dropping rejected nodes has an attribute
+    ``num_reread``: how many committed tokens the next forward reads again before the last one. It is 0 where nothing
+    was rejected, and None, or missing, where nothing is ever read again.
     """
 
     @property
@@ -249,6 +251,8 @@ class Step:
         scores: The target's scores, to be asked during ``observe`` only; None from an engine that shows none.
         finish_reason: Set on the last step.
         path: The accepted nodes of ``draft``, root first. The token at which an answer ends counts as the target's own.
+        num_reread: How many committed tokens the forward read again, since guesses of the step before it were rejected;
+            None of a target that reads nothing again.
         propose_seconds: What the drafter took to propose; 0 if it was not asked.
         observe_seconds: What it took to observe; 0 while it does.
     """
@@ -258,8 +262,14 @@ class Step:
     scores: Scores | None = None
     finish_reason: FinishReason | None = None
     path: tuple[int, ...] = ()
+    num_reread: int | None = None
     propose_seconds: float = 0.0
     observe_seconds: float = 0.0
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the forward went over: what was read again, the last committed token, and the draft."""
+        return (self.num_reread or 0) + 1 + len(self.draft)
 
     @property
     def num_accepted(self) -> int:
@@ -323,6 +333,12 @@ def require(name: str, needs: frozenset[Need], target: Target) -> None:
             f"which the target {type(target).__name__} does not provide: use a drafter that needs only tokens, such as "
             '"ngram", or another target.'
         )
+
+
+def reread_by(target: Target) -> int | None:
+    """How many committed tokens the next forward of a target reads again; None if it never does."""
+    num_reread: int | None = getattr(target, "num_reread", None)
+    return num_reread
 
 
 def announce(needs: frozenset[Need], target: Target) -> None:

@@ -7,7 +7,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from foretoken.core.budget import Budget, FixedBudget
-from foretoken.core.contracts import Drafter, FinishReason, Scores, Step, Target, announce, needs_of, require
+from foretoken.core.contracts import (
+    Drafter,
+    FinishReason,
+    Scores,
+    Step,
+    Target,
+    announce,
+    needs_of,
+    require,
+    reread_by,
+)
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
 from foretoken.core.numbers import whole
@@ -103,20 +113,21 @@ class _Answer:
         announce(frozenset() if self.drafter is None else needs_of(self.drafter), self.target)
         if self.drafter is not None:
             self.drafter.begin(self.context)
-        step = self.verify(Draft(), self.target.prefill(self.context), 0.0)
+        step = self.verify(Draft(), self.target.prefill(self.context))
         self.target.keep(step.path)
         yield step
         while step.finish_reason is None:
             started = time.perf_counter()
 
             # Propose.
-            draft, propose_seconds = self.propose()
+            num_reread = reread_by(self.target)
+            draft, propose_seconds = self.propose(num_reread)
 
             # Score. The last committed token is not in the cache yet: it goes first.
             scores = self.target.score(self.context[-1], draft)
 
             # Verify.
-            step = self.verify(draft, scores, propose_seconds)
+            step = self.verify(draft, scores, propose_seconds, num_reread)
 
             # Keep. The cache forgets the wrong guesses.
             self.target.keep(step.path)
@@ -125,7 +136,7 @@ class _Answer:
             yield step
             self.budget.observe(step, seconds)  # only now: should this fail, the caller has seen what the cache holds
 
-    def propose(self) -> tuple[Draft, float]:
+    def propose(self, num_reread: int | None) -> tuple[Draft, float]:
         """A draft that fits the budget, the target and the end of the answer; and the seconds that the drafter took."""
         max_depth = self.length - len(self.context) - 1  # the answer's last token needs no guess
         limit = self.target.max_draft_depth
@@ -142,9 +153,9 @@ class _Answer:
         elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
             # Lookahead rows may stand beyond the answer's end, but not beyond the model's places.
             draft = draft.guesses()
-        return self.budget.choose(draft.within(max_depth)), seconds
+        return self.budget.choose(draft.within(max_depth), num_reread), seconds
 
-    def verify(self, draft: Draft, scores: Scores, propose_seconds: float) -> Step:
+    def verify(self, draft: Draft, scores: Scores, propose_seconds: float = 0.0, num_reread: int | None = None) -> Step:
         """Commit the guesses that survive and the target's own token, and let the drafter see them.
 
         An error of a processor, a stop criterion, the drafter or Ctrl-C drops the draft from the cache: the caller has
@@ -153,7 +164,8 @@ class _Answer:
         start = len(self.context)
         try:
             path = self.verifier(draft, scores, self.commit).path
-            step = Step(draft, tuple(self.context[start:]), scores, self.finish_reason, path, propose_seconds)
+            tokens = tuple(self.context[start:])
+            step = Step(draft, tokens, scores, self.finish_reason, path, num_reread, propose_seconds)
             if self.drafter is None:
                 return step
             started = time.perf_counter()

@@ -6,7 +6,7 @@ import math
 import time
 from itertools import accumulate
 
-from foretoken.core.contracts import Target
+from foretoken.core.contracts import Target, reread_by
 from foretoken.core.costs import MIN_SECONDS, CostCurve
 from foretoken.core.draft import Draft
 
@@ -70,9 +70,11 @@ class _Ruler:
         draft = star if self.target.supports_trees else Draft.chain(star.tokens)
         started = time.perf_counter()
         self.target.score(TOKEN, draft).choose(0)
-        self.target.keep(())
+        # What a target would read again, were it rejected, is kept: the next forward is to have the rows asked for.
+        path = () if reread_by(self.target) is None else range(num_guesses)
+        self.target.keep(path)
         seconds = time.perf_counter() - started
-        self._length += 1
+        self._length += 1 + len(path)
         return seconds
 
     def _begin(self) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foretoken.core.contracts import Need, Scores, Target, Top
+from foretoken.core.contracts import Need, Scores, Target, Top, reread_by
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
 from foretoken.core.verify import verify_match
@@ -75,7 +75,13 @@ class ParallelTarget:
 
     def prefill(self, prompt: Sequence[int]) -> Scores:
         self._pending, self._draft, self._owners, self._rows = [], Draft(), [], {0: 0}
-        return self._exchanged(self.target.prefill(prompt), Draft(), hash(tuple(prompt)))
+        scores = self.target.prefill(prompt)
+        if reread_by(self.target) is not None:  # what is read again differs from rank to rank, and so would drafts
+            raise ForetokenError(
+                "The model keeps a recurrent state, whose drafts cannot be shared among processes: start one process, "
+                "or take another model."
+            )
+        return self._exchanged(scores, Draft(), hash(tuple(prompt)))
 
     def score(self, last_token: int, draft: Draft) -> Scores:
         self._draft, self._owners = draft, share(draft, self.ranks.num)

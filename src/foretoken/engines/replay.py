@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foretoken.core.contracts import Need, Scores, Target, Top
+from foretoken.core.contracts import Need, Scores, Target, Top, reread_by
 from foretoken.core.draft import Draft
 
 
@@ -34,6 +34,10 @@ class ReplayTarget:
     @property
     def max_draft_depth(self) -> int | None:
         return self.engine.max_draft_depth if self.engine else None
+
+    @property
+    def num_reread(self) -> int | None:
+        return reread_by(self.engine) if self.engine else None
 
     def prefill(self, prompt: Sequence[int]) -> Scores:
         self.position = 0

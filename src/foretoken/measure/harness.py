@@ -51,7 +51,7 @@ class Answer:
     Args:
         tokens: Of the answer.
         stats: What it cost.
-        rows: Of all forwards after the prefill: the last token, guesses and lookahead rows.
+        rows: Of all forwards after the prefill: the last token, guesses, lookahead rows, and what was read again.
         judged: As in ``Row``.
     """
 
@@ -69,13 +69,13 @@ class Answer:
     def of(cls, steps: Iterable[Step]) -> Answer:
         """Run a decode to its end."""
         tokens: list[int] = []
-        stats, drafted_rows, judged = DecodeStats(), 0, 0
+        stats, rows, judged = DecodeStats(), 0, 0
         for step in steps:
+            rows += step.num_rows if tokens else 0  # without those of the prefill
             stats.add(step)
             tokens += step.tokens
-            drafted_rows += len(step.draft)
             judged += num_judged(step)
-        return cls(tokens, stats, stats.steps + drafted_rows, judged)
+        return cls(tokens, stats, rows, judged)
 
 
 def num_judged(step: Step) -> int:
@@ -98,7 +98,7 @@ class Row:
         rounds: How often it was answered.
         tokens: Of the answers, the first of each with them.
         steps: Forwards.
-        rows: Of all forwards: the last token, guesses and lookahead rows.
+        rows: Of all forwards: the last token, guesses, lookahead rows, and what was read again.
         guesses: That were verified.
         accepted: Of these, how many became tokens.
         judged: The tokens that guesses were judged by: those accepted, and of each step the first that none named.

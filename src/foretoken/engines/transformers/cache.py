@@ -15,6 +15,7 @@ from foretoken.core.errors import ModelError, RequestError
 from foretoken.engines.transformers.inputs import input_device
 
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
+ARGUMENTS = ("past_key_values", "cache_params")  # of forward, for the cache; the second is Mamba's
 COUNTS = ("get_seq_length", "get_mask_sizes", "get_query_offset")  # what a cache says of its layers
 
 
@@ -44,8 +45,12 @@ class KVCache:
 
     def __init__(self, model: PreTrainedModel, states: Cache | None = None) -> None:
         new = rewindable_cache(model)  # says what is wrong with the model before what is wrong with the cache
-        self._model, self._is_given = model, states is not None
-        self.states = new if states is None else checked_cache(model, states)
+        self._is_given = states is not None
+        self._start(model, new if states is None else checked_cache(model, states))
+
+    def _start(self, model: PreTrainedModel, states: Cache) -> None:
+        self._model, self.states = model, states
+        self.argument = refuse_other_models(model)
         self._ids = torch.empty(1, 0, dtype=torch.long, device=input_device(model))
         self._length = 0  # tokens whose ids count
 
@@ -58,6 +63,16 @@ class KVCache:
     def ids(self) -> Tensor:
         """The token ids, [1, length]."""
         return self._ids[:, : self._length]
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether rows of several branches may be kept or dropped."""
+        return not self.slides
+
+    @property
+    def rereads(self) -> bool:
+        """Whether accepted tokens must be read again after others were rejected."""
+        return False
 
     @property
     def slides(self) -> bool:
@@ -112,8 +127,15 @@ class KVCache:
                     assert states is not None
                     states[:, :, start : start + len(path)] = states.index_select(2, rows.to(states.device))
 
-    def mark(self) -> Mark:
-        """Where the cache is now, to go back to."""
+    def has_read(self, num_rows: int) -> None:
+        """A forward over so many rows is done."""
+
+    def mark(self, num_rows: int = 1) -> Mark:
+        """Where the cache is now, to go back to.
+
+        Args:
+            num_rows: Over how many rows the next forward goes.
+        """
         layers: list[Any] = self.states.layers
         sliding = [layer for layer in layers if type(layer) is DynamicSlidingWindowLayer]
         windows = {layer: (layer.keys, layer.values, layer.cumulative_length) for layer in sliding}
@@ -175,6 +197,14 @@ class KVCache:
             "and rejected guesses cannot be told from the rest: take it away, or use the model's own generate."
         )
 
+    def refuse_first_layers(self) -> None:
+        """Refuse to share the first layers with a drafter.
+
+        Raises:
+            ForetokenError: If they cannot go back to every earlier length.
+        """
+        self.refuse_sliding()
+
     def refuse_sliding(self) -> None:
         """Refuse a cache that cannot go back to every earlier length.
 
@@ -201,7 +231,7 @@ class FirstLayers(KVCache):
     """
 
     def __init__(self, full: KVCache, model: PreTrainedModel, num_layers: int) -> None:
-        full.refuse_sliding()
+        full.refuse_first_layers()
         super().__init__(model, DynamicCache())
         self._full, self._num_layers = full, num_layers
 
@@ -224,28 +254,37 @@ def rewindable_cache(model: PreTrainedModel) -> Cache:
     Raises:
         ForetokenError: If the model is no decoder-only language model, or keeps a state that cannot rewind.
     """
-    name = type(model).__name__
-    if getattr(model, "_is_stateful", False):
-        raise ModelError(
-            f"{name} keeps a recurrent state, which cannot go back to before a rejected guess: "
-            "use its own generate, or a model with attention in every layer."
-        )
-    if hasattr(model, "get_base_model"):
-        raise ModelError(
-            f"{name} wraps a model that PEFT has adapted: call its merge_and_unload() first, "
-            "or its generate with custom_generate=foretoken.generate."
-        )
-    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
-    if _encodes(model) or not model.can_generate() or not takes_cache:
-        raise ModelError(
-            f"{name} is not a decoder-only language model with a cache of keys and values: "
-            "load one that AutoModelForCausalLM knows, such as Llama."
-        )
+    refuse_other_models(model)
     cache = DynamicCache(config=model.config)
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
             cache.layers[i] = DynamicLayer()
     return checked_cache(model, cache)
+
+
+def refuse_other_models(model: PreTrainedModel) -> str:
+    """Refuse what is no decoder-only language model with a cache.
+
+    Returns:
+        The argument of its forward that takes the cache.
+
+    Raises:
+        ForetokenError: If it is none.
+    """
+    name = type(model).__name__
+    if hasattr(model, "get_base_model"):
+        raise ModelError(
+            f"{name} wraps a model that PEFT has adapted: call its merge_and_unload() first, "
+            "or its generate with custom_generate=foretoken.generate."
+        )
+    taken = inspect.signature(model.forward).parameters
+    argument = next((argument for argument in ARGUMENTS if argument in taken), None)
+    if _encodes(model) or not model.can_generate() or argument is None:
+        raise ModelError(
+            f"{name} is not a decoder-only language model with a cache of keys and values: "
+            "load one that AutoModelForCausalLM knows, such as Llama."
+        )
+    return argument
 
 
 def _encodes(model: PreTrainedModel) -> bool:

@@ -13,6 +13,7 @@ from foretoken.engines.transformers.attention import is_causal_over_rows
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.loading import reason
 from foretoken.engines.transformers.quantized import rows_share_a_scale
+from foretoken.engines.transformers.recurrent import is_recurrent
 from foretoken.engines.transformers.row_attention import refuse_attention
 from foretoken.engines.transformers.self_test import self_test
 from foretoken.memory.self_tests import SelfTest, self_test_of
@@ -78,6 +79,11 @@ class Exactness:
             refuse_attention(self._model)
         except ForetokenError as error:
             return error
+        if is_recurrent(self._model):
+            return ModelError(
+                f"exact=True is for models of attention alone, and {self._name} keeps a recurrent state, which a scan "
+                "of several rows rounds unlike single steps: leave it out."
+            )
         if not is_causal_over_rows(self._model) or rows_share_a_scale(self._model):
             return ModelError(f"exact=True is for models that are drafted for, and {self._name} is not: leave it out.")
         return None

@@ -39,6 +39,7 @@ class ExitTarget(TransformersTarget):
     """
 
     def __init__(self, full: TransformersTarget, num_layers: int | None = None, choice: Choice | None = None) -> None:
+        full.cache.refuse_first_layers()
         if num_layers is None:
             num_layers = max(1, full.model.config.get_text_config(decoder=True).num_hidden_layers // 3)
         model = first_layers(full.model, num_layers)

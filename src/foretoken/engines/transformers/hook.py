@@ -22,17 +22,18 @@ from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import DEFAULT_DRAFTER, CustomDrafter, DraftModel, EarlyExit, Parts, Recipe, recipe_of
 from foretoken.engines.base import FOUND, Exact
-from foretoken.engines.transformers.cache import rewindable_cache
+from foretoken.engines.transformers.cache import ARGUMENTS
 from foretoken.engines.transformers.cost_key import cost_key
 from foretoken.engines.transformers.exactness import Exactness
 from foretoken.engines.transformers.helpers import TransformersHelpers
+from foretoken.engines.transformers.recurrent import cache_of
 from foretoken.engines.transformers.request import read_request, refuse_modes, refuse_padding, refuse_positions
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.costs import costs_of
 from foretoken.memory.namespace import Namespace
 
 # What generate() prepares and our own loop sees to; what begins with OUTPUTS only asks for records of the forwards.
-_HANDLED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_HANDLED = {"attention_mask", "position_ids", *ARGUMENTS, "use_cache", "logits_to_keep"}
 OUTPUTS = "output_"
 
 # There is one caller here, so that a model has one namespace: a caller who shares a model with others gives a
@@ -90,7 +91,7 @@ def generate(
         ForetokenError: If the request is not one sequence of text, the model cannot rewind, or an argument cannot be
             honoured. Whatever is raised, a cache of the caller's then holds what it held before.
     """
-    rewindable_cache(model)  # says what is wrong with the model before what is wrong with its inputs
+    cache_of(model)  # says what is wrong with the model before what is wrong with its inputs
     unknown = sorted(
         name
         for name, value in model_kwargs.items()
@@ -108,7 +109,7 @@ def generate(
     refuse_modes(model, generation_config, caller.get("assistant_model"), caller.get("synced_gpus"))
     refuse_positions(model_kwargs.get("position_ids"), prepared)
     refuse_padding(model, prepared)
-    given = model_kwargs.get("past_key_values")
+    given = next((model_kwargs[name] for name in ARGUMENTS if model_kwargs.get(name) is not None), None)
     # The caller's own cache is filled, so that a conversation can go on; one that generate made gives way to ours.
     cache = given if getattr(given, "_is_user_defined", False) else None
     exactness = Exactness(model, exact)
@@ -140,6 +141,8 @@ def generate(
         for step in request.steps(made, budget or learning):
             stats.add(step)
             tokens += step.tokens
+        if generation_config.return_dict_in_generate:
+            target.catch_up()
     except BaseException:  # the caller cannot know which tokens of an answer that it did not get are in its cache
         target.go_back(start)
         raise

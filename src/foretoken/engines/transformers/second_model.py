@@ -14,6 +14,7 @@ from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
 from foretoken.engines.transformers.positions import context_length
 from foretoken.engines.transformers.processors import stateless
+from foretoken.engines.transformers.recurrent import is_recurrent
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.fingerprint import fingerprint
 
@@ -40,6 +41,7 @@ def load_draft_model(
     if not isinstance(name, str):
         raise ModelError(f"The draft model is {type(name).__name__}: give the name of a model.")
     draft_model = load_model(name, dtype, str(model.device), trust_remote_code)
+    refuse_recurrent(draft_model)
     rewindable_cache(draft_model)
     check_same_tokens(draft_model, model, load_tokenizer(name, trust_remote_code), tokenizer)
     return draft_model
@@ -78,8 +80,25 @@ def draft_target(draft_model: PreTrainedModel, choice: Choice) -> TransformersTa
     Args:
         draft_model: The smaller model.
         choice: The larger model's; its processors that may keep a state are left out.
+
+    Raises:
+        ForetokenError: If it keeps a recurrent state.
     """
+    refuse_recurrent(draft_model)
     return DraftTarget(draft_model, stateless(choice), max_length=context_length(draft_model))
+
+
+def refuse_recurrent(draft_model: PreTrainedModel) -> None:
+    """Refuse a draft model that cannot go back to every earlier length.
+
+    Raises:
+        ForetokenError: If it keeps a recurrent state.
+    """
+    if is_recurrent(draft_model):
+        raise ModelError(
+            f"The draft model {type(draft_model).__name__} keeps a recurrent state, which goes back by one step and no "
+            "further: choose one with attention in every layer, or another drafter."
+        )
 
 
 class DraftTarget(TransformersTarget):

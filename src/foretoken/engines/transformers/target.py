@@ -20,12 +20,15 @@ from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.inputs import input_device, refuse_own_inputs
 from foretoken.engines.transformers.positions import Positions
 from foretoken.engines.transformers.quantized import rows_share_a_scale
+from foretoken.engines.transformers.recurrent import RecurrentCache, cache_of
 from foretoken.engines.transformers.row_attention import Rows, row_by_row, row_paths
+from foretoken.engines.transformers.scans import scans_of_drafts
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.states import output_head, reading
 from foretoken.engines.transformers.tree_mask import tree_mask
 
 PREFILL_CHUNK = 4096  # tokens
+MOST_REREAD = 16  # tokens, beyond which nothing is drafted until they are read for good
 
 
 class Widths(Protocol):
@@ -61,15 +64,16 @@ class TransformersTarget:
         prefill_chunk: int = PREFILL_CHUNK,
         exact: Widths | None = None,
     ) -> None:
-        self.cache = cache if isinstance(cache, KVCache) else KVCache(model, cache)
+        self.cache = cache if isinstance(cache, KVCache) else cache_of(model, cache)
         refuse_own_inputs(model)
         self.model, self.choice = model, choice or Choice()
         self.device = input_device(model)
         self.max_length, self.prefill_chunk = max_length, prefill_chunk
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self._positions = Positions(model)
-        self._one_row = not is_causal_over_rows(model) or rows_share_a_scale(model)
-        self.supports_trees = self._positions.windows is not None and not self.cache.slides and not self._one_row
+        self._several_rows = scans_of_drafts(model) if isinstance(self.cache, RecurrentCache) else model
+        self._one_row = not is_causal_over_rows(model) or rows_share_a_scale(model) or self._several_rows is None
+        self.supports_trees = self._positions.windows is not None and self.cache.takes_trees and not self._one_row
         # Attention takes a mask of float32 with any query; where weights are of several types, a query may be of each.
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         self._mask_dtype = model.dtype if len(dtypes) == 1 else torch.float32
@@ -88,8 +92,18 @@ class TransformersTarget:
         return known if self._head is None else known | {"hidden"}
 
     @property
+    def num_reread(self) -> int | None:
+        """How many committed tokens the next forward reads again, before the last one.
+
+        None if a rejection costs nothing later; see ``Target``.
+        """
+        return self.ids.shape[1] - self.num_cached if self.cache.rereads else None
+
+    @property
     def max_draft_depth(self) -> int | None:
         num_tokens = self.ids.shape[1] + 1  # with the last token, which the next score brings
+        if (self.num_reread or 0) >= MOST_REREAD:  # without a draft nothing is rejected, so that all of them are read
+            return 0
         if self._one_row or self._positions.must_reread(self.num_cached, num_tokens):
             return 0
         return self._positions.max_draft_depth(num_tokens)
@@ -147,9 +161,10 @@ class TransformersTarget:
         input_ids = torch.tensor([[last_token, *tokens]], device=self.device)
         length = self.ids.shape[1]
         if self._positions.must_reread(self.num_cached, length + 1):
-            input_ids = torch.cat([self.ids, input_ids], dim=1)
             self.cache.clear()
-        self._mark = self.cache.mark()
+        if self.num_cached < length:
+            input_ids = torch.cat([self.ids[:, self.num_cached :], input_ids], dim=1)
+        self._mark = self.cache.mark(input_ids.shape[1])
         try:
             logits, states = self._forward_over(input_ids, draft)
             self.cache.check_holds(length + 1 + len(draft), self._mark)
@@ -191,7 +206,7 @@ class TransformersTarget:
         num_rows = input_ids.shape[1]
         if not self._widths or num_rows > 1 + len(draft):
             extra = {} if draft.is_chain else self._tree_arguments(draft, self.ids.shape[1])
-            return self._forward(input_ids, **extra)
+            return self._forward(input_ids, self._scoring(num_rows), **extra)
         parts, paths, most = [], row_paths(draft), self._widths[-1]
         for first in range(0, num_rows, most):
             ids = input_ids[:, first : first + most]
@@ -212,20 +227,42 @@ class TransformersTarget:
         all_logits, all_states = zip(*parts, strict=True)
         return torch.cat(all_logits), None if all_states[0] is None else torch.cat(all_states)
 
-    def _forward(self, input_ids: Tensor, **extra: Any) -> tuple[Tensor, Tensor | None]:
+    @torch.inference_mode()
+    def catch_up(self) -> None:
+        """Let the cache hold every committed token but the last, also those that the next score would read again."""
+        left = self.ids[:, self.num_cached :]
+        if left.shape[1]:
+            self._forward(left, self._scoring(left.shape[1]))
+
+    def _scoring(self, num_rows: int) -> PreTrainedModel:
+        """The model that reads so many rows after the prompt."""
+        return self.model if num_rows == 1 or self._several_rows is None else self._several_rows
+
+    def _forward(
+        self, input_ids: Tensor, model: PreTrainedModel | None = None, **extra: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits of the rows, [rows, vocab], and their states if they will be asked for; the cache grows by the rows.
 
         The states are what the output head read, [rows, width].
+
+        Args:
+            input_ids: [1, rows].
+            model: Which has scans for drafts. If None, the one that reads prompts and single rows.
+            **extra: Further arguments of its forward.
         """
         if self._positions.are_taken and "position_ids" not in extra:
             start = self.num_cached
             extra["position_ids"] = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
-        extra |= {"past_key_values": self.cache.states, "use_cache": True, "return_dict": True}
+        model = model or self.model
+        extra |= {self.cache.argument: self.cache.states, "use_cache": True, "return_dict": True}
         if self._head is None or not self._reads_states:
-            return self.model(input_ids=input_ids, **extra).logits[0], None
-        with reading(self._head) as read:
-            logits = self.model(input_ids=input_ids, **extra).logits[0]
-        return logits, read[-1][0]
+            logits, states = model(input_ids=input_ids, **extra).logits[0], None
+        else:
+            with reading(self._head) as read:
+                logits = model(input_ids=input_ids, **extra).logits[0]
+            states = read[-1][0]
+        self.cache.has_read(input_ids.shape[1])
+        return logits, states
 
     def _tree_arguments(self, draft: Draft, num_cached: int) -> dict[str, Any]:
         """The mask, one per kind of layer where there are several, and the positions."""

@@ -78,7 +78,7 @@ class TransformersTarget:
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         self._mask_dtype = model.dtype if len(dtypes) == 1 else torch.float32
         takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_row_only = {"logits_to_keep": 1} if takes_rows else {}
+        self._last_row_only: dict[str, Any] = {"logits_to_keep": 1} if takes_rows else {}
         self._head = output_head(model)
         self._exact, self._rows = exact, Rows(model)
         self._widths: tuple[int, ...] = ()  # of forwards in which a row's bits are its own; none if nobody asks for it

@@ -1,0 +1,310 @@
+"""What the server adds to the library's time, and whether it keeps its promises under load.
+
+Starts ``foretoken serve`` in a process of its own, with the bundled model in float32, on this machine alone.
+
+    python -m benchmarks.serve
+
+Prints
+- the milliseconds a token and until the first one that a client waits longer than a caller of the library, in turns;
+- how fast a load of several clients is answered with drafting and without, in turns, by kind of text;
+- for a load in which a tenth of the requests is dropped in the middle and a tenth is malformed: how many answers were
+  the library's for their seed, how many were not, and how the server's memory has grown;
+- whether the history has every answer that was given before the server was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx2 as httpx
+import typer
+
+from benchmarks.common import RESULTS, SEED, Out, Rounds, finish, run
+from foretoken import LanguageModel, load
+from foretoken.measure.differences import TextChanged
+from foretoken.measure.prompts import bundled_prompts
+from foretoken.memory.history import History
+
+TOKENS = 64
+PER_KIND = 2
+PATIENCE = 120.0  # seconds that a client waits for anything
+MALFORMED = [b"{", b"[]", b'{"model": "tiny"}', b'{"model": "tiny", "prompt": "a", "temperature": NaN}', b"[" * 50_000]
+
+Clients = Annotated[int, typer.Option(min=1, help="Clients at once.")]
+Seconds = Annotated[float, typer.Option(min=1.0, max=600.0, help="Seconds of the load with dropped requests.")]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a client asks, and the library's text for it."""
+
+    kind: str
+    body: dict[str, Any]
+    text: str
+
+
+def main(clients: Clients = 8, seconds: Seconds = 60.0, rounds: Rounds = 5, out: Out = RESULTS / "serve.json") -> None:
+    """Measure the server beside the library."""
+    lm = load("tiny", dtype="float32")
+    lm.engine.settle_threads()
+    assert lm.drafter is not None
+    lm.drafter.prepare()
+    lm.memories.wait()
+    questions = asked_of(lm)
+    with tempfile.TemporaryDirectory() as folder:
+        history = Path(folder) / "history.sqlite"
+        with serving() as url:
+            added = beyond_the_library(lm, url, questions, rounds)
+            kinds = drafted_and_plain(url, questions, clients, rounds)
+            load_told = asyncio.run(under_load(url, questions, clients, seconds))
+        kept = asyncio.run(killed(history, questions, clients))
+    finish(out, {"added": added, "kinds": kinds, "load": load_told, "history": kept}, added, kinds, [load_told], [kept])
+    if load_told["other text"] or load_told["lost"] or not kept["intact"]:
+        raise TextChanged("An answer of the server was lost, or was not the library's.")
+
+
+def asked_of(lm: LanguageModel) -> list[Question]:
+    """Questions of every kind, each answered by the library first."""
+    taken: Counter[str] = Counter()
+    questions: list[Question] = []
+    for row in map(json.loads, bundled_prompts().splitlines()):
+        taken[row["kind"]] += 1
+        if taken[row["kind"]] > PER_KIND:
+            continue
+        body = {"model": "tiny", "prompt": row["prompt"], "max_tokens": TOKENS, "temperature": 0.8}
+        body |= {"seed": SEED + len(questions)}
+        options: Any = {"temperature": 0.8, "seed": body["seed"], "max_new_tokens": TOKENS, "drafter": "none"}
+        questions.append(Question(row["kind"], body, lm.generate(row["prompt"], **options).text))
+    return questions
+
+
+@contextmanager
+def serving(*options: str, killed: bool = False) -> Iterator[str]:
+    """The address of a server that runs in a process of its own until the block ends.
+
+    Args:
+        options: More options of the command.
+        killed: Whether it ends by SIGKILL, in the middle of whatever it does.
+    """
+    command = ["-m", "foretoken", "serve", "tiny", "--dtype", "float32", "--port", "0", *options]
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        address = next(found for line in process.stderr if (found := re.search(r"answers at (\S+)/v1", line)))
+        yield address[1]
+    finally:
+        process.send_signal(signal.SIGKILL if killed else signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    assert killed or process.returncode == 0
+
+
+def beyond_the_library(lm: LanguageModel, url: str, questions: Sequence[Question], rounds: int) -> list[dict[str, Any]]:
+    """How much longer a client waits than a caller of the library, and how much more the processor does.
+
+    Waits are medians over pairs of answers in turns. Processor time is that of the server's process, all threads, less
+    that of the library's for the same answers: it is of use on a machine that does something else meanwhile.
+    """
+    rows = []
+    for drafter in ("none", "mixed"):
+        pairs, library_cpu = [], 0.0
+        with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+            server_cpu = -process_metric(client.get("/metrics").text, "cpu_seconds_total")
+            for _ in range(rounds):
+                for question in questions:
+                    library_cpu -= time.process_time()
+                    ours = of_library(lm, question, drafter)
+                    library_cpu += time.process_time()
+                    pairs.append((ours, of_server(client, question, drafter)))
+            server_cpu += process_metric(client.get("/metrics").text, "cpu_seconds_total")
+        num_tokens = sum(ours[2] for ours, _ in pairs)
+        rows.append(
+            {
+                "drafter": drafter,
+                "tokens": num_tokens,
+                "library, ms a token": 1000 * statistics.median(ours[1] for ours, _ in pairs),
+                "added, ms a token": 1000 * statistics.median(theirs[1] - ours[1] for ours, theirs in pairs),
+                "library, CPU ms a token": 1000 * library_cpu / num_tokens,
+                "added, CPU ms a token": 1000 * (server_cpu - library_cpu) / num_tokens,
+                "library, ms to first": 1000 * statistics.median(ours[0] for ours, _ in pairs),
+                "added, ms to first": 1000 * statistics.median(theirs[0] - ours[0] for ours, theirs in pairs),
+            }
+        )
+    return rows
+
+
+def process_metric(text: str, name: str) -> float:
+    """A number of the server's process."""
+    found = re.search(rf"^process_{name} (\S+)", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def of_library(lm: LanguageModel, question: Question, drafter: str) -> tuple[float, float, int]:
+    """Seconds until the first token, seconds of each further one, and how many tokens there are."""
+    body = question.body
+    options: Any = {name: body[name] for name in ("temperature", "seed")}
+    began = time.perf_counter()
+    chunks = lm.stream(body["prompt"], max_new_tokens=TOKENS, drafter=drafter, namespace=None, **options)
+    first, text = 0.0, ""
+    for chunk in chunks:
+        first = first or time.perf_counter()
+        text += chunk.text
+    ended = time.perf_counter()
+    assert text == question.text
+    return first - began, (ended - first) / max(1, chunks.stats.tokens - 1), chunks.stats.tokens
+
+
+def of_server(client: httpx.Client, question: Question, drafter: str) -> tuple[float, float, int]:
+    """The same, as a client sees it."""
+    body = question.body | {"stream": True, "foretoken": {"drafter": drafter, "namespace": None}}
+    began = time.perf_counter()
+    first, text, tokens = 0.0, "", 0
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            first = first or time.perf_counter()
+            chunk = json.loads(line.removeprefix("data: "))
+            text += chunk["choices"][0]["text"]
+            tokens += chunk["foretoken"].get("tokens", 0)
+    ended = time.perf_counter()
+    assert text == question.text
+    return first - began, (ended - first) / max(1, tokens - 1), tokens
+
+
+def drafted_and_plain(url: str, questions: Sequence[Question], clients: int, rounds: int) -> list[dict[str, Any]]:
+    """How much faster a load is answered with drafting than without, by kind of text: medians over turns."""
+    rows = []
+    for kind in dict.fromkeys(question.kind for question in questions):
+        some = [question for question in questions if question.kind == kind]
+        turns = []
+        for _ in range(rounds):
+            taken = {}
+            for drafter in ("none", "mixed"):
+                began = time.perf_counter()
+                asyncio.run(all_answered(url, some * clients, clients, drafter))
+                taken[drafter] = time.perf_counter() - began
+            turns.append(taken["none"] / taken["mixed"])
+        rows.append(
+            {"kind": kind, "clients": clients, "answers": len(some) * clients, "speed": statistics.median(turns)}
+        )
+    return rows
+
+
+async def all_answered(url: str, questions: Sequence[Question], clients: int, drafter: str) -> None:
+    """Answer all questions, so many at once, and compare each text."""
+    drafting = {"drafter": drafter, "namespace": None}
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+
+        async def ask(some: Sequence[Question]) -> None:
+            for question in some:
+                answer = await client.post("/v1/completions", json=question.body | {"foretoken": drafting})
+                if answer.json()["choices"][0]["text"] != question.text:
+                    raise TextChanged(f"The {drafter} answer to a {question.kind} question is not the library's.")
+
+        await asyncio.gather(*(ask(questions[place::clients]) for place in range(clients)))
+
+
+async def under_load(url: str, questions: Sequence[Question], clients: int, seconds: float) -> dict[str, Any]:
+    """Ask at random from several clients; a tenth is dropped, a tenth malformed. What came of it."""
+    counts: Counter[str] = Counter()
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+        for question in questions:  # memory is looked at once every namespace and every shape was there
+            await client.post("/v1/completions", json=question.body)
+        before = await resident(client)
+        ends_at = time.monotonic() + seconds
+
+        async def one(rng: random.Random) -> None:
+            while time.monotonic() < ends_at:
+                what = rng.random()
+                if what < 0.1:
+                    await malformed(client, rng, counts)
+                else:
+                    await asked(client, rng.choice(questions), rng.random() if what < 0.2 else None, counts)
+
+        await asyncio.gather(*(one(random.Random(place)) for place in range(clients)))
+        while (await client.get("/health")).json()["running"]:
+            await asyncio.sleep(0.1)
+        after = await resident(client)
+    names = (
+        "the library's text",
+        "other text",
+        "lost",
+        "dropped",
+        "malformed and refused",
+        "malformed and taken",
+    )
+    told: dict[str, Any] = {"clients": clients, "seconds": seconds} | {name: counts[name] for name in names}
+    return told | {"resident_mib_before": before, "resident_mib_after": after}
+
+
+async def malformed(client: httpx.AsyncClient, rng: random.Random, counts: Counter[str]) -> None:
+    """Send what is no request."""
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/v1/completions", content=rng.choice(MALFORMED), headers=headers)
+    is_refused = answer.status_code == 400 and "error" in answer.json()
+    counts["malformed and refused" if is_refused else "malformed and taken"] += 1
+
+
+async def asked(client: httpx.AsyncClient, question: Question, leaves: float | None, counts: Counter[str]) -> None:
+    """Ask and compare, or leave in the middle."""
+    try:
+        async with client.stream("POST", "/v1/completions", json=question.body | {"stream": True}) as answer:
+            text = ""
+            async for line in answer.aiter_lines():
+                if line.startswith("data: {"):
+                    text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+                if leaves is not None and len(text) > leaves * len(question.text):
+                    counts["dropped"] += 1
+                    return
+            counts["the library's text" if text == question.text else "other text"] += 1
+    except (httpx.HTTPError, KeyError):
+        counts["lost"] += 1
+
+
+async def resident(client: httpx.AsyncClient) -> float:
+    """MiB of the server's memory."""
+    return process_metric((await client.get("/metrics")).text, "resident_memory_bytes") / 2**20
+
+
+async def killed(history: Path, questions: Sequence[Question], clients: int) -> dict[str, Any]:
+    """Kill a server with a history while it answers; whether another finds every answer that was given."""
+    given = 0
+    with serving("--history", str(history), killed=True) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
+
+            async def ask(question: Question) -> None:
+                nonlocal given
+                await client.post("/v1/completions", json=question.body)
+                given += 1
+
+            tasks = [asyncio.create_task(ask(question)) for question in list(questions) * 4]
+            while given < len(questions):
+                await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+    with History(history) as kept:
+        found = sum(row.answers for row in kept.stats())
+    with serving("--history", str(history)) as url:
+        await all_answered(url, questions, clients, "mixed")
+    with History(history) as kept:
+        again = sum(row.answers for row in kept.stats())
+    return {"given before the kill": given, "kept": found, "intact": found >= given and again >= found}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -20,6 +20,7 @@ from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import RECIPES, DraftModel, Recipe, recipe_of
 from foretoken.engines.base import Engine
+from foretoken.server.grammar import Grammars
 from foretoken.server.schema import Asked, Drafting
 from foretoken.server.stops import TextBeforeStop
 
@@ -90,7 +91,7 @@ class Ready:
 
 
 def answers(
-    lm: LanguageModel, asked: Asked, owner: str, plain: PlainSteps
+    lm: LanguageModel, asked: Asked, owner: str, plain: PlainSteps, grammars: Grammars
 ) -> Generator[Ready | Part, None, Part | None]:
     """Answer every prompt of a request ``n`` times, one answer after the other. The last part is returned.
 
@@ -99,6 +100,7 @@ def answers(
         asked: The request.
         owner: Whose namespaces are drafted from.
         plain: Learns what plain steps take.
+        grammars: Keeps answers to the form that they are to have.
 
     Raises:
         ForetokenError: With the first item, if the request cannot be honoured.
@@ -107,9 +109,13 @@ def answers(
     sampling = sampling_of(lm, asked)
     prompts, num = asked.prompts, asked.n or 1
 
+    schema = None if asked.response_format is None else asked.response_format.schema_to_follow
+    processor = None if schema is None else grammars.of_schema(schema)
+
     def begin(prompt: Prompt, choice: int) -> Stream:
         seed = None if asked.seed is None else asked.seed + choice
-        return lm.stream(prompt, seed=seed, **sampling, **options)
+        own: Any = {} if processor is None else {"processors": [processor()]}
+        return lm.stream(prompt, seed=seed, **sampling, **options, **own)
 
     first = begin(prompts[0], 0)
     for prompt in prompts[1:]:  # so that a bad one is found before the first is answered

@@ -19,6 +19,7 @@ from foretoken.server.answers import PlainSteps, answers, options_of
 from foretoken.server.body import read_json
 from foretoken.server.errors import ApiError, as_api_error
 from foretoken.server.exchange import Answer, Exchange, refusal
+from foretoken.server.grammar import Grammars
 from foretoken.server.keys import ApiKeys
 from foretoken.server.metrics import Metrics
 from foretoken.server.openapi import describe
@@ -42,7 +43,7 @@ class Server:
 
     def __init__(self, lm: LanguageModel, model_name: str, keys: ApiKeys, scheduler: Scheduler) -> None:
         self.lm, self.model_name, self.keys, self.scheduler = lm, model_name, keys, scheduler
-        self._plain = PlainSteps(lm)
+        self._plain, self._grammars = PlainSteps(lm), Grammars(lm)
         self._metrics = Metrics(model_name, scheduler, lm.memories)
 
     def app(self) -> Starlette:
@@ -106,7 +107,8 @@ class Server:
         asked = read_asked(kind, await read_json(request))
         self._check_model(asked.model)
         drafter = options_of(self.lm, asked, owner)["drafter"]
-        exchange = Exchange(self.scheduler, owner, answers(self.lm, asked, owner, self._plain), self._metrics)
+        work = answers(self.lm, asked, owner, self._plain, self._grammars)
+        exchange = Exchange(self.scheduler, owner, work, self._metrics)
         try:
             await exchange.ready()
         except BaseException:

@@ -31,7 +31,6 @@ NOT_DONE: Mapping[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True, False),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "suffix": (None, ""),
@@ -118,6 +117,37 @@ class Prediction(Strict):
     content: Text
 
 
+class JsonSchema(Strict):
+    """The form of an answer."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(max_length=64)
+    description: str | None = Field(default=None, description="For people: the model is not told.")
+    definition: dict[str, Any] = Field(alias="schema", description="A JSON schema.")
+    strict: bool | None = Field(default=None, description="It is always followed.")
+
+
+class ResponseFormat(Strict):
+    """Whether an answer is JSON. Tell the model so in the prompt, too: the grammar only forbids what is none."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type json_schema, and only with it")
+        return self
+
+    @property
+    def schema_to_follow(self) -> dict[str, Any] | None:
+        """The JSON schema of the answer. None for any text."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.definition
+
+
 class StreamOptions(Strict):
     """What a stream has besides the answer."""
 
@@ -169,6 +199,7 @@ class Asked(Strict):
         default=None, description="Strings that end the answer, which does not have them."
     )
     prediction: Prediction | None = None
+    response_format: ResponseFormat | None = None
     foretoken: Drafting | None = None
     user: str | None = Field(default=None, description="No answer depends on it; nor on the next two.")
     safety_identifier: str | None = None

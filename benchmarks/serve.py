@@ -58,7 +58,7 @@ class Question:
     text: str
 
 
-def main(clients: Clients = 8, seconds: Seconds = 60.0, rounds: Rounds = 5, out: Out = RESULTS / "serve.json") -> None:
+def main(clients: Clients = 8, seconds: Seconds = 60.0, rounds: Rounds = 3, out: Out = RESULTS / "serve.json") -> None:
     """Measure the server beside the library."""
     lm = load("tiny", dtype="float32")
     lm.engine.settle_threads()

@@ -22,10 +22,14 @@ from foretoken.server.scheduler import Scheduler
 
 @contextmanager
 def serving(
-    lm: LanguageModel, keys: dict[str, str] | None = None, name: str = "toy", **limits: Any
+    lm: LanguageModel,
+    keys: dict[str, str] | None = None,
+    name: str = "toy",
+    hosts: set[str] | None = None,
+    **limits: Any,
 ) -> Iterator[httpx.Client]:
     """A client of a server that runs in a thread, and ends with the block."""
-    app = Server(lm, name, ApiKeys(keys or {}), Scheduler(**limits)).app()
+    app = Server(lm, name, ApiKeys(keys or {}), Scheduler(**limits), hosts).app()
     listening = listen("127.0.0.1", 0)
     started = threading.Event()
     running = server(app, started.set)

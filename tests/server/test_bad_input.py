@@ -52,6 +52,13 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(client):
     refused(client, "/v1/completions", json.dumps(TEXT).encode(), 415, "text/plain")
 
 
+def test_a_page_whose_host_was_turned_to_this_machine_is_refused(lm):
+    with serving(lm, hosts={"localhost", "127.0.0.1"}) as client:
+        for host, status in (("evil.example:8000", 403), ("localhost:1", 200), ("127.0.0.1", 200)):
+            answer = client.post("/v1/completions", json=TEXT, headers={"Host": host})
+            assert answer.status_code == status, host
+
+
 def test_a_body_that_is_nested_deep_or_too_large_is_refused(client):
     deep = json.dumps(TEXT | {"user": "X"}).replace('"X"', "[" * 100 + "]" * 100).encode()
     assert "nested" in refused(client, "/v1/completions", deep)["message"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,12 @@ pytest.importorskip("httpx2", reason="the client of these tests is not installed
 
 import httpx2 as httpx
 
+from foretoken.core.contracts import Step
+from foretoken.core.draft import Draft
+from foretoken.server import exchange
+from foretoken.server.answers import Part
+from foretoken.server.replies import Reply
+from foretoken.server.schema import CompletionAsked, read_asked
 from helpers.serving import serving
 
 TEXT = {"model": "toy", "prompt": "hi", "max_tokens": 4}
@@ -105,3 +112,29 @@ def test_a_server_that_stops_finishes_what_it_has_begun(lm):
     # The block's end has told the server to stop, and waited for it.
     asking.join(10)
     assert answers[0].json()["choices"][0]["text"] == lm.generate("hi", max_new_tokens=600).text
+
+
+def test_a_client_that_does_not_read_is_let_go(monkeypatch):
+    """The connection's buffers are full, so that sending waits."""
+    monkeypatch.setattr(exchange, "GRACE", 0.05)
+
+    class Endless:
+        cancelled = False
+
+        async def parts(self) -> AsyncIterator[Any]:
+            while True:
+                yield Part(0, Step(Draft(), (1,)), False, 0.0, 0.0, "x", "")
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def answered() -> Endless:
+        running: Any = Endless()
+        reply = Reply(read_asked(CompletionAsked, TEXT | {"stream": True}), "none", "fp")
+        await exchange.Answer(running, reply, streams=True, seconds=0.05)({"type": "http"}, never, never)
+        return running
+
+    assert asyncio.run(asyncio.wait_for(answered(), 10)).cancelled

@@ -77,9 +77,11 @@ def serve(
         kept = False if history is None else chosen_history(history)
         lm = load_model(ModelOptions(model, dtype, device, exact), drafting, kept)
         name = Path(model).resolve().name if os.path.isdir(model) else model
+        is_open = not listening.getsockname()[0].startswith(("127.", "::1"))
+        hosts = None if keys.are_needed or is_open else {"localhost", "127.0.0.1", "::1", host}
         with err.status("measuring what forwards cost, once"):
-            app = Server(lm, name, keys, Scheduler(max_active, max_queue, timeout)).app()
-        if api_keys is None and not listening.getsockname()[0].startswith(("127.", "::1")):
+            app = Server(lm, name, keys, Scheduler(max_active, max_queue, timeout), hosts).app()
+        if is_open and not keys.are_needed:
             err.print("There are no API keys: everybody who reaches this address may ask.", style="yellow")
         run(app, listening, lambda: err.print(f"{name} answers at {url_of(listening)}/v1"))
     err.print("stopped", style="dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -39,10 +39,19 @@ class Server:
         model_name: What clients call it.
         keys: Who may ask.
         scheduler: Runs the answers; the application starts and closes it.
+        hosts: What requests may call this machine. If None, anything. A page that a user visits could reach a server on
+            the user's machine under the name of the page's own host, once its address has been changed to 127.0.0.1.
     """
 
-    def __init__(self, lm: LanguageModel, model_name: str, keys: ApiKeys, scheduler: Scheduler) -> None:
-        self.lm, self.model_name, self.keys, self.scheduler = lm, model_name, keys, scheduler
+    def __init__(
+        self,
+        lm: LanguageModel,
+        model_name: str,
+        keys: ApiKeys,
+        scheduler: Scheduler,
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        self.lm, self.model_name, self.keys, self.scheduler, self._hosts = lm, model_name, keys, scheduler, hosts
         self._plain, self._grammars = PlainSteps(lm), Grammars(lm)
         self._metrics = Metrics(model_name, scheduler, lm.memories)
 
@@ -70,6 +79,8 @@ class Server:
             self.scheduler.close()
 
     def _owner(self, request: Request) -> str:
+        if self._hosts is not None and request.url.hostname not in self._hosts:
+            raise ApiError(403, "The header Host names another machine: use the server's own address.", "wrong_host")
         header = request.headers.get("authorization")
         return self.keys.owner(None if header is None else header.encode("latin-1"))
 

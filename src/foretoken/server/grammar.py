@@ -1,7 +1,7 @@
 """Answers of a given form: JSON, of any kind or after a schema, by a grammar that masks the logits.
 
-A grammar decides which tokens may be chosen, whatever drafts. The target never chooses a guess that it forbids, so such a
-guess is never accepted.
+A grammar decides which tokens may be chosen, whatever drafts. The target never chooses a token that it forbids, so such
+a guess is never accepted.
 """
 
 from __future__ import annotations

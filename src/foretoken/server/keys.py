@@ -29,9 +29,9 @@ class ApiKeys:
         self._digests = {name: _digest(key.encode()) for name, key in keys.items()}
 
     @property
-    def names(self) -> list[str]:
-        """Everybody who may ask."""
-        return list(self._digests) or [ANYBODY]
+    def are_needed(self) -> bool:
+        """Whether a request needs one."""
+        return bool(self._digests)
 
     def owner(self, authorization: bytes | None) -> str:
         """The name whose key the header ``Authorization: Bearer KEY`` has.
@@ -42,7 +42,7 @@ class ApiKeys:
         Raises:
             ApiError: If the key is nobody's.
         """
-        if not self._digests:
+        if not self.are_needed:
             return ANYBODY
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key:

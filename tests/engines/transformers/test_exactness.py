@@ -21,12 +21,14 @@ from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.engines.transformers import exactness as deciding
 from foretoken.engines.transformers import self_test as testing
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.engine import TransformersEngine
 from foretoken.engines.transformers.exactness import Exactness
 from foretoken.engines.transformers.row_attention import ROWS_OVER, row_paths
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.self_test import FixedWidths, self_test
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.width_classes import width_classes
+from foretoken.measure.check import RecordedTree
 from foretoken.memory.self_tests import SelfTest, read_self_test, self_test_of
 from helpers.drafting import Oracle, RandomTrees
 from helpers.shapes import CONFIGS, LLAMA, SMALL, VOCAB, tiny_model
@@ -134,6 +136,49 @@ def test_without_it_bits_differ():
     assert any(
         answer(TransformersTarget(model), drafter, [5, 9, 4]) != plain for drafter in drafters(4, [5, 9, 4], tokens)
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tokens_whose_output_rows_are_equal_are_told_apart_alike(dtype):
+    """The best two logits of every position are one number, and the first of them counts: no rounding may part them."""
+    model = tiny_model.__wrapped__("llama", dtype=dtype)
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[VOCAB - VOCAB // 2 :] = rows[: VOCAB // 2].flip(0).clone()
+    for seed in range(3):
+        prompt = [(7 * seed + 3 * i) % VOCAB for i in range(6)]
+        plain = answer(TransformersTarget(model, exact=widths_of("llama", dtype)), None, prompt)
+        for trees in (False, True):
+            drafter = RecordedTree([*prompt, *(token for token, _ in plain)], VOCAB, trees)
+            assert answer(TransformersTarget(model, exact=widths_of("llama", dtype)), drafter, prompt, 15) == plain
+
+
+def test_a_seed_that_was_searched_for_chooses_alike():
+    """One of 7.2 million pairs of seed and position at which float32 without exactness chooses another token."""
+    lm = foretoken.load("tiny", dtype="float32", exact=True, background=None)
+    assert isinstance(lm.engine, TransformersEngine)
+    ids = lm.encode("def read_lines(path):\n    with open(path) as file:\n")
+    seventh = TransformersTarget(lm.model, Choice(seed=7))
+    text = [*ids, *(t for step in decode(seventh, None, ids, max_new_tokens=60) for t in step.tokens)]
+    length, chosen = len(ids) + 1, []
+    for guesses in (0, 15):
+        target = TransformersTarget(lm.model, Choice(seed=346062), exact=lm.engine.exactness)
+        target.prefill(text[:length])
+        chosen.append(target.score(text[length], Draft.chain(text[length + 1 : length + 1 + guesses])).choose(0))
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("shape", ["mistral", "gemma3"])
+def test_a_cache_that_was_given_and_keeps_only_a_window(shape):
+    model, prompt, exact = model_of(shape, torch.bfloat16), [5, 9, 4] * 9, widths_of(shape, torch.bfloat16)
+
+    def target() -> TransformersTarget:
+        return TransformersTarget(model, exact=exact, cache=tf.DynamicCache(config=model.config))
+
+    plain = answer(target(), None, prompt)
+    for drafter in drafters(4, prompt, [token for token, _ in plain])[:2]:
+        for budget in (9, 100):
+            assert answer(target(), drafter, prompt, budget) == plain
 
 
 def test_drafts_of_more_rows_than_any_width_take_several_forwards():

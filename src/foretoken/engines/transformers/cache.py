@@ -127,6 +127,15 @@ class KVCache:
                     assert states is not None
                     states[:, :, start : start + len(path)] = states.index_select(2, rows.to(states.device))
 
+    def drop_last(self, num_tokens: int) -> None:
+        """Forget the keys and values of the last tokens. Sliding layers go on holding what ``keep`` may go back to."""
+        layers: list[Any] = self.states.layers
+        for layer in layers:
+            if type(layer) is not DummyLayer and layer.is_initialized:
+                layer.keys, layer.values = layer.keys[..., :-num_tokens, :], layer.values[..., :-num_tokens, :]
+            if type(layer) is DynamicSlidingWindowLayer:
+                layer.cumulative_length -= num_tokens
+
     def has_read(self, num_rows: int) -> None:
         """A forward over so many rows is done."""
 

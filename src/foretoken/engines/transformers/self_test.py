@@ -23,7 +23,7 @@ from foretoken.memory.self_tests import SelfTest
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32, 48, 64)  # rows
 FIRST = (16, 8, 4, 32, 12, 2, 24, 6, 64, 3, 5, 7, 10, 20, 48, 9, 14)  # in which order, should there be no time for all
 ENOUGH = 16  # rows that a forward must take if drafts are to pay
-MAX_SECONDS = 1.0
+MAX_SECONDS = 0.5
 PROMPT, ROWS = 24, 6  # tokens; how many are scored one by one, to compare with
 COSTED = 16  # times as many tokens stand before a step whose time is taken
 TURNS, MORE_TURNS = 4, 20  # plain steps of either kind, and where the costs are too near to tell

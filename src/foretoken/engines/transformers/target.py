@@ -106,7 +106,10 @@ class TransformersTarget:
             return 0
         if self._one_row or self._positions.must_reread(self.num_cached, num_tokens):
             return 0
-        return self._positions.max_draft_depth(num_tokens)
+        depth = self._positions.max_draft_depth(num_tokens)
+        if self._widths and self.cache.slides:  # the rows of an earlier forward might have left the window
+            return self._widths[-1] - 1 if depth is None else min(self._widths[-1] - 1, depth)
+        return depth
 
     @property
     def ids(self) -> Tensor:
@@ -220,7 +223,7 @@ class TransformersTarget:
                 filled = pad(ids, (0, width - count)) if width > count else ids
                 logits, states = self._forward(filled, position_ids=positions)
             if width > count:
-                self.cache.states.crop(count - width)
+                self.cache.drop_last(width - count)
             parts.append((logits[:count], None if states is None else states[:count]))
         if len(parts) == 1:
             return parts[0]

@@ -361,8 +361,8 @@ def test_rows_that_see_their_neighbours_fail(monkeypatch):
     """The control: where a forward of several rows is another than of one, no width is left to draft with."""
     forward = TransformersTarget._forward
 
-    def moved(self, input_ids, **extra):
-        logits, states = forward(self, input_ids, **extra)
+    def moved(self, input_ids, *args, **extra):
+        logits, states = forward(self, input_ids, *args, **extra)
         return logits + 1e-3 * (1 < input_ids.shape[1] < 20) * input_ids.sum(), states
 
     monkeypatch.setattr(TransformersTarget, "_forward", moved)

@@ -112,8 +112,7 @@ class RecurrentCache(KVCache):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        states = new_states(model)
-        self._start(model, states)
+        self._start(model, new_states(model))
         self._num_read = 0  # what a cache without attention does not count
         self._before: tuple[Mark, dict[Any, States]] | None = None  # the last forward, if it can be taken back
 

@@ -106,7 +106,7 @@ def test_numbers_carry_where_they_come_from(tmp_path, capsys):
     assert "| 1.500 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["never_slower", "overhead", "latency", "replayed", "traces"])
+@pytest.mark.parametrize("name", ["never_slower", "overhead", "latency", "recurrent", "replayed", "traces"])
 def test_every_program_says_what_it_takes(monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:

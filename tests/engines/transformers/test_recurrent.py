@@ -187,9 +187,9 @@ def test_costs_are_measured_over_just_the_rows_that_are_asked_for(monkeypatch):
     target, rows = TransformersTarget(model), []
     forward = target._forward
 
-    def counting(ids, model=None):
+    def counting(ids, model=None, **extra):
         rows.append(ids.shape[1])
-        return forward(ids, model)
+        return forward(ids, model, **extra)
 
     monkeypatch.setattr(target, "_forward", counting)
     measured = measure_costs(target)

@@ -6,6 +6,11 @@ import os
 import sys
 
 INTERRUPTED = 130  # 128 and the number of the signal, as shells count
+EXTRAS = {  # the libraries that each installs
+    "transformers": ("torch", "transformers", "tokenizers"),
+    "serve": ("starlette", "uvicorn", "pydantic", "prometheus_client"),
+    "gguf": ("gguf",),
+}
 
 
 def main() -> None:
@@ -57,10 +62,9 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, ForetokenError):
         return str(error)
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing in ("torch", "transformers", "tokenizers"):
-        return f"This needs {missing}: pip install 'foretoken[transformers]'."
-    if missing in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
-        return f"This needs {missing}: pip install 'foretoken[serve]'."
+    for extra, libraries in EXTRAS.items():
+        if missing in libraries:
+            return f"This needs {missing}: pip install 'foretoken[{extra}]'."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may be missing
         return "There is not enough memory: use a smaller model, a smaller dtype or a shorter text."
     if isinstance(error, OSError):

@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "Measure what drafting gains on a model and a machine.",
     "corpus": "Build a background corpus: counts of the tokens that follow each other in text.",
     "train": "Train a speculator for a model: heads that guess its next tokens from its states.",
+    "export": "Write a model as a file for another engine.",
     "history": "Show, delete, export and import the answers that are kept between runs.",
 }
 STYLE: dict[str, Any] = {

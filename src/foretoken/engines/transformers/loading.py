@@ -56,18 +56,15 @@ def load_model(
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"There is no dtype {dtype!r} here: choose one of {', '.join(DTYPES)}.")
     path, place = resolve(name), find_device(device)
-    # A broken folder can raise anything, from OSError to a safetensors or a JSON error: all of it is the user's input.
     with _nobody_asked(trust_remote_code):
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            raise ModelError(f"The model {name!r} could not be read: {reason(error)}") from error
+        config = load_config(name, trust_remote_code)
         if not _continues_text(config):
             raise ModelError(
                 f"The model {name!r} ({config.model_type}) is not a causal language model: "
                 "choose one that continues text."
             )
         _check_folder(path, config)
+        # A broken folder can raise anything, from OSError to a safetensors or a JSON error: all is the user's input.
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -86,6 +83,21 @@ def load_model(
     if place.type == "cpu":
         _warn_of_slow(model.dtype)
     return cast(PreTrainedModel, model)
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """What a model says of its shape.
+
+    Raises:
+        ForetokenError: If it cannot be read.
+    """
+    path = resolve(name)
+    with _nobody_asked(trust_remote_code):
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise ModelError(f"The model {name!r} could not be read: {reason(error)}") from error
+    return config
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -114,7 +114,6 @@ def _check_config(name: str, config: Any) -> None:
         "its MLP has biases": config.mlp_bias,
         f"its activation is {config.hidden_act!r}, not 'silu'": config.hidden_act != "silu",
         f"its positions are scaled ({scaling})": scaling != "default",
-        f"its heads have an odd width, {config.head_dim}": config.head_dim % 2,
         "its weights are quantized already": getattr(config, "quantization_config", None) is not None,
     }
     for reason, applies in unfit.items():

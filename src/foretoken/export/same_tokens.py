@@ -87,17 +87,19 @@ def llama_cpp_tokenizer(llama_cpp: Any, path: Path) -> Iterator[Callable[[str], 
     settings.vocab_only = True
     try:
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
-        if model is None:
-            raise ModelError("Nothing was written, because this version of llama.cpp does not take the tokenizer.")
-        vocabulary = llama_cpp.llama_model_get_vocab(model)
-
-        def encode(text: str) -> list[int]:
-            data = text.encode()
-            tokens = (ctypes.c_int32 * (len(data) + 2))()  # a byte each, one before and one after
-            number = llama_cpp.llama_tokenize(vocabulary, data, len(data), tokens, len(tokens), True, True)
-            return tokens[:number]
-
-        yield encode
-        llama_cpp.llama_model_free(model)
     finally:
         log.setLevel(level)
+    if model is None:
+        raise ModelError("Nothing was written, because this version of llama.cpp does not take the tokenizer.")
+    vocabulary = llama_cpp.llama_model_get_vocab(model)
+
+    def encode(text: str) -> list[int]:
+        data = text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 2))()  # one for each byte, one before and one after
+        number = llama_cpp.llama_tokenize(vocabulary, data, len(data), tokens, len(tokens), True, True)
+        return tokens[:number]
+
+    try:
+        yield encode
+    finally:
+        llama_cpp.llama_model_free(model)

@@ -109,6 +109,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabu
     settings = json.loads(backend.to_str())
     for what in _unknown(settings):
         raise ModelError(f"The tokenizer cannot be written to a GGUF file, because llama.cpp {what}.")
+    pre = _pre_tokenizer(settings)
     ids = backend.get_vocab(with_added_tokens=True)
     if max(ids.values()) >= num_rows:
         raise ModelError(f"The tokenizer has token {max(ids.values())}, and the model has {num_rows}: they do not fit.")
@@ -125,7 +126,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabu
     add_bos, add_eos = _adds(backend, special)
     templates = tokenizer.chat_template or {}
     return Vocabulary(
-        pre=_pre_tokenizer(settings) or "",
+        pre=pre,
         tokens=tokens,
         types=types,
         merges=[(left, right) for left, right in settings["model"]["merges"]],
@@ -144,8 +145,6 @@ def _unknown(settings: dict[str, Any]) -> Iterator[str]:
         return
     if settings["normalizer"] is not None:
         yield f"does not normalize text, as this tokenizer does ({settings['normalizer']['type']})"
-    if _pre_tokenizer(settings) is None:
-        yield f"has no pre-tokenizer like this one that is known here; known are {', '.join(PRE_TOKENIZERS)}"
     if (settings["decoder"] or {}).get("type") != "ByteLevel":
         yield "makes text of the bytes of tokens, and this tokenizer does not"
     if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
@@ -158,14 +157,24 @@ def _unknown(settings: dict[str, Any]) -> Iterator[str]:
             yield f"takes no spaces away around a token, as this tokenizer does around {token['content']!r}"
 
 
-def _pre_tokenizer(settings: dict[str, Any]) -> str | None:
-    """llama.cpp's name of the pre-tokenizer, if it has one."""
+def _pre_tokenizer(settings: dict[str, Any]) -> str:
+    """llama.cpp's name of the pre-tokenizer.
+
+    Raises:
+        ForetokenError: If none is known.
+    """
     steps = [settings["pre_tokenizer"] or {}]
     if steps[0].get("type") == "Sequence":
         steps = steps[0]["pretokenizers"]
     steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
     found = (steps, settings["model"]["ignore_merges"])
-    return next((name for name, known in PRE_TOKENIZERS.items() if known == found), None)
+    for name, known in PRE_TOKENIZERS.items():
+        if known == found:
+            return name
+    raise ModelError(
+        "The tokenizer splits text in a way that has no name in llama.cpp, as far as is known here: known are those of "
+        "GPT-2, SmolLM and Llama 3."
+    )
 
 
 def _adds(backend: Tokenizer, special: dict[str, int]) -> tuple[bool, bool]:

@@ -233,6 +233,21 @@ def test_answers_that_end_where_no_file_can_say_are_refused(ends, folder, tmp_pa
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_a_text_that_ends_with_another_token_than_answers_is_refused(folder, tmp_path):
+    adds = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+    }
+    ending = Path(edited(folder, tmp_path / "ending", "tokenizer.json", post_processor=adds))
+    export_gguf(str(ending), tmp_path / "x.gguf", "f32")
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["tokenizer.ggml.add_eos_token"].contents() is True
+    other = edited(ending, tmp_path / "model", "generation_config.json", eos_token_id=2)
+    with pytest.raises(ModelError, match="a token that does not end its answers"):
+        export_gguf(other, tmp_path / "x.gguf", "f32")
+
+
 TOKENIZERS: dict[str, tuple[Any, str]] = {
     "normalizer": ({"type": "NFC"}, "does not normalize text"),
     "pre_tokenizer": ({"type": "Whitespace"}, "known are those of GPT-2, SmolLM and Llama 3"),

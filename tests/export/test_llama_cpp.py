@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,25 +57,43 @@ def test_a_tokenizer_that_llama_cpp_does_not_take_is_refused(tmp_path, monkeypat
         export_gguf(str(llama_folder(tmp_path / "model")), tmp_path / "x.gguf", "f32")
 
 
-@pytest.mark.parametrize("which", ["tiny", "random"])
-def test_the_logits_are_those_of_transformers(which, tmp_path):
+def logits(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
+    """llama.cpp's, of every token, with keys and values in float32."""
     from llama_cpp import Llama
 
-    name = "tiny" if which == "tiny" else str(llama_folder(tmp_path / "model", "llama-bpe"))
-    export_gguf(name, tmp_path / "x.gguf", "f32")
-    text = "def area(width, height):\n    return width * height\n\n\nprint(area(3, 14))"
-    tokens = load_tokenizer(name)(text).input_ids
-    with torch.no_grad():
-        wanted = load_model(name, "float32")(torch.tensor([tokens])).logits[0].numpy()
-    precise: dict[str, Any] = {"type_k": 0, "type_v": 0}  # keys and values in float32
+    precise: dict[str, Any] = {"type_k": 0, "type_v": 0}
     threads: dict[str, Any] = {"n_threads": 1, "n_threads_batch": 1}
-    llama = Llama(str(tmp_path / "x.gguf"), n_ctx=256, logits_all=True, verbose=False, **precise, **threads)
+    llama = Llama(str(path), n_ctx=256, logits_all=True, verbose=False, **precise, **threads)
     llama.eval(tokens)
     found = np.array(llama.scores[: len(tokens)])
     llama.close()
+    return found
+
+
+def transformers_logits(name: str) -> tuple[list[int], np.ndarray[Any, Any]]:
+    """The tokens of a short text, and the logits of each."""
+    text = "def area(width, height):\n    return width * height\n\n\nprint(area(3, 14))"
+    tokens = load_tokenizer(name)(text).input_ids
+    with torch.no_grad():
+        return tokens, load_model(name, "float32")(torch.tensor([tokens])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("which", ["tiny", "random"])
+def test_the_logits_are_those_of_transformers(which, tmp_path):
+    name = "tiny" if which == "tiny" else str(llama_folder(tmp_path / "model", "llama-bpe"))
+    export_gguf(name, tmp_path / "x.gguf", "f32")
+    tokens, wanted = transformers_logits(name)
+    found = logits(tmp_path / "x.gguf", tokens)
     assert np.abs(found - wanted).max() < 1e-3
     assert (found.argmax(axis=1) == wanted.argmax(axis=1)).all()
-    assert np.ptp(wanted, axis=1).min() > 0.1  # there was something to tell apart
+
+
+def test_rows_in_the_models_own_order_give_other_logits(tmp_path, monkeypatch):
+    """The control of the test above."""
+    monkeypatch.setattr("foretoken.export.gguf.neighbours", lambda weight, num_heads: weight)
+    export_gguf("tiny", tmp_path / "x.gguf", "f32")
+    tokens, wanted = transformers_logits("tiny")
+    assert np.abs(logits(tmp_path / "x.gguf", tokens) - wanted).max() > 0.1
 
 
 def test_what_llama_cpp_knows_of_special_tokens(tmp_path):

@@ -25,7 +25,8 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 LLAMA_3 = (  # as Llama 3's tokenizer.json has it
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL = ["<s>", "</s>", "<|user|>", "<pad>"]
 
@@ -34,12 +35,13 @@ SPECIAL = ["<s>", "</s>", "<|user|>", "<pad>"]
 def trained(pre: str) -> str:
     """A tokenizer.json whose tokens were learned from texts in many scripts, split as llama.cpp's ``pre`` does it."""
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "llama-bpe")
-    first: list[Any] = {
+    first: dict[str, list[Any]] = {
+        "gpt-2": [],
         "smollm": [pre_tokenizers.Digits(individual_digits=True)],
         "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), "isolated")],
-    }.get(pre, [])
+    }
     tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, by_bytes]) if first else by_bytes
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first[pre], by_bytes]) if first[pre] else by_bytes
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(

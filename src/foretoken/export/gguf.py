@@ -80,6 +80,8 @@ def export_gguf(name: str, path: Path, weights: str) -> int:
     vocabulary = read_vocabulary(tokenizer, config.vocab_size)
     model = load_model(name, "float32", "cpu")
     ends = _ends(name, model)
+    if vocabulary.add_eos and vocabulary.special["eos"] not in ends:
+        raise ModelError(f"The tokenizer of {name!r} ends every text with a token that does not end its answers.")
     tensors = [_tensor(config, *named, weights) for named in model.named_parameters()]  # tied weights come once
 
     def write(file: IO[bytes], tensors: Sequence[_Tensor] = ()) -> None:

@@ -104,7 +104,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Vocabu
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ModelError(
-            "The tokenizer has code of its own, and a GGUF file has no place for it: put a tokenizer.json."
+            "The tokenizer has no tokenizer.json, which a GGUF file is made from: put it beside the model."
         )
     settings = json.loads(backend.to_str())
     for what in _unknown(settings):

@@ -85,21 +85,21 @@ def llama_cpp_tokenizer(llama_cpp: Any, path: Path) -> Iterator[Callable[[str], 
     log.setLevel(logging.CRITICAL)
     settings = llama_cpp.llama_model_default_params()
     settings.vocab_only = True
+    model = None
     try:
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
-    finally:
-        log.setLevel(level)
-    if model is None:
-        raise ModelError("Nothing was written, because this version of llama.cpp does not take the tokenizer.")
-    vocabulary = llama_cpp.llama_model_get_vocab(model)
+        if model is None:
+            raise ModelError("Nothing was written, because this version of llama.cpp does not take the tokenizer.")
+        vocabulary = llama_cpp.llama_model_get_vocab(model)
 
-    def encode(text: str) -> list[int]:
-        data = text.encode()
-        tokens = (ctypes.c_int32 * (len(data) + 2))()  # one for each byte, one before and one after
-        number = llama_cpp.llama_tokenize(vocabulary, data, len(data), tokens, len(tokens), True, True)
-        return tokens[:number]
+        def encode(text: str) -> list[int]:
+            data = text.encode()
+            tokens = (ctypes.c_int32 * (len(data) + 2))()  # one for each byte, one before and one after
+            number = llama_cpp.llama_tokenize(vocabulary, data, len(data), tokens, len(tokens), True, True)
+            return tokens[:number]
 
-    try:
         yield encode
     finally:
-        llama_cpp.llama_model_free(model)
+        if model is not None:
+            llama_cpp.llama_model_free(model)
+        log.setLevel(level)

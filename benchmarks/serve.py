@@ -36,12 +36,15 @@ import typer
 
 from benchmarks.common import RESULTS, SEED, Out, Rounds, finish, run
 from foretoken import LanguageModel, load
+from foretoken.cli.console import err
+from foretoken.cli.output import markdown_table
 from foretoken.measure.differences import TextChanged
 from foretoken.measure.prompts import bundled_prompts
 from foretoken.memory.history import History
 
 TOKENS = 64
 PER_KIND = 2
+PER_CLIENT = 2  # times that each question is asked in a turn
 PATIENCE = 120.0  # seconds that a client waits for anything
 MALFORMED = [b"{", b"[]", b'{"model": "tiny"}', b'{"model": "tiny", "prompt": "a", "temperature": NaN}', b"[" * 50_000]
 
@@ -70,7 +73,9 @@ def main(clients: Clients = 8, seconds: Seconds = 60.0, rounds: Rounds = 3, out:
         history = Path(folder) / "history.sqlite"
         with serving() as url:
             added = beyond_the_library(lm, url, questions, rounds)
+            err.print(markdown_table(added))
             kinds = drafted_and_plain(url, questions, clients, rounds)
+            err.print(markdown_table(kinds))
             load_told = asyncio.run(under_load(url, questions, clients, seconds))
         kept = asyncio.run(killed(history, questions, clients))
     finish(out, {"added": added, "kinds": kinds, "load": load_told, "history": kept}, added, kinds, [load_told], [kept])
@@ -123,14 +128,14 @@ def beyond_the_library(lm: LanguageModel, url: str, questions: Sequence[Question
     for drafter in ("none", "mixed"):
         pairs, library_cpu = [], 0.0
         with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
-            server_cpu = -process_metric(client.get("/metrics").text, "cpu_seconds_total")
+            server_cpu = -cpu_seconds(url)
             for _ in range(rounds):
                 for question in questions:
                     library_cpu -= time.process_time()
                     ours = of_library(lm, question, drafter)
                     library_cpu += time.process_time()
                     pairs.append((ours, of_server(client, question, drafter)))
-            server_cpu += process_metric(client.get("/metrics").text, "cpu_seconds_total")
+            server_cpu += cpu_seconds(url)
         num_tokens = sum(ours[2] for ours, _ in pairs)
         rows.append(
             {
@@ -190,19 +195,27 @@ def drafted_and_plain(url: str, questions: Sequence[Question], clients: int, rou
     """How much faster a load is answered with drafting than without, by kind of text: medians over turns."""
     rows = []
     for kind in dict.fromkeys(question.kind for question in questions):
-        some = [question for question in questions if question.kind == kind]
+        some = [question for question in questions if question.kind == kind] * PER_CLIENT
         turns = []
         for _ in range(rounds):
-            taken = {}
-            for drafter in ("none", "mixed"):
-                began = time.perf_counter()
-                asyncio.run(all_answered(url, some * clients, clients, drafter))
-                taken[drafter] = time.perf_counter() - began
-            turns.append(taken["none"] / taken["mixed"])
-        rows.append(
-            {"kind": kind, "clients": clients, "answers": len(some) * clients, "speed": statistics.median(turns)}
-        )
+            plain, drafted = (answering(url, some, clients, drafter) for drafter in ("none", "mixed"))
+            turns.append((plain[0] / drafted[0], plain[1] / drafted[1]))
+        wall, cpu = (statistics.median(speeds) for speeds in zip(*turns, strict=True))
+        rows.append({"kind": kind, "clients": clients, "answers": len(some), "speed": wall, "speed by CPU time": cpu})
     return rows
+
+
+def answering(url: str, questions: Sequence[Question], clients: int, drafter: str) -> tuple[float, float]:
+    """What it takes to answer all questions: seconds, and seconds of the server's processor."""
+    cpu = -cpu_seconds(url)
+    began = time.perf_counter()
+    asyncio.run(all_answered(url, questions, clients, drafter))
+    return time.perf_counter() - began, cpu + cpu_seconds(url)
+
+
+def cpu_seconds(url: str) -> float:
+    """Seconds of all threads of the server's process."""
+    return process_metric(httpx.get(f"{url}/metrics", timeout=PATIENCE, trust_env=False).text, "cpu_seconds_total")
 
 
 async def all_answered(url: str, questions: Sequence[Question], clients: int, drafter: str) -> None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from foretoken.server.errors import ApiError
 
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 2**20  # whose text takes about a second to make tokens of, while the others wait
 MAX_DEPTH = 64
 HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a character beyond 16 bits, whose other half may be missing
 SECONDS = 30.0  # that a body may take to come

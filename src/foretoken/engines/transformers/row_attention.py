@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,44 @@ REFUSED = ("position_bias", "sinks", "indices", "block_indices")  # arguments of
 ALIGNED = 16  # keys of a head begin at multiples of so many numbers of 4 bytes, since kernels look at addresses
 
 
+class Run(NamedTuple):
+    """Keys of some rows that follow each other, and where they go.
+
+    Args:
+        depth: How many rows of the path stand before the first of them.
+        row: The first of them.
+        num_rows: How many.
+    """
+
+    depth: int
+    row: int
+    num_rows: int
+
+
+def _turns(paths: list[list[int]], first: int) -> Iterator[tuple[int, list[Run]]]:
+    """In which order rows are attended to, each with the keys that must be moved to make its path a chain.
+
+    Parents come before their children and a branch is followed to its end, so that few keys move.
+
+    Args:
+        paths: Of the rows of a forward.
+        first: How many rows of the draft stand before these.
+    """
+    held = list(range(first + len(paths)))  # which row's keys stand at each depth; at first all stand as they were read
+    for turn in sorted(range(len(paths)), key=paths.__getitem__):
+        runs: list[Run] = []
+        for depth, row in enumerate(paths[turn]):
+            if held[depth] == row:
+                continue
+            held[depth] = row
+            last = runs[-1] if runs else Run(-1, -1, 0)
+            if (last.depth + last.num_rows, last.row + last.num_rows) == (depth, row):
+                runs[-1] = last._replace(num_rows=last.num_rows + 1)
+            else:
+                runs.append(Run(depth, row, 1))
+        yield turn, runs
+
+
 class Rows:
     """The rows of a forward over the last token and a draft, for its attention.
 
@@ -51,6 +89,7 @@ class Rows:
         self._places: dict[tuple[str, torch.Size, torch.device, torch.dtype], Tensor] = {}
         self.paths: list[list[int]] = []
         self.first = self.width = 0
+        self.turns: list[tuple[int, list[Run]]] = []
 
     def begin(self, paths: list[list[int]], first: int, width: int) -> None:
         """Say which rows the next forward has.
@@ -61,6 +100,7 @@ class Rows:
             width: How many rows it has, those that only fill it up to this number with them.
         """
         self.paths, self.first, self.width = paths, first, width
+        self.turns = list(_turns(self.answered, first))
         self._places.clear()
 
     @property
@@ -226,22 +266,21 @@ def _attended(
     # The heads of a group share their keys, so that they are the rows of one product.
     grouped = num_rows, 1, num_key_heads, num_heads // num_key_heads, size
     queries = query.transpose(1, 2).to(keys.dtype).reshape(grouped).unbind()
+    paths = rows.answered
     scale = size**-0.5 if scaling is None else scaling
     is_simple = softcap is None and sinks is None and value.shape[-1] == size
-    held = list(range(rows.first + num_rows))  # whose keys stand behind those of the text
-    read = []
-    for own, path in zip(queries, rows.answered, strict=False):
-        for depth, wanted in enumerate(path):
-            if held[depth] != wanted:
-                keys[:, :, before + depth] = key[:, :, before + wanted]
-                values[:, :, before + depth] = value[:, :, before + wanted]
-                held[depth] = wanted
-        start = starts[len(path) - 1] if starts else 0
-        seen = 2, start, before + len(path) - start
-        if is_simple:
-            read.append(scaled_dot_product_attention(own, keys.narrow(*seen), values.narrow(*seen), scale=scale))
-        else:
-            read.append(_spelled(own, keys.narrow(*seen), values.narrow(*seen), scale, softcap, sinks))
+    read: list[Tensor] = [query] * len(paths)  # each to be replaced
+    for row, runs in rows.turns:
+        for depth, moved, count in runs:
+            keys.narrow(2, before + depth, count).copy_(key.narrow(2, before + moved, count))
+            values.narrow(2, before + depth, count).copy_(value.narrow(2, before + moved, count))
+        length = len(paths[row])
+        start = starts[length - 1] if starts else 0
+        seen = 2, start, before + length - start
+        own = queries[row], keys.narrow(*seen), values.narrow(*seen)
+        read[row] = (
+            scaled_dot_product_attention(*own, scale=scale) if is_simple else _spelled(*own, scale, softcap, sinks)
+        )
     together = (torch.cat(read) if len(read) > 1 else read[0]).view(1, len(read), num_heads, -1).to(query.dtype)
     filling = num_rows - len(read)
     return pad(together, (0, 0, 0, 0, 0, filling)) if filling else together

@@ -14,6 +14,7 @@ from foretoken.engines.base import FOUND, Engine, Exact
 # first whose pattern matches the model's name. The module's name is also that of the extra that installs the library.
 ENGINES = {
     "toy": "foretoken.engines.toy",
+    "*.gguf": "foretoken.engines.llama_cpp.engine",
     "*": "foretoken.engines.transformers.engine",
 }
 

@@ -1,0 +1,184 @@
+"""Driven: our loop over a GGUF model, chains and trees, so that no row's bits depend on what was drafted.
+
+llama.cpp computes some types otherwise for one row than for several, so that forwards are filled up to a number of rows
+from which on a row's bits are the same. From 64 rows on attention goes another way, so that no forward has so many. In
+the cache, the order of the cells decides the order of sums. So the
+main chain of a tree stands first in a forward, and only that stays in its cells: what was accepted beside it is read
+again, as the first rows of the next forward, and lies where plain decoding would have put it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretoken.core.contracts import Need, Scores, Top
+from foretoken.core.draft import Draft
+from foretoken.core.errors import RequestError
+from foretoken.engines.llama_cpp.choice import Choice, argmax
+from foretoken.engines.llama_cpp.context import BATCH, BRANCHES, MAIN, PAD, Contexts, Row
+from foretoken.ngrams.likeliest import likeliest
+
+MOST_ROWS = 32  # of a forward that decodes
+
+
+class LlamaCppTarget:
+    """A GGUF model, a context of its own, and one sequence.
+
+    Args:
+        contexts: Gives the context.
+        choice: How tokens are chosen.
+        least_rows: How many rows a forward has at least, but for the prompt's.
+    """
+
+    supports_trees = True
+    provides: frozenset[Need] = frozenset({"top", "runner_up"})
+
+    def __init__(self, contexts: Contexts, choice: Choice | None = None, least_rows: int = 1) -> None:
+        self.choice, self.least_rows = choice or Choice(), least_rows
+        self.max_length = contexts.settings.length
+        self._context = contexts.take(self)
+        self._tokens: list[int] = []  # committed
+        self._read = 0  # of them are in the cache, after what was accepted off the main chain is taken away
+        self._draft: Draft | None = None  # what the last score read, until keep
+        self._main: list[int] = []  # its nodes in the main sequence
+
+    @property
+    def max_draft_depth(self) -> int:
+        return max(0, self.max_length - len(self._tokens) - 1)
+
+    @property
+    def num_reread(self) -> int:
+        """How many committed tokens the next forward reads again before the last one."""
+        return len(self._tokens) - self._read
+
+    def prefill(self, prompt: Sequence[int]) -> LlamaCppScores:
+        if len(prompt) > self.max_length:
+            raise RequestError(f"The prompt has {len(prompt)} tokens, and the context takes {self.max_length}.")
+        self._context.clear()
+        self._draft, self._tokens = None, list(prompt)
+        logits = np.empty((0, 0), np.float32)
+        for start in range(0, len(prompt), BATCH):
+            chunk = prompt[start : start + BATCH]
+            last = len(prompt) - 1 - start
+            logits = self._context.forward([Row(token, start + i, wanted=i == last) for i, token in enumerate(chunk)])
+        self._read = len(prompt)
+        return LlamaCppScores(self, logits, Draft())
+
+    def score(self, last_token: int, draft: Draft) -> LlamaCppScores:
+        if self._draft is not None:
+            raise RuntimeError("keep must follow score")
+        start = len(self._tokens)
+        self._main = main_chain(draft)
+        beside = [node for node in range(len(draft)) if node not in set(self._main)]
+        leaves = [node for node in beside if node not in set(draft.parents)]
+        if len(leaves) > BRANCHES:
+            raise RequestError(
+                f"A draft has {len(leaves)} branches, and a forward takes {BRANCHES}: use a smaller budget."
+            )
+        sequences: list[list[int]] = [[] for _ in draft.tokens]
+        for sequence, leaf in enumerate(leaves, start=1):
+            self._context.branch(sequence)
+            for node in draft.ancestors(leaf):
+                sequences[node].append(sequence)
+        every = range(len(leaves) + 1)
+        again = self._tokens[self._read :]
+        rows = [Row(token, self._read + i, every, wanted=False) for i, token in enumerate(again)]
+        rows.append(Row(last_token, start, every))
+        rows += [Row(draft.tokens[node], start + draft.depths[node], (MAIN, *sequences[node])) for node in self._main]
+        rows += [Row(draft.tokens[node], start + draft.depths[node], sequences[node]) for node in beside]
+        try:
+            logits = self._forward(rows)
+        except BaseException:
+            self._context.keep_main(self._read)
+            raise
+        self._tokens.append(last_token)
+        self._draft = draft
+        order = [0, *(1 + place for place in np.argsort([*self._main, *beside]).tolist())]
+        return LlamaCppScores(self, logits, draft, order)
+
+    def _forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """The logits of the rows that are wanted, in forwards of which none has too few rows or too many."""
+        num_padding, parts = 0, list[NDArray[np.float32]]()
+        for start in range(0, len(rows), MOST_ROWS):
+            part = rows[start : start + MOST_ROWS]
+            wanted = sum(row.wanted for row in part)
+            # They are wanted, too: the last layer and the output head compute nothing for rows that are not.
+            padding = [Row(part[0].token, num_padding + i, (PAD,)) for i in range(self.least_rows - wanted)]
+            num_padding += len(padding)
+            parts.append(self._context.forward([*part, *padding])[:wanted])
+            if len(rows) > MOST_ROWS:
+                parts[-1] = parts[-1].copy()  # the next forward writes over it
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def keep(self, path: Sequence[int]) -> None:
+        if self._draft is None:
+            return
+        on_main = next((i for i, node in enumerate(path) if i >= len(self._main) or node != self._main[i]), len(path))
+        self._read = len(self._tokens) + on_main
+        self._tokens += [self._draft.tokens[node] for node in path]
+        self._context.keep_main(self._read)
+        self._draft = None
+
+    def rewind(self, num_tokens: int) -> None:
+        """Leave only the first so many tokens; what was scored and not kept goes too."""
+        self._tokens, self._draft = self._tokens[:num_tokens], None
+        self._read = min(self._read, num_tokens)
+        self._context.keep_main(self._read)
+
+
+def main_chain(draft: Draft) -> list[int]:
+    """The nodes of the most probable branch; without probabilities, of the first."""
+    nodes: list[int] = []
+    while children := [node for node, parent in enumerate(draft.parents) if parent == (nodes[-1] if nodes else -1)]:
+        nodes.append(max(children, key=draft.probs.__getitem__) if draft.probs else children[0])
+    return nodes
+
+
+class LlamaCppScores(Scores):
+    """Logits of a forward, which hold until the next one.
+
+    Args:
+        target: Whose they are.
+        logits: float32 [rows, vocab].
+        draft: What the rows after the first one read.
+        order: Where in ``logits`` row 0 is, and each node. If None, in their own order.
+    """
+
+    def __init__(
+        self, target: LlamaCppTarget, logits: NDArray[np.float32], draft: Draft, order: Sequence[int] | None = None
+    ) -> None:
+        self._choice, self._logits, self._draft = target.choice, logits, draft
+        self._order = range(len(logits)) if order is None else order
+        self._tokens = list(target._tokens)  # up to row 0
+        self._scores: dict[int, NDArray[np.float64]] = {}  # of rows whose choice was not the logits' argmax
+        self._chosen: dict[int, int] = {}
+
+    def row(self, row: int) -> NDArray[np.float32]:
+        """The logits after a row, float32 [vocab], until the next forward."""
+        logits: NDArray[np.float32] = self._logits[self._order[row]]
+        return logits
+
+    def choose(self, row: int) -> int:
+        if row not in self._chosen:
+            logits = self.row(row)
+            if self._choice.is_argmax:
+                self._chosen[row] = argmax(logits)
+            else:
+                path = self._draft.path(row - 1)
+                self._scores[row] = self._choice.scores([*self._tokens, *path], logits)
+                self._chosen[row] = argmax(self._scores[row])
+        return self._chosen[row]
+
+    def runner_up(self, row: int) -> tuple[int, float]:
+        chosen = self.choose(row)
+        others = self._scores.get(row, self.row(row)).astype(np.float64)
+        best, others[chosen] = others[chosen], -np.inf
+        second = int(others.argmax())
+        return second, float(best - others[second])
+
+    def top(self, rows: Sequence[int], k: int) -> Top:
+        tokens, logprobs = likeliest(self._logits[[self._order[row] for row in rows]], k)
+        return Top(tokens, np.exp(logprobs))

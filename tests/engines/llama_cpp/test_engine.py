@@ -16,7 +16,7 @@ from foretoken.core.sampling import Sampling
 from foretoken.engines.llama_cpp.choice import Choice
 from foretoken.engines.llama_cpp.context import BRANCHES
 from foretoken.engines.llama_cpp.engine import LlamaCppEngine
-from foretoken.engines.llama_cpp.exact import find_exactness
+from foretoken.engines.llama_cpp.exact import self_test
 from foretoken.engines.llama_cpp.target import LlamaCppTarget
 from helpers.commanding import call
 from helpers.drafting import Oracle, RandomTrees
@@ -135,9 +135,8 @@ def test_a_single_row_of_floats_is_computed_otherwise():
 
 def test_exactness_is_found_and_asked_for():
     for kind, least in (("q8_0", 1), ("f32", 2)):
-        contexts = engine(kind)._contexts
-        found = find_exactness(contexts, engine(kind).vocab_size)
-        assert found.least_rows == least and (least == 1) == (found.cost == 1.0)
+        found = self_test(engine(kind)._contexts, engine(kind).vocab_size)
+        assert found.passed and found.widths == (least,) and (least == 1) == (found.cost == 0.0)
     assert engine("f32").exact
     lax = LlamaCppEngine(gguf_file("f32"), context=64, threads=1, exact=False)
     assert not lax.exact and lax.target().least_rows == 1

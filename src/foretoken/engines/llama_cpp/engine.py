@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from foretoken.core.sampling import Sampling
 from foretoken.engines.base import DEFAULT_NEW_TOKENS, FOUND, NOTHING, Engine, Exact, Request, check_exact
 from foretoken.engines.llama_cpp.choice import Choice
 from foretoken.engines.llama_cpp.context import Contexts, ContextSettings
-from foretoken.engines.llama_cpp.exact import Exactness, find_exactness
+from foretoken.engines.llama_cpp.exact import self_test
 from foretoken.engines.llama_cpp.library import GGUFModel
 from foretoken.engines.llama_cpp.target import LlamaCppTarget
 from foretoken.engines.llama_cpp.tokens import LlamaCppTokens
+from foretoken.memory.self_tests import SelfTest, self_test_of
 
+CHEAP = 0.05  # of a plain step, as much as exactness may cost if nobody insists
 MAX_CONTEXT = 8192  # tokens, unless the caller asks for another number: a cache for all that a model takes may be huge
 
 
@@ -61,8 +62,8 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         settings = ContextSettings(length, threads or len(os.sched_getaffinity(0)), cache_type)
         self._contexts, self._gpu_layers = Contexts(self.model, settings), gpu_layers
         self._asked = check_exact(exact)
-        self._contexts.take(self)  # refuses what there is no memory for, before any prompt
-        if exact is True and self._exactness.least_rows is None:
+        LlamaCppTarget(self._contexts)  # refuses what there is no memory for, before any prompt
+        if exact is True and not self.self_test.passed:
             raise ModelError(
                 f"exact=True cannot be kept with {self.model.description}: the bits of its rows depend on how many rows "
                 "there are, however many were tried. Leave exact out."
@@ -78,16 +79,19 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
 
     @property
     def exact(self) -> bool:
-        return self._asked is not False and (self._asked is True or self._exactness.is_cheap)
+        if self._asked is False:
+            return False
+        return self._asked is True or (self.self_test.passed and self.self_test.cost <= CHEAP)
 
-    @cached_property
-    def _exactness(self) -> Exactness:
-        return find_exactness(self._contexts, self.vocab_size)
+    @property
+    def self_test(self) -> SelfTest:
+        """Whether plain steps of some number of rows have the bits of drafts, and what they cost."""
+        return self_test_of(self.cost_key, lambda: self_test(self._contexts, self.vocab_size))
 
     @property
     def _least_rows(self) -> int:
         """How many rows a forward has at least."""
-        return (self._exactness.least_rows if self.exact else None) or 1
+        return self.self_test.widths[0] if self.exact else 1
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> LlamaCppTarget:
         choice = Choice(Sampling(temperature=temperature, seed=seed))

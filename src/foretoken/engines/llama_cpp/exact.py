@@ -8,88 +8,75 @@ the same; then plain steps are filled up to that number, and drafted text equals
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foretoken.core.draft import Draft
 from foretoken.engines.llama_cpp.context import Contexts
 from foretoken.engines.llama_cpp.target import MOST_ROWS, LlamaCppTarget
+from foretoken.memory.self_tests import SelfTest
 
 WIDTHS = (1, 2, 4, 8, 16)  # rows that a plain step may be filled up to
-DRAFTS = (1, 2, 3, 6, 15, MOST_ROWS - 1)  # guesses of the drafts that are compared with it
-LENGTHS = (20, 300)  # of the texts; from 256 tokens on, attention over two threads may go another way
-MAX_COST = 1.05  # of a plain step, up to which exactness is worth its price by itself
+GUESSES = 6  # that are compared with plain steps over the same tokens
+DRAFTS = (1, 2, 3, 5, 15, MOST_ROWS - 1)  # nodes of the drafts; those beyond the guesses are wrong siblings
+SHORT, LONG = 20, 300  # tokens of a text; from 256 on, attention over two threads may go another way
 TIMES = 8
 
 
-@dataclass(frozen=True)
-class Exactness:
-    """What plain steps must be filled up to.
-
-    Args:
-        least_rows: So many rows make every row's bits the same. None if no number that was tried does.
-        cost: Of a step of so many rows, in steps of one row.
-    """
-
-    least_rows: int | None
-    cost: float
-
-    @property
-    def is_cheap(self) -> bool:
-        """Whether exactness costs so little that nobody need ask for it."""
-        return self.least_rows is not None and self.cost <= MAX_COST
-
-
-def find_exactness(contexts: Contexts, vocab_size: int) -> Exactness:
-    """Compare chains and trees of several sizes with plain steps of several widths.
+def self_test(contexts: Contexts, vocab_size: int) -> SelfTest:
+    """Compare drafts of several sizes with plain steps, which are filled up to more and more rows until all bits agree.
 
     Args:
         contexts: Of the model.
         vocab_size: Of it.
+
+    Returns:
+        The number of rows of a plain step as its only width; none if no number that was tried gives the same bits.
     """
     target = LlamaCppTarget(contexts)
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(0, vocab_size, length + max(DRAFTS) + 1).tolist() for length in LENGTHS]
-    texts = [text for text in texts if len(text) < target.max_length]
+    lengths = (SHORT,) if contexts.settings.threads == 1 else (SHORT, LONG)
+    rng, most = np.random.default_rng(0), target.max_length - GUESSES - 1
+    texts = [rng.integers(0, vocab_size, min(length, most) + GUESSES + 1).tolist() for length in lengths]
+    tested: list[int] = []
     for width in WIDTHS:
+        tested.append(width)
         target.least_rows = width
-        if all(_agrees(target, text, length) for text, length in zip(texts, LENGTHS, strict=False)):
-            return Exactness(width, _cost(target, width))
-    return Exactness(None, 1.0)
+        equal = [same for text in texts for same in _compared(target, text)]
+        if all(equal):
+            return SelfTest(tuple(tested), (width,), sum(equal), len(equal), _cost(target, width))
+    return SelfTest(tuple(tested), (), sum(equal), len(equal), 0.0)
 
 
-def _agrees(target: LlamaCppTarget, text: Sequence[int], length: int) -> bool:
-    """Whether drafts of a text's tokens get the bits of plain steps over them."""
-    target.prefill(text[:length])
-    plain: list[NDArray[np.float32]] = []
-    for token in text[length:]:
+def _compared(target: LlamaCppTarget, text: Sequence[int]) -> Iterator[bool]:
+    """For each guess of each draft, whether its logits have the bits of a plain step."""
+    start = len(text) - GUESSES - 1
+    target.prefill(text[:start])
+    plain = []
+    for token in text[start:]:
         plain.append(target.score(token, Draft()).row(0).copy())
         target.keep(())
     for size in DRAFTS:
-        target.rewind(length)
-        guesses = text[length + 1 : length + 1 + size]
-        for draft in (Draft.chain(guesses), _with_branches(guesses)):
-            scores = target.score(text[length], draft)
-            same = all(np.array_equal(scores.row(row), plain[row]) for row in range(1 + size))
-            target.rewind(length)
-            if not same:
-                return False
-    return True
+        target.rewind(start)
+        draft = _draft(text[start + 1 :], size)
+        scores = target.score(text[start], draft)
+        for row in range(1 + min(size, GUESSES)):
+            yield np.array_equal(scores.row(row), plain[row])
+    target.rewind(0)
 
 
-def _with_branches(tokens: Sequence[int]) -> Draft:
-    """A chain of these, and a wrong sibling of each."""
-    nodes = [*tokens, *(token ^ 1 for token in tokens)]
-    return Draft(tuple(nodes), (*range(-1, len(tokens) - 1), *range(-1, len(tokens) - 1)))
+def _draft(guesses: Sequence[int], size: int) -> Draft:
+    """A chain of the guesses, and as many wrong siblings of theirs as make up the size."""
+    chain = list(guesses[:size])
+    wrong = [token ^ (1 << i // GUESSES) for i, token in enumerate(chain * size)][: size - len(chain)]
+    parents = [i % len(chain) - 1 for i in range(len(wrong))]
+    return Draft((*chain, *wrong), (*range(-1, len(chain) - 1), *parents))
 
 
 def _cost(target: LlamaCppTarget, width: int) -> float:
-    """What a plain step filled up to so many rows takes, in steps of one row: the least times of several turns."""
+    """What filling a plain step up to so many rows adds to it, as a share: by the least times of several turns."""
     if width == 1:
-        return 1.0
+        return 0.0
     target.prefill([0])
     times: dict[int, list[float]] = {1: [], width: []}
     for _ in range(TIMES):
@@ -99,4 +86,4 @@ def _cost(target: LlamaCppTarget, width: int) -> float:
             target.score(0, Draft())
             some.append(time.perf_counter() - started)
             target.keep(())
-    return min(times[width]) / min(times[1])
+    return min(times[width]) / min(times[1]) - 1

@@ -1,5 +1,5 @@
 # The commands of the README. Each sets up .venv by itself.
-.PHONY: demo test test-slow check docs build bench clean
+.PHONY: demo test test-slow test-llama-cpp check docs build bench clean
 
 INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 
@@ -15,6 +15,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	scripts/test -m slow
+
+# The first time builds llama.cpp, which takes 7 to 25 minutes.
+test-llama-cpp: .venv/.dev
+	PYTHONPATH="$$(scripts/setup-llama-cpp)" OMP_WAIT_POLICY=passive scripts/test -m llama_cpp tests
 
 check: .venv/.dev
 	scripts/check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +139,10 @@ class Contexts:
     def __init__(self, gguf: GGUFModel, settings: ContextSettings) -> None:
         self._gguf, self.settings = gguf, settings
         self._free: list[Context] = []
+
+    def with_threads(self, threads: int) -> Contexts:
+        """Contexts of the same model that compute with so many threads."""
+        return Contexts(self._gguf, replace(self.settings, threads=threads))
 
     def take(self, owner: object) -> Context:
         """A context for as long as its owner lives."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from foretoken.core.decode import check_request
+from foretoken.core.draft import Draft
 from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.sampling import Sampling
 from foretoken.engines.base import DEFAULT_NEW_TOKENS, FOUND, NOTHING, Engine, Exact, Request, check_exact
+from foretoken.engines.fewest_threads import SAID_BY, fewest
 from foretoken.engines.llama_cpp.choice import Choice
 from foretoken.engines.llama_cpp.context import Contexts, ContextSettings
 from foretoken.engines.llama_cpp.exact import self_test
@@ -21,6 +24,7 @@ from foretoken.engines.llama_cpp.target import LlamaCppTarget
 from foretoken.engines.llama_cpp.tokens import LlamaCppTokens
 from foretoken.memory.self_tests import SelfTest, self_test_of
 
+ROWS = 4  # of a forward that is measured to choose threads: what a short draft has
 CHEAP = 0.05  # of a plain step, as much as exactness may cost if nobody insists
 MAX_CONTEXT = 8192  # tokens, unless the caller asks for another number: a cache for all that a model takes may be huge
 
@@ -65,8 +69,8 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         LlamaCppTarget(self._contexts)  # refuses what there is no memory for, before any prompt
         if exact is True and not self.self_test.passed:
             raise ModelError(
-                f"exact=True cannot be kept with {self.model.description}: the bits of its rows depend on how many rows "
-                "there are, however many were tried. Leave exact out."
+                f"exact=True cannot be kept with {self.model.description}: the bits of its rows depend on how many "
+                "rows there are, however many were tried. Leave exact out."
             )
 
     @property
@@ -92,6 +96,22 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
     def _least_rows(self) -> int:
         """How many rows a forward has at least."""
         return self.self_test.widths[0] if self.exact else 1
+
+    def settle_threads(self) -> None:
+        many = self._contexts.settings.threads
+        if many == 1 or self._gpu_layers or any(os.environ.get(name) for name in SAID_BY):
+            return
+        both = {threads: self._contexts.with_threads(threads) for threads in (1, many)}
+        targets = {threads: LlamaCppTarget(contexts) for threads, contexts in both.items()}
+
+        def seconds(threads: int) -> float:
+            target = targets[threads]
+            target.prefill([0])
+            started = time.perf_counter()
+            target.score(0, Draft.chain([0] * (ROWS - 1)))
+            return time.perf_counter() - started
+
+        self._contexts = both[fewest(many, seconds)]
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> LlamaCppTarget:
         choice = Choice(Sampling(temperature=temperature, seed=seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -379,3 +380,18 @@ def test_requests_that_cannot_be_answered_are_refused_before_any_forward(prompt,
     with pytest.raises(ForetokenError, match=said):
         decode(target, None, prompt, max_new_tokens=max_new_tokens)
     assert target.forwards == 0
+
+
+def test_steps_are_timed_by_the_targets_own_clock():
+    """As a target in the calling thread has one that other programs do not disturb."""
+    ticks, told = itertools.count(), []
+
+    class Watching(FixedBudget):
+        def observe(self, step, seconds):
+            told.append((seconds, step.propose_seconds))
+
+    target = ToyTarget()
+    target.clock = lambda: float(next(ticks))  # type: ignore[attr-defined]
+    for step in decode(target, RandomTrees(0, 5), [1, 2], max_new_tokens=9, budget=Watching(3)):
+        assert step.observe_seconds in (0.0, 1.0)
+    assert told and all(seconds > proposing and seconds == int(seconds) for seconds, proposing in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -146,7 +147,9 @@ class Target(Protocol):
     A target that must know before the prefill what its scores will be asked for has a method ``expect``, which takes
     that ``frozenset[Need]``. One that goes back to an earlier state instead of dropping rejected nodes has an attribute
     ``num_reread``: how many committed tokens the next forward reads again before the last one. It is 0 where nothing
-    was rejected, and None, or missing, where nothing is ever read again.
+    was rejected, and None, or missing, where nothing is ever read again. One whose forwards run in the calling thread
+    alone may have a ``clock``, such as ``time.thread_time``, which other programs do not disturb; the others are timed
+    by ``time.perf_counter``.
     """
 
     @property
@@ -339,6 +342,12 @@ def reread_by(target: Target) -> int | None:
     """How many committed tokens the next forward of a target reads again; None if it never does."""
     num_reread: int | None = getattr(target, "num_reread", None)
     return num_reread
+
+
+def clock_of(target: Target) -> Callable[[], float]:
+    """What the steps of a target are timed by; see ``Target``."""
+    clock: Callable[[], float] = getattr(target, "clock", time.perf_counter)
+    return clock
 
 
 def announce(needs: frozenset[Need], target: Target) -> None:

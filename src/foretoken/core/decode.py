@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from foretoken.core.budget import Budget, FixedBudget
 from foretoken.core.contracts import (
@@ -14,6 +13,7 @@ from foretoken.core.contracts import (
     Step,
     Target,
     announce,
+    clock_of,
     needs_of,
     require,
     reread_by,
@@ -107,6 +107,10 @@ class _Answer:
     budget: Budget
     verifier: Verifier
     finish_reason: FinishReason | None = None
+    clock: Callable[[], float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = clock_of(self.target)
 
     def steps(self) -> Iterator[Step]:
         """The prefill's step, which has no draft, then one for each forward over a draft."""
@@ -117,7 +121,7 @@ class _Answer:
         self.target.keep(step.path)
         yield step
         while step.finish_reason is None:
-            started = time.perf_counter()
+            started = self.clock()
 
             # Propose.
             num_reread = reread_by(self.target)
@@ -132,7 +136,7 @@ class _Answer:
             # Keep. The cache forgets the wrong guesses.
             self.target.keep(step.path)
 
-            seconds = time.perf_counter() - started
+            seconds = self.clock() - started
             yield step
             self.budget.observe(step, seconds)  # only now: should this fail, the caller has seen what the cache holds
 
@@ -145,9 +149,9 @@ class _Answer:
         max_tokens = self.budget.max_draft_tokens() if max_depth > 0 else 0
         if self.drafter is None or max_tokens == 0:
             return Draft(), 0.0
-        started = time.perf_counter()
+        started = self.clock()
         draft = self.drafter.propose(self.context, max_tokens)
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         if not self.target.supports_trees:
             draft = draft.main_chain()
         elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
@@ -168,9 +172,9 @@ class _Answer:
             step = Step(draft, tokens, scores, self.finish_reason, path, num_reread, propose_seconds)
             if self.drafter is None:
                 return step
-            started = time.perf_counter()
+            started = self.clock()
             self.drafter.observe(step)
-            return replace(step, observe_seconds=time.perf_counter() - started)
+            return replace(step, observe_seconds=self.clock() - started)
         except BaseException:
             self.target.keep(())
             raise

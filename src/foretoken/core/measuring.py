@@ -6,7 +6,7 @@ import math
 import time
 from itertools import accumulate
 
-from foretoken.core.contracts import Target, reread_by
+from foretoken.core.contracts import Target, clock_of, reread_by
 from foretoken.core.costs import MIN_SECONDS, CostCurve
 from foretoken.core.draft import Draft
 
@@ -52,7 +52,7 @@ class _Ruler:
     """A target with a short text, which starts again when no further token fits."""
 
     def __init__(self, target: Target) -> None:
-        self.target = target
+        self.target, self._clock = target, clock_of(target)
         self._begin()
 
     def fits(self, num_rows: int) -> bool:
@@ -68,12 +68,12 @@ class _Ruler:
         num_guesses = num_rows - 1
         star = Draft((TOKEN,) * num_guesses, (-1,) * num_guesses)
         draft = star if self.target.supports_trees else Draft.chain(star.tokens)
-        started = time.perf_counter()
+        started = self._clock()
         self.target.score(TOKEN, draft).choose(0)
         # What a target would read again, were it rejected, is kept: the next forward is to have the rows asked for.
         path = () if reread_by(self.target) is None else range(num_guesses)
         self.target.keep(path)
-        seconds = time.perf_counter() - started
+        seconds = self._clock() - started
         self._length += 1 + len(path)
         return seconds
 

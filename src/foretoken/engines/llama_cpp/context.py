@@ -27,11 +27,18 @@ class ContextSettings:
         length: The most tokens of prompt and answer together.
         threads: That a forward is computed with.
         cache_type: GGML's number of the type of keys and values. None for llama.cpp's own, float16.
+        gpu_layers: Layers of the model that are on a GPU.
     """
 
     length: int
     threads: int
     cache_type: int | None = None
+    gpu_layers: int = 0
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether forwards run in the thread that asks for them, and nowhere else."""
+        return self.threads == 1 and not self.gpu_layers
 
 
 class Row(NamedTuple):

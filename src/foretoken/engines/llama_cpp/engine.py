@@ -63,8 +63,8 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         if length < 2:
             raise RequestError(f"context is {length}: ask for at least 2 tokens.")
         self.max_length = length
-        settings = ContextSettings(length, threads or len(os.sched_getaffinity(0)), cache_type)
-        self._contexts, self._gpu_layers = Contexts(self.model, settings), gpu_layers
+        settings = ContextSettings(length, threads or len(os.sched_getaffinity(0)), cache_type, gpu_layers)
+        self._contexts = Contexts(self.model, settings)
         self._asked = check_exact(exact)
         LlamaCppTarget(self._contexts)  # refuses what there is no memory for, before any prompt
         if exact is True and not self.self_test.passed:
@@ -78,7 +78,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         """The model's architecture, size and type, its context, and the library's version."""
         import llama_cpp
 
-        how = f"{self._contexts.settings} gpu_layers={self._gpu_layers} llama-cpp-python={llama_cpp.__version__}"
+        how = f"{self._contexts.settings} llama-cpp-python={llama_cpp.__version__}"
         return f"llama.cpp {self.model.description} {how}"
 
     @property
@@ -99,7 +99,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
 
     def settle_threads(self) -> None:
         many = self._contexts.settings.threads
-        if many == 1 or self._gpu_layers or any(os.environ.get(name) for name in SAID_BY):
+        if many == 1 or self._contexts.settings.gpu_layers or any(os.environ.get(name) for name in SAID_BY):
             return
         both = {threads: self._contexts.with_threads(threads) for threads in (1, many)}
         targets = {threads: LlamaCppTarget(contexts) for threads, contexts in both.items()}

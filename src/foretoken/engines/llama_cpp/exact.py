@@ -7,7 +7,6 @@ the same; then plain steps are filled up to that number, and drafted text equals
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -82,8 +81,8 @@ def _cost(target: LlamaCppTarget, width: int) -> float:
     for _ in range(TIMES):
         for rows, some in times.items():
             target.least_rows = rows
-            started = time.perf_counter()
+            started = target.clock()
             target.score(0, Draft())
-            some.append(time.perf_counter() - started)
+            some.append(target.clock() - started)
             target.keep(())
     return min(times[width]) / min(times[1]) - 1

@@ -9,6 +9,7 @@ again, as the first rows of the next forward, and lies where plain decoding woul
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,19 +41,15 @@ class LlamaCppTarget:
         self.choice, self.least_rows = choice or Choice(), least_rows
         self.max_length = contexts.settings.length
         self._context = contexts.take(self)
+        self.clock = time.thread_time if contexts.settings.runs_here else time.perf_counter
         self._tokens: list[int] = []  # committed
-        self._read = 0  # of them are in the cache, after what was accepted off the main chain is taken away
+        self._read = 0  # how many of them are in the cache: what was accepted off the main chain is read again
         self._draft: Draft | None = None  # what the last score read, until keep
         self._main: list[int] = []  # its nodes in the main sequence
 
     @property
     def max_draft_depth(self) -> int:
         return max(0, self.max_length - len(self._tokens) - 1)
-
-    @property
-    def num_reread(self) -> int:
-        """How many committed tokens the next forward reads again before the last one."""
-        return len(self._tokens) - self._read
 
     def prefill(self, prompt: Sequence[int]) -> LlamaCppScores:
         if len(prompt) > self.max_length:

@@ -48,6 +48,7 @@ def measured(monkeypatch):
 
     def measured(target: Timed) -> dict[int, float]:
         monkeypatch.setattr("foretoken.core.measuring.time", SimpleNamespace(perf_counter=lambda: target.now))
+        monkeypatch.setattr(target, "clock", lambda: target.now, raising=False)
         return measure_costs(target).as_dict()
 
     return measured

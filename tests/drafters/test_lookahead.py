@@ -419,7 +419,7 @@ def test_the_papers_shape_is_the_default():
 
 def test_where_rows_are_free_a_budget_that_knows_nothing_comes_to_the_window(monkeypatch):
     """The largest window costs more than may be risked at first; smaller drafts show that rows cost nothing."""
-    monkeypatch.setattr("foretoken.core.decode.time.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("foretoken.core.contracts.time.perf_counter", lambda: 0.0)
     steps = decode(ToyTarget(vocab=40), LookaheadDrafter(), [1, 2, 3] * 4, max_new_tokens=400, budget=AdaptiveBudget())
     rides = [step.draft.num_lookahead for step in steps]
     assert rides[0] == 0 and max(rides) == Shape(15, 5, 15).num_rows

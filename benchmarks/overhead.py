@@ -89,9 +89,11 @@ class _TimedTarget(TransformersTarget):
         super().__init__(model)
         self.forward_seconds = 0.0
 
-    def _forward(self, input_ids: torch.Tensor, **extra: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _forward(
+        self, input_ids: torch.Tensor, model: PreTrainedModel | None = None, **extra: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         start = time.perf_counter()
-        outputs = super()._forward(input_ids, **extra)
+        outputs = super()._forward(input_ids, model, **extra)
         self.forward_seconds += time.perf_counter() - start
         return outputs
 

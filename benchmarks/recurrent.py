@@ -135,7 +135,8 @@ def random_model(shape: str, dtype: str) -> PreTrainedModel:
         raise ForetokenError(f"There is no shape {shape!r}: take one of {', '.join(SHAPES)}.")
     torch.manual_seed(SEED)
     model: PreTrainedModel = tf.AutoModelForCausalLM.from_config(SHAPES[shape](), dtype=getattr(torch, dtype))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def table(rows: dict[str, list[Row]]) -> list[dict[str, Any]]:

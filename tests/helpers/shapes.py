@@ -52,6 +52,7 @@ MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state"
 STATES: dict[str, Any] = SMALL | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 
 # Models with a recurrent state, or the last inputs of convolutions, whose drafts are scored.
+UNTYPED: Any = tf  # some configs take more than their signatures say
 RECURRENT: dict[str, Any] = {
     "qwen3_next": lambda: tf.Qwen3NextConfig(**FOUR, **LINEAR, **EXPERTS, shared_expert_intermediate_size=32),
     "qwen3_5": lambda: tf.Qwen3_5TextConfig(**FOUR, **LINEAR),
@@ -65,7 +66,7 @@ RECURRENT: dict[str, Any] = {
         layer_types=["mamba", "attention"] * 2,
     ),
     "falcon_h1": lambda: tf.FalconH1Config(**LLAMA, **MAMBA, mamba_d_ssm=64, mamba_chunk_size=32),
-    "nemotron_h": lambda: tf.NemotronHConfig(
+    "nemotron_h": lambda: UNTYPED.NemotronHConfig(
         **FOUR,
         hybrid_override_pattern="M*M-",
         mamba_num_heads=4,
@@ -78,7 +79,7 @@ RECURRENT: dict[str, Any] = {
     "lfm2": lambda: tf.Lfm2Config(**FOUR, layer_types=["conv", "full_attention"] * 2),
     "bamba": lambda: tf.BambaConfig(**FOUR, **MAMBA, mamba_chunk_size=32, attn_layer_indices=[1]),
     "mamba_2": lambda: tf.Mamba2Config(**STATES, num_heads=4, head_dim=16, n_groups=1, chunk_size=32),
-    "zamba_2": lambda: tf.Zamba2Config(
+    "zamba_2": lambda: UNTYPED.Zamba2Config(
         **FOUR,
         mamba_d_state=16,
         mamba_ngroups=1,

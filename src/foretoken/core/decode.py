@@ -157,7 +157,10 @@ class _Answer:
         elif draft.num_lookahead and limit is not None and max(draft.depths) > limit:
             # Lookahead rows may stand beyond the answer's end, but not beyond the model's places.
             draft = draft.guesses()
-        return self.budget.choose(draft.within(max_depth), num_reread), seconds
+        draft = draft.within(max_depth)
+        if num_reread is None:  # as of all models without a recurrent state: a caller's budget need not know of it
+            return self.budget.choose(draft), seconds
+        return self.budget.choose(draft, num_reread), seconds
 
     def verify(self, draft: Draft, scores: Scores, propose_seconds: float = 0.0, num_reread: int | None = None) -> Step:
         """Commit the guesses that survive and the target's own token, and let the drafter see them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ VOCAB, PROMPT = 40, 3
 def by_transformers(sampling: Sampling, tokens: list[int], logits: np.ndarray) -> np.ndarray:
     """The scores that transformers' processors leave, and the noise added one token at a time."""
     penalties = sampling.presence_penalty or 0.0, sampling.frequency_penalty or 0.0
-    asked = tf.LogitsProcessorList([CountPenalties(*penalties, PROMPT)])
+    asked: Any = tf.LogitsProcessorList([CountPenalties(*penalties, PROMPT)])
     asked.append(tf.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty or 1.0))
     if sampling.samples:
         asked.append(tf.TemperatureLogitsWarper(sampling.temperature or 1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,7 @@ def test_no_draft_goes_beyond_the_room_for_logits_and_a_text_beyond_it_is_refuse
 
 
 @pytest.mark.llama_cpp
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama-cpp-python")
 def test_greedy_text_of_llama_stays_and_takes_fewer_forwards():
     from llama_cpp import Llama
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ from helpers.commanding import call
 from helpers.drafting import Oracle, RandomTrees
 from helpers.gguf_files import KINDS, gguf_file
 
-pytestmark = pytest.mark.llama_cpp
+pytestmark = [
+    pytest.mark.llama_cpp,
+    pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama-cpp-python"),
+]
 
 PROMPTS = ["def area(width, height):\n", "Once upon a time", "x = [1, 2, 3, 1, 2, 3, 1, 2"]
 SAMPLED = {"temperature": 0.8, "top_p": 0.95, "seed": 3}

@@ -20,10 +20,11 @@ from foretoken.core.draft import Draft
 from foretoken.drafters.lookahead import LookaheadDrafter
 from foretoken.engines.transformers import exactness as deciding
 from foretoken.engines.transformers import self_test as testing
+from foretoken.engines.transformers.attention import ROWS_OVER
 from foretoken.engines.transformers.choice import Choice
 from foretoken.engines.transformers.engine import TransformersEngine
 from foretoken.engines.transformers.exactness import Exactness
-from foretoken.engines.transformers.row_attention import ROWS_OVER, row_paths
+from foretoken.engines.transformers.row_attention import row_paths
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.self_test import FixedWidths, self_test
 from foretoken.engines.transformers.target import TransformersTarget

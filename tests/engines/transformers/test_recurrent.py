@@ -44,7 +44,8 @@ def answer(target: TransformersTarget, drafter, prompt, num_tokens=30, budget=No
 def generate(model: tf.PreTrainedModel, prompt: list[int], num_tokens=30, **options: Any) -> list[int]:
     ids = torch.tensor([prompt])
     options |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": num_tokens, "do_sample": False}
-    return model.generate(ids, **options)[0, len(prompt) :].tolist()
+    generated: Any = model.generate
+    return generated(ids, **options)[0, len(prompt) :].tolist()
 
 
 @torch.inference_mode()

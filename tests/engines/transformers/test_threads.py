@@ -10,8 +10,9 @@ import torch
 import foretoken
 from foretoken.cli.input import load_model
 from foretoken.cli.options import DraftOptions, ModelOptions
+from foretoken.engines.fewest_threads import SAID_BY, fewest
 from foretoken.engines.transformers import threads
-from foretoken.engines.transformers.threads import SAID_BY, fewest, settle_threads
+from foretoken.engines.transformers.threads import settle_threads
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Starts ``foretoken serve`` in a process of its own, with the bundled model in fl
     python -m benchmarks.serve
 
 Prints
-- the milliseconds a token and until the first one that a client waits longer than a caller of the library, in turns;
+- the milliseconds a step and until the first token that a client waits longer than a caller of the library, in turns;
 - how fast a load of several clients is answered with drafting and without, in turns, by kind of text;
 - for a load in which a tenth of the requests is dropped in the middle and a tenth is malformed: how many answers were
   the library's for their seed, how many were not, and how the server's memory has grown;
@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,37 +120,61 @@ def serving(*options: str, killed: bool = False) -> Iterator[str]:
 
 
 def beyond_the_library(lm: LanguageModel, url: str, questions: Sequence[Question], rounds: int) -> list[dict[str, Any]]:
-    """How much longer a client waits than a caller of the library, and how much more the processor does.
+    """How much longer a client waits than a caller of the library, in turns, and how much more the processor does.
 
-    Waits are medians over pairs of answers in turns. Processor time is that of the server's process, all threads, less
-    that of the library's for the same answers: it is of use on a machine that does something else meanwhile.
+    Whatever else the machine does only adds to a time, so that short ones are compared: the first decile of the times
+    between two steps, and the least time to the first token of each question. Processor time is that of the server's
+    process, all threads and whole requests, less the library's for the same answers.
     """
     rows = []
     for drafter in ("none", "mixed"):
-        pairs, library_cpu = [], 0.0
+        ours: dict[str, list[Times]] = {question.text: [] for question in questions}
+        theirs: dict[str, list[Times]] = {question.text: [] for question in questions}
+        library_cpu, server_cpu = 0.0, -cpu_seconds(url)
         with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
-            server_cpu = -cpu_seconds(url)
             for _ in range(rounds):
                 for question in questions:
                     library_cpu -= time.process_time()
-                    ours = of_library(lm, question, drafter)
+                    ours[question.text].append(of_library(lm, question, drafter))
                     library_cpu += time.process_time()
-                    pairs.append((ours, of_server(client, question, drafter)))
-            server_cpu += cpu_seconds(url)
-        num_tokens = sum(ours[2] for ours, _ in pairs)
+                    theirs[question.text].append(of_server(client, question, drafter))
+        server_cpu += cpu_seconds(url)
+        num_tokens = sum(one.num_tokens for some in ours.values() for one in some)
         rows.append(
             {
                 "drafter": drafter,
                 "tokens": num_tokens,
-                "library, ms a token": 1000 * statistics.median(ours[1] for ours, _ in pairs),
-                "added, ms a token": 1000 * statistics.median(theirs[1] - ours[1] for ours, theirs in pairs),
+                "library, ms a step": short_step(ours),
+                "added, ms a step": short_step(theirs) - short_step(ours),
                 "library, CPU ms a token": 1000 * library_cpu / num_tokens,
                 "added, CPU ms a token": 1000 * (server_cpu - library_cpu) / num_tokens,
-                "library, ms to first": 1000 * statistics.median(ours[0] for ours, _ in pairs),
-                "added, ms to first": 1000 * statistics.median(theirs[0] - ours[0] for ours, theirs in pairs),
+                "library, ms to first": statistics.median(map(least_first, ours.values())),
+                "added, ms to first": statistics.median(
+                    least_first(theirs[text]) - least_first(some) for text, some in ours.items()
+                ),
             }
         )
     return rows
+
+
+@dataclass(frozen=True)
+class Times:
+    """When the parts of an answer came, in seconds: the first after the question, each further one after the last."""
+
+    first: float
+    steps: list[float]
+    num_tokens: int
+
+
+def short_step(answers: dict[str, list[Times]]) -> float:
+    """The first decile of the milliseconds between two parts."""
+    steps = [step for some in answers.values() for one in some for step in one.steps]
+    return 1000 * statistics.quantiles(steps, n=10)[0]
+
+
+def least_first(answers: Sequence[Times]) -> float:
+    """The least milliseconds until the first part."""
+    return 1000 * min(one.first for one in answers)
 
 
 def process_metric(text: str, name: str) -> float:
@@ -158,37 +183,37 @@ def process_metric(text: str, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def of_library(lm: LanguageModel, question: Question, drafter: str) -> tuple[float, float, int]:
-    """Seconds until the first token, seconds of each further one, and how many tokens there are."""
+def of_library(lm: LanguageModel, question: Question, drafter: str) -> Times:
+    """An answer of the library, which is the question's text."""
     body = question.body
     options: Any = {name: body[name] for name in ("temperature", "seed")}
-    began = time.perf_counter()
-    chunks = lm.stream(body["prompt"], max_new_tokens=TOKENS, drafter=drafter, namespace=None, **options)
-    first, text = 0.0, ""
-    for chunk in chunks:
-        first = first or time.perf_counter()
-        text += chunk.text
-    ended = time.perf_counter()
+    moments, text = [time.perf_counter()], ""
+    stream = lm.stream(body["prompt"], max_new_tokens=TOKENS, drafter=drafter, namespace=None, **options)
+    for _, chunks in stream.steps():
+        said = "".join(chunk.text for chunk in chunks)
+        if said:
+            moments.append(time.perf_counter())
+            text += said
     assert text == question.text
-    return first - began, (ended - first) / max(1, chunks.stats.tokens - 1), chunks.stats.tokens
+    first, *steps = (after - before for before, after in pairwise(moments))
+    return Times(first, steps, stream.stats.tokens)
 
 
-def of_server(client: httpx.Client, question: Question, drafter: str) -> tuple[float, float, int]:
+def of_server(client: httpx.Client, question: Question, drafter: str) -> Times:
     """The same, as a client sees it."""
     body = question.body | {"stream": True, "foretoken": {"drafter": drafter, "namespace": None}}
-    began = time.perf_counter()
-    first, text, tokens = 0.0, "", 0
+    moments, text, num_tokens = [time.perf_counter()], "", 0
     with client.stream("POST", "/v1/completions", json=body) as answer:
         for line in answer.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            first = first or time.perf_counter()
-            chunk = json.loads(line.removeprefix("data: "))
-            text += chunk["choices"][0]["text"]
-            tokens += chunk["foretoken"].get("tokens", 0)
-    ended = time.perf_counter()
+            if line.startswith("data: {"):
+                chunk = json.loads(line.removeprefix("data: "))
+                if chunk["choices"][0]["text"]:
+                    moments.append(time.perf_counter())
+                    text += chunk["choices"][0]["text"]
+                num_tokens += chunk["foretoken"].get("tokens", 0)
     assert text == question.text
-    return first - began, (ended - first) / max(1, tokens - 1), tokens
+    first, *steps = (after - before for before, after in pairwise(moments))
+    return Times(first, steps, num_tokens)
 
 
 def drafted_and_plain(url: str, questions: Sequence[Question], clients: int, rounds: int) -> list[dict[str, Any]]:

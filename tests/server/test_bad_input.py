@@ -110,6 +110,7 @@ FAULTS = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream_options": {"more": True}}, "stream_options.more"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stop": ["x"] * 10_000}, "stop"),
     ({"stop": [""]}, "stop.0"),
     ({"stop": 7}, "stop"),

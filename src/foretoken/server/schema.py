@@ -282,9 +282,13 @@ def read_asked(kind: type[AnyAsked], body: Any) -> AnyAsked:
     if unknown is not None:
         raise ApiError(400, f"There is no field {unknown[:100]!r}: leave it out.", "unknown_parameter", unknown[:100])
     try:
-        return kind.model_validate(fields)
+        asked = kind.model_validate(fields)
     except ValidationError as error:
         raise _told(error) from None
+    if asked.stream_options is not None and not asked.stream:
+        said = "stream_options goes with a stream: leave it out, or let stream be true."
+        raise ApiError(400, said, "invalid_value", "stream_options")
+    return asked
 
 
 def _told(error: ValidationError) -> ApiError:

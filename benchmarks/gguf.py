@@ -110,7 +110,9 @@ def theirs(path: Path, max_new_tokens: int) -> dict[str, Method]:
 def measured(
     file: str, questions: Sequence[Question], methods: dict[str, Method], temperature: float, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """A line for each method and kind of prompt."""
+    """A line for each method and kind of prompt. The first answers of all, which prepare things, do not count."""
+    for method in methods.values():
+        method(questions[0], temperature)
     answers: dict[tuple[str, str], list[Answer]] = {}  # by method and question
     for question in track(questions, f"{file} at {temperature}"):
         for _ in range(rounds):

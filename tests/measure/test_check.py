@@ -41,8 +41,8 @@ def test_what_a_wide_forward_moves_is_measured(lm, monkeypatch):
     """By how much is known here: by a quarter, and only where a forward has several rows."""
     forward = TransformersTarget._forward
 
-    def moved(self, input_ids, **extra):
-        logits, states = forward(self, input_ids, **extra)
+    def moved(self, input_ids, *args, **extra):
+        logits, states = forward(self, input_ids, *args, **extra)
         return logits + 0.25 if 1 < input_ids.shape[1] < 16 else logits, states
 
     monkeypatch.setattr(TransformersTarget, "_forward", moved)
@@ -61,8 +61,8 @@ def test_logits_that_are_not_numbers_are_no_agreement(lm, monkeypatch, wrong):
     forward = TransformersTarget._forward
     for widest in (1, 2):
 
-        def damaged(self, input_ids, widest=widest, **extra):
-            logits, states = forward(self, input_ids, **extra)
+        def damaged(self, input_ids, *args, widest=widest, **extra):
+            logits, states = forward(self, input_ids, *args, **extra)
             if widest <= input_ids.shape[1] < 16:
                 logits = logits.index_fill(1, torch.tensor([5]), wrong)
             return logits, states
@@ -76,8 +76,8 @@ def test_logits_that_are_not_numbers_are_no_agreement(lm, monkeypatch, wrong):
 def test_logits_that_leave_a_token_out_are_numbers(lm, monkeypatch):
     forward = TransformersTarget._forward
 
-    def masked(self, input_ids, **extra):
-        logits, states = forward(self, input_ids, **extra)
+    def masked(self, input_ids, *args, **extra):
+        logits, states = forward(self, input_ids, *args, **extra)
         return logits.index_fill(1, torch.tensor([5]), -float("inf")), states
 
     monkeypatch.setattr(TransformersTarget, "_forward", masked)

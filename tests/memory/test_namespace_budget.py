@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from foretoken import AdaptiveBudget, FixedBudget, LanguageModel, Step
+from foretoken import AdaptiveBudget, FixedBudget, LanguageModel
 from foretoken.core.costs import CostCurve
 from foretoken.memory.namespace import Namespace
 from helpers.shapes import tiny_model
@@ -95,11 +95,7 @@ def test_without_chances_that_can_be_counted_on_nothing_is_measured(lm, monkeypa
 def test_the_first_answer_drafts_from_its_first_step_on(lm):
     def asked(**options: object) -> list[bool]:
         """Whether the drafter was, in each step after the prefill."""
-        steps: list[Step] = []
-        stream = lm.stream(PROMPT * 4, max_new_tokens=8, **options)
-        stream._stats.add = steps.append  # type: ignore[method-assign]
-        for _ in stream:
-            pass
-        return [step.propose_seconds > 0 for step in steps[1:]]
+        steps = lm.stream(PROMPT * 4, max_new_tokens=8, **options).steps()
+        return [step.propose_seconds > 0 for step, _ in steps][1:]
 
     assert asked()[0] and not asked(budget=AdaptiveBudget())[0]

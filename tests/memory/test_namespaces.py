@@ -305,7 +305,7 @@ def clock(request, monkeypatch, tmp_path) -> Clock:
         clock.seconds += PRICES[request.param](1 + len(draft))
         return score(self, last_token, draft)
 
-    for module in ("core.decode", "core.measuring"):
+    for module in ("core.contracts", "core.measuring"):
         monkeypatch.setattr(f"foretoken.{module}.time", clock)
     monkeypatch.setattr(TransformersTarget, "score", timed)
     return clock

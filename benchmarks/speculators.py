@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 from benchmarks.common import PROMPTS, RESULTS, SEED, Out, finish, run
 from benchmarks.recorded import background_for
 from foretoken.core.errors import ModelError
-from foretoken.drafters import Mixed, RefinedSpeculator, Speculator
+from foretoken.drafters import Mixed, Recipe, RefinedSpeculator, Speculator
 from foretoken.engines.transformers.loading import TINY, load_model, load_tokenizer
 from foretoken.engines.transformers.speculator import find_speculator
 from foretoken.engines.transformers.states import output_head
@@ -44,6 +45,7 @@ from foretoken.speculators.formats import load_speculator
 ROWS, FLOOR, ALL = 24, 0.003, 60
 BY_TEXT, HEADS, BOTH = "n-grams, 24 rows", "heads, 24 rows", "n-grams and heads, 24 rows"
 PUBLISHED, NO_NOISE = "published tree", "heads, 24 rows, no noise"
+REFINED_BY_NGRAMS, REFINED_BY_NETWORK = ", refined", ", refined by the rescorer"
 METHODS = [
     PLAIN,
     Method("chain of 4", Speculator(floor=0.0, width=1, noise=False), 4),
@@ -58,18 +60,23 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     "16 best paths": (ALL, {"tree": "paths", "leaves": 16}),
     "24 rows": (ROWS, {"floor": FLOOR}),
 }
+REFINEMENTS: dict[str, Callable[..., Recipe]] = {
+    "": Speculator,
+    REFINED_BY_NGRAMS: RefinedSpeculator,
+    REFINED_BY_NETWORK: partial(RefinedSpeculator, by="network"),
+}
 REFINED = [
     PLAIN,
     *(
         Method(f"blockwise, {shape}{name}", recipe(noise=False, **options), drafted)
         for shape, (drafted, options) in SHAPES.items()
-        for name, recipe in (("", Speculator), (", refined", RefinedSpeculator))
+        for name, recipe in REFINEMENTS.items()
     ),
 ]
 GAINS = [
     (HEADS, [NO_NOISE]),
     (BOTH, [HEADS, BY_TEXT]),
-    *((f"blockwise, {shape}, refined", [f"blockwise, {shape}"]) for shape in SHAPES),
+    *((f"blockwise, {shape}{name}", [f"blockwise, {shape}"]) for shape in SHAPES for name in REFINEMENTS if name),
 ]
 RESAMPLED = 2000
 

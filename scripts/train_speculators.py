@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the speculators of the bundled model: an MLP speculator, then blockwise heads.
+"""Train the speculators of the bundled model: an MLP speculator, then blockwise heads, then a rescorer for those.
 
 Makes a data file of the documents that the model was trained on (see ``train_tiny.py``; its one in fifty stays held
 out), then runs ``foretoken train``. The same command continues a run that was stopped.
@@ -27,6 +27,11 @@ HELD_OUT = 50  # one document in so many was held out from the model
 RUNS = {
     "mlp-speculator": ["--heads", "4", "--inner-dim", "160", "--steps", "2500", "--own-steps", "7000"],
     "blockwise": ["--heads", "4", "--inner-dim", "256", "--steps", "1000", "--own-steps", "3000"],
+    "rescorer": ["--inner-dim", "128", "--steps", "1200", "--own-steps", "1400"],
+}
+WHAT = {
+    "rescorer": "A small language model that weighs what the blockwise heads of Foretoken's `tiny` guess, each guess "
+    "after those before it (`refined-speculator:by=network`). It changes no answer."
 }
 
 
@@ -57,7 +62,7 @@ tags: [speculative-decoding]
 
 # {kind} of the bundled model
 
-Heads that guess the next tokens of Foretoken's `tiny` from its states. They change no answer.
+{WHAT.get(kind, "Heads that guess the next tokens of Foretoken's `tiny` from its states. They change no answer.")}
 
 | | |
 |---|---|

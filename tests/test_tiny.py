@@ -83,6 +83,17 @@ def test_the_heads_that_ship_are_found_and_join_mixed_where_they_are_asked_for(l
         assert lm.generate("def f(x):", max_new_tokens=24, temperature=0, drafter=drafter).tokens == plain.tokens
 
 
+def test_the_rescorer_that_ships_makes_drafts_of_the_blockwise_heads_better():
+    lm = foretoken.load("tiny", dtype="float32", device="cpu", background=None, speculator="blockwise")
+    assert sum(path.stat().st_size for path in (TINY / "blockwise" / "rescorer").iterdir()) < 3e6
+    texts, budget = [path.read_text() for path in PROMPTS], foretoken.FixedBudget(4)
+    accepted = []
+    for recipe in ("speculator:noise=false,width=1", "refined-speculator:by=network,noise=false,width=1"):
+        answers = lm.generate(texts, max_new_tokens=64, temperature=0.8, seed=1, drafter=recipe, budget=budget)
+        accepted.append(sum(one.stats.accepted for one in answers) / sum(one.stats.steps for one in answers))
+    assert accepted[1] > 1.1 * accepted[0]
+
+
 def test_it_can_be_spoken_to(lm):
     result = lm.generate([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=40)
     assert result.text.strip()

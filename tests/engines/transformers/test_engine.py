@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from foretoken import FixedBudget, LanguageModel
+from foretoken.engines.transformers.cost_key import cost_key
 from helpers.shapes import tiny_model
 from helpers.tokenizing import character_tokenizer
 
@@ -62,6 +63,12 @@ def test_the_key_of_costs_tells_models_dtypes_and_threads_apart(lm):
 
     assert key("llama") == lm.engine.cost_key
     assert len({key("llama"), key("qwen2"), key("llama", torch.bfloat16)}) == 3
+
+
+def test_saving_a_model_does_not_change_its_key(tmp_path):
+    saved, other = (tiny_model.__wrapped__("llama") for _ in range(2))
+    saved.save_pretrained(tmp_path)
+    assert cost_key(saved) == cost_key(other)
 
 
 def test_a_target_to_measure_with_chooses_by_temperature_and_seed_alone(lm, monkeypatch):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from foretoken.engines.transformers.attention import implementation
 from foretoken.engines.transformers.inputs import input_device
 
+WRITTEN = ("architectures", "dtype", "transformers_version")  # into a config when its model is saved
 _SHAPES: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # a config takes milliseconds to write
 
 
@@ -39,6 +40,7 @@ def cost_key(model: PreTrainedModel, exact: bool = False) -> str:
 
 def _shape(model: PreTrainedModel) -> str:
     """A digest of the config and of the weights' types, which quantization changes."""
-    config = json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)
+    said = {name: value for name, value in model.config.to_diff_dict().items() if name not in WRITTEN}
+    config = json.dumps(said, sort_keys=True, default=str)
     dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
     return hashlib.sha256(f"{config} {dtypes}".encode()).hexdigest()[:16]

@@ -140,9 +140,11 @@ class Draft:
 
         Without probabilities it is the first one.
         """
-        if self.is_chain and not self.num_lookahead:
-            return self
+        return self if self.is_chain and not self.num_lookahead else self.select(self.main_nodes())
+
+    def main_nodes(self) -> list[int]:
+        """The nodes of the main chain."""
         nodes: list[int] = []
         while children := self.children(nodes[-1] if nodes else -1):
             nodes.append(max(children, key=self.probs.__getitem__) if self.probs else children[0])
-        return self.select(nodes)
+        return nodes

@@ -16,6 +16,7 @@ from foretoken.texts import read_text
 
 MAX_FILE = 1 << 16  # characters
 MOST = 1 << 20  # of any number in the file
+CHEAP = 0.05  # of a plain step, as much as exactness may cost if nobody insists
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class SelfTest:
     def passed(self) -> bool:
         """Whether there are widths to draft with, and every row was bit-equal."""
         return bool(self.widths) and 0 < self.rows == self.equal
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether it passed and costs so little that nobody need insist on exactness."""
+        return self.passed and self.cost <= CHEAP
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

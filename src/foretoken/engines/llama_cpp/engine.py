@@ -25,7 +25,6 @@ from foretoken.engines.llama_cpp.tokens import LlamaCppTokens
 from foretoken.memory.self_tests import SelfTest, self_test_of
 
 ROWS = 4  # of a forward that is measured to choose threads: what a short draft has
-CHEAP = 0.05  # of a plain step, as much as exactness may cost if nobody insists
 MAX_CONTEXT = 8192  # tokens, unless the caller asks for another number: a cache for all that a model takes may be huge
 
 
@@ -85,7 +84,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
     def exact(self) -> bool:
         if self._asked is False:
             return False
-        return self._asked is True or (self.self_test.passed and self.self_test.cost <= CHEAP)
+        return self._asked is True or self.self_test.is_cheap
 
     @property
     def self_test(self) -> SelfTest:

@@ -68,9 +68,10 @@ class LlamaCppTarget:
         if self._draft is not None:
             raise RuntimeError("keep must follow score")
         start = len(self._tokens)
-        self._main = main_chain(draft)
-        beside = [node for node in range(len(draft)) if node not in set(self._main)]
-        leaves = [node for node in beside if node not in set(draft.parents)]
+        self._main = draft.main_nodes()
+        main, inner = set(self._main), set(draft.parents)
+        beside = [node for node in range(len(draft)) if node not in main]
+        leaves = [node for node in beside if node not in inner]
         if len(leaves) > BRANCHES:
             raise RequestError(
                 f"A draft has {len(leaves)} branches, and a forward takes {BRANCHES}: use a smaller budget."
@@ -126,14 +127,6 @@ class LlamaCppTarget:
         self._context.keep_main(self._read)
 
 
-def main_chain(draft: Draft) -> list[int]:
-    """The nodes of the most probable branch; without probabilities, of the first."""
-    nodes: list[int] = []
-    while children := [node for node, parent in enumerate(draft.parents) if parent == (nodes[-1] if nodes else -1)]:
-        nodes.append(max(children, key=draft.probs.__getitem__) if draft.probs else children[0])
-    return nodes
-
-
 class LlamaCppScores(Scores):
     """Logits of a forward, which hold until the next one.
 
@@ -149,7 +142,7 @@ class LlamaCppScores(Scores):
     ) -> None:
         self._choice, self._logits, self._draft = target.choice, logits, draft
         self._order = range(len(logits)) if order is None else order
-        self._tokens = list(target._tokens)  # up to row 0
+        self._tokens, self._length = target._tokens, len(target._tokens)  # up to row 0; keep makes them longer
         self._scores: dict[int, NDArray[np.float64]] = {}  # of rows whose choice was not the logits' argmax
         self._chosen: dict[int, int] = {}
 
@@ -165,7 +158,7 @@ class LlamaCppScores(Scores):
                 self._chosen[row] = argmax(logits)
             else:
                 path = self._draft.path(row - 1)
-                self._scores[row] = self._choice.scores([*self._tokens, *path], logits)
+                self._scores[row] = self._choice.scores([*self._tokens[: self._length], *path], logits)
                 self._chosen[row] = argmax(self._scores[row])
         return self._chosen[row]
 

@@ -18,7 +18,6 @@ from foretoken.engines.transformers.row_attention import refuse_attention
 from foretoken.engines.transformers.self_test import self_test
 from foretoken.memory.self_tests import SelfTest, self_test_of
 
-CHEAP = 0.05  # of a plain step, as much as exactness may cost if nobody insists
 logger = logging.getLogger("foretoken")
 
 
@@ -59,7 +58,7 @@ class Exactness:
                 f"exact=True cannot be kept here: with {self._name} the bits of a row depend on the rows beside it "
                 f"({found.equal} of {found.rows} were equal), so leave exact out, or try another dtype."
             )
-        return found.widths if found.passed and (self._asked is True or found.cost <= CHEAP) else ()
+        return found.widths if self._asked is True or found.is_cheap else ()
 
     @property
     def self_test(self) -> SelfTest:

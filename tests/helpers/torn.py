@@ -60,6 +60,9 @@ class Named:
     def hidden(self, rows: Any) -> Any:
         raise NotImplementedError
 
+    def logprobs(self, row: int) -> Any:
+        raise NotImplementedError
+
     def top(self, rows: Any, k: int) -> Top:
         return Top([self.chance.choices(TOKENS, k=k) for _ in rows], [[0.5] * k for _ in rows])
 

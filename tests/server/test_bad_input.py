@@ -148,7 +148,7 @@ def test_what_is_not_done_is_refused_and_what_asks_for_nothing_is_taken(client, 
     for neutral in NOT_DONE[name]:
         read_asked(ChatAsked, CHAT | {name: neutral})
     with pytest.raises(ApiError):
-        read_asked(ChatAsked, CHAT | {"logprobs": 0, "n": 1})  # no boolean
+        read_asked(ChatAsked, CHAT | {"echo": 0})  # no boolean
 
 
 @pytest.mark.parametrize("prompt", [None, 7, "", [], [""], [7], [[7, 8]], ["a", 7], {"a": 1}, ["a"] * 1000])

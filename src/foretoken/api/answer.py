@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from foretoken.core.contracts import FinishReason, Step
+from foretoken.core.contracts import FinishReason, Need, Step
 from foretoken.core.stats import DecodeStats
 from foretoken.engines.base import Detokenizer
 
@@ -49,18 +49,24 @@ class Stream:
         detokenizer: Makes text of their tokens.
         num_prompt_tokens: How many tokens the prompt has.
         exact: Whether drafted logits are plain decoding's in every bit.
+        provides: What the scores of its steps can be asked for.
     """
 
     def __init__(
-        self, steps: Iterator[Step], detokenizer: Detokenizer, num_prompt_tokens: int, exact: bool = False
+        self,
+        steps: Iterator[Step],
+        detokenizer: Detokenizer,
+        num_prompt_tokens: int,
+        exact: bool = False,
+        provides: frozenset[Need] = frozenset(),
     ) -> None:
         self._steps, self._detokenizer = steps, detokenizer
         self.stats = DecodeStats()
         self._text: list[str] = []
         self._tokens: list[int] = []
-        self.num_prompt_tokens, self.exact = num_prompt_tokens, exact
+        self.num_prompt_tokens, self.exact, self.provides = num_prompt_tokens, exact, provides
         self.finish_reason: FinishReason | None = None
-        self._chunks = (chunk for _, chunks in self.steps() for chunk in chunks)
+        self._chunks = (chunk for _, chunks in self.steps() for chunk in chunks if chunk.text)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
@@ -73,7 +79,8 @@ class Stream:
     def steps(self) -> Generator[tuple[Step, Iterator[Chunk]], None, None]:
         """The steps, the prefill's first, and the chunks of each: for a caller that does something else in between.
 
-        The chunks of a step must be read before the next is asked for. Closing the generator ends the answer.
+        A step has a chunk for each of its tokens, whose text may be empty; the last step has one more, of what was held
+        back. They must be read before the next step is asked for. Closing the generator ends the answer.
         """
         self.stats = DecodeStats()
         try:
@@ -87,12 +94,11 @@ class Stream:
     def _settled(self, step: Step) -> Iterator[Chunk]:
         for i, token in enumerate(step.tokens):
             self._tokens.append(token)
-            yield from self._chunk(self._detokenizer.push(token), accepted=i < step.num_accepted)
+            yield self._chunk(self._detokenizer.push(token), accepted=i < step.num_accepted)
         self.finish_reason = step.finish_reason
         if step.finish_reason is not None:
-            yield from self._chunk(self._detokenizer.flush(), accepted=False)
+            yield self._chunk(self._detokenizer.flush(), accepted=False)
 
-    def _chunk(self, text: str, accepted: bool) -> Iterator[Chunk]:
-        if text:
-            self._text.append(text)
-            yield Chunk(text, accepted)
+    def _chunk(self, text: str, accepted: bool) -> Chunk:
+        self._text.append(text)
+        return Chunk(text, accepted)

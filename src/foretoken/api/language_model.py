@@ -12,7 +12,7 @@ from typing import Any, Unpack, cast, overload
 from foretoken.api.answer import Result, Stream
 from foretoken.api.options import Options, Prompt, split_options
 from foretoken.core.budget import AdaptiveBudget
-from foretoken.core.contracts import Drafter, Step
+from foretoken.core.contracts import Drafter, Need, Step
 from foretoken.core.costs import CostCurve
 from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
@@ -135,7 +135,9 @@ class LanguageModel:
             parts = Parts.of(self.engine, request.target, lambda: remembered.ngrams, costs, references)
             drafter = recipe.make(parts)
         steps = self._kept(request.steps(drafter, budget or learning), remembered, drafter, learning)
-        return Stream(steps, self.engine.detokenizer(request.prompt), len(request.prompt), self.engine.exact)
+        provides: frozenset[Need] = getattr(request.target, "provides", frozenset())
+        detokenizer = self.engine.detokenizer(request.prompt)
+        return Stream(steps, detokenizer, len(request.prompt), self.engine.exact, provides)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt or a conversation.

@@ -12,13 +12,14 @@ from foretoken.core.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
 
-Need = Literal["top", "runner_up", "hidden"]
+Need = Literal["top", "runner_up", "hidden", "logprobs"]
 """A method of ``Scores`` that a drafter may need and a target may provide."""
 
 _NEEDS: dict[Need, str] = {
     "top": "the likeliest tokens of a row",
     "runner_up": "the second choice of a row",
     "hidden": "the hidden states of a row",
+    "logprobs": "the log-probabilities of all tokens after a row",
 }
 
 
@@ -139,6 +140,13 @@ class Scores(Protocol):
         Only where the target provides "hidden".
         """
         raise RuntimeError('This target does not provide "hidden".')
+
+    def logprobs(self, row: int) -> Any:
+        """The log-probabilities of all tokens after a row, [vocab], before any processor and at temperature 1.
+
+        An array or a list, as ``numpy.asarray`` reads it. Only where the target provides "logprobs".
+        """
+        raise RuntimeError('This target does not provide "logprobs".')
 
 
 class Target(Protocol):

@@ -96,6 +96,11 @@ class Tokens(Protocol):
         """Gives the text of an answer to a prompt."""
         ...
 
+    def spelled(self, token: int) -> bytes:
+        """The bytes that a token stands for after another one, half a character maybe; a special one is spelled out."""
+        detokenizer = self.detokenizer([token], skip_special_tokens=False)
+        return (detokenizer.push(token) + detokenizer.flush()).encode()
+
 
 @dataclass(frozen=True)
 class Request:

@@ -41,7 +41,7 @@ class ToyTarget:
         max_length: The context's limit, in tokens.
     """
 
-    provides: frozenset[Need] = frozenset({"top", "runner_up", "hidden"})
+    provides: frozenset[Need] = frozenset({"top", "runner_up", "hidden", "logprobs"})
     supports_trees = True
     max_draft_depth: int | None = None
 
@@ -132,6 +132,9 @@ class ToyScores(Scores):
 
     def hidden(self, rows: Sequence[int]) -> list[list[int]]:
         return [[0, *self.context, *self.draft.path(row - 1)][-2:] for row in rows]
+
+    def logprobs(self, row: int) -> list[float]:
+        return [math.log(prob) for prob in _softmax(self._logits(row)[1])]
 
 
 class ToyHeads:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,7 @@ from foretoken.core.stats import DecodeStats
 from foretoken.drafters import RECIPES, DraftModel, Recipe, recipe_of
 from foretoken.engines.base import Engine
 from foretoken.server.grammar import Grammars
+from foretoken.server.logprobs import AnswerLogprobs, TokenLogprob
 from foretoken.server.schema import Asked, Drafting
 from foretoken.server.stops import TextBeforeStop
 
@@ -57,6 +59,7 @@ class Part:
         guessed: The beginning of it that came from accepted guesses.
         wrong: The guesses that came next in the draft and were wrong, as text, for whoever asks to see them.
         finish: How the answer ended. None if it goes on.
+        logprobs: Of the tokens whose text begins here, for whoever asks.
     """
 
     index: int
@@ -68,6 +71,7 @@ class Part:
     guessed: str
     wrong: str = ""
     finish: Finish | None = None
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 class PlainSteps:
@@ -85,32 +89,42 @@ class PlainSteps:
         return len(step.tokens) * self._median.value - seconds if self._median else 0.0
 
 
+class Shared:
+    """What all answers share, in the scheduler's thread.
+
+    Args:
+        lm: The model.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self.plain, self.grammars = PlainSteps(lm), Grammars(lm)
+        self.spelled = lru_cache(maxsize=1 << 16)(lm.engine.spelled)
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The request has been read and can be answered."""
 
 
-def answers(
-    lm: LanguageModel, asked: Asked, owner: str, plain: PlainSteps, grammars: Grammars
-) -> Generator[Ready | Part, None, Part | None]:
+def answers(shared: Shared, asked: Asked, owner: str) -> Generator[Ready | Part, None, Part | None]:
     """Answer every prompt of a request ``n`` times, one answer after the other. The last part is returned.
 
     Args:
-        lm: The model.
+        shared: The model, and what is kept beside it.
         asked: The request.
         owner: Whose namespaces are drafted from.
-        plain: Learns what plain steps take.
-        grammars: Keeps answers to the form that they are to have.
 
     Raises:
         ForetokenError: With the first item, if the request cannot be honoured.
     """
+    lm = shared.lm
     options = options_of(lm, asked, owner)
     sampling = sampling_of(lm, asked)
     prompts, num = asked.prompts, asked.n or 1
 
     schema = None if asked.response_format is None else asked.response_format.schema_to_follow
-    processor = None if schema is None else grammars.of_schema(schema)
+    processor = None if schema is None else shared.grammars.of_schema(schema)
 
     def begin(prompt: Prompt, choice: int) -> Stream:
         seed = None if asked.seed is None else asked.seed + choice
@@ -118,6 +132,8 @@ def answers(
         return lm.stream(prompt, seed=seed, **sampling, **options, **own)
 
     first = begin(prompts[0], 0)
+    if asked.num_logprobs is not None and "logprobs" not in first.provides:
+        raise RequestError(f"The {lm.engine.name} engine does not tell logprobs: leave them out.")
     for prompt in prompts[1:]:  # so that a bad one is found before the first is answered
         lm.prepare(prompt, **sampling)
     yield Ready()
@@ -125,29 +141,34 @@ def answers(
     for index, (prompt, choice) in enumerate(product(prompts, range(num))):
         if last is not None:
             yield last
-        last = yield from _parts(index, begin(prompt, choice) if index else first, asked, lm.engine, plain)
+        last = yield from _parts(index, begin(prompt, choice) if index else first, asked, shared)
     return last
 
 
-def _parts(index: int, stream: Stream, asked: Asked, engine: Engine, plain: PlainSteps) -> Generator[Part, None, Part]:
+def _parts(index: int, stream: Stream, asked: Asked, shared: Shared) -> Generator[Part, None, Part]:
     """The parts of one answer. The last one is returned."""
     before, is_prefill = TextBeforeStop(asked.stop or []), True
+    likely = None if asked.num_logprobs is None else AnswerLogprobs(shared.spelled, asked.num_logprobs)
     with closing(stream.steps()) as steps:
         while True:
             started = time.perf_counter()
             step, chunks = next(steps)
             guessed = own = ""
+            texts = []
             for chunk in chunks:
+                texts.append(chunk.text)
                 text = before.push(chunk.text)
                 guessed, own = (guessed + text, own) if chunk.accepted else (guessed, own + text)
             seconds = time.perf_counter() - started
-            saved = 0.0 if is_prefill else plain.saved(step, seconds)
-            wrong = "" if asked.foretoken is None else _wrong(step, engine)
+            saved = 0.0 if is_prefill else shared.plain.saved(step, seconds)
+            wrong = "" if asked.foretoken is None else _wrong(step, shared.lm.engine)
+            is_last = step.finish_reason is not None
+            text = guessed + own + (before.flush() if is_last else "")
+            told = [] if likely is None else likely.settled(step, texts, text)
+            part = Part(index, step, is_prefill, seconds, saved, text, guessed, wrong, logprobs=told)
             if step.finish_reason is not None:
-                own += before.flush()
-                finish = Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats)
-                return Part(index, step, is_prefill, seconds, saved, guessed + own, guessed, wrong, finish)
-            yield Part(index, step, is_prefill, seconds, saved, guessed + own, guessed, wrong)
+                return replace(part, finish=Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats))
+            yield part
             is_prefill = False
 
 

@@ -15,11 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from foretoken.api.language_model import LanguageModel
-from foretoken.server.answers import PlainSteps, answers, options_of
+from foretoken.server.answers import Shared, answers, options_of
 from foretoken.server.body import read_json
 from foretoken.server.errors import ApiError, as_api_error
 from foretoken.server.exchange import Answer, Exchange, refusal
-from foretoken.server.grammar import Grammars
 from foretoken.server.keys import ApiKeys
 from foretoken.server.metrics import Metrics
 from foretoken.server.openapi import describe
@@ -52,7 +51,7 @@ class Server:
         hosts: Collection[str] | None = None,
     ) -> None:
         self.lm, self.model_name, self.keys, self.scheduler, self._hosts = lm, model_name, keys, scheduler, hosts
-        self._plain, self._grammars = PlainSteps(lm), Grammars(lm)
+        self._shared = Shared(lm)
         self._metrics = Metrics(model_name, scheduler, lm.memories)
 
     def app(self) -> Starlette:
@@ -118,7 +117,7 @@ class Server:
         asked = read_asked(kind, await read_json(request))
         self._check_model(asked.model)
         drafter = options_of(self.lm, asked, owner)["drafter"]
-        work = answers(self.lm, asked, owner, self._plain, self._grammars)
+        work = answers(self._shared, asked, owner)
         exchange = Exchange(self.scheduler, owner, work, self._metrics)
         try:
             await exchange.ready()

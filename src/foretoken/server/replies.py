@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from foretoken.core.stats import DecodeStats
 from foretoken.server.answers import Finish, Part
+from foretoken.server.logprobs import TokenLogprob, of_chat, of_completion
 from foretoken.server.schema import Asked, ChatAsked
 
 
@@ -35,6 +36,7 @@ class Reply:
         }
         self._num = (asked.n or 1) * len(asked.prompts)
         self._texts: list[list[str]] = [[] for _ in range(self._num)]
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num)]
         self._finishes: list[Finish] = []
         self._seconds = self._saved = 0.0
         self._shows_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -42,6 +44,7 @@ class Reply:
     def add(self, part: Part) -> None:
         """Take in a part."""
         self._texts[part.index].append(part.text)
+        self._logprobs[part.index] += part.logprobs
         self._seconds += part.seconds
         self._saved += part.seconds_saved
         if part.finish is not None:
@@ -50,8 +53,13 @@ class Reply:
     def whole(self) -> dict[str, Any]:
         """All answers, once they have ended."""
         choices = [
-            {"index": index, **self._said("".join(texts)), "logprobs": None, "finish_reason": finish.reason}
-            for index, (texts, finish) in enumerate(zip(self._texts, self._finishes, strict=True))
+            {
+                "index": index,
+                **self._said("".join(texts)),
+                "logprobs": self._likely(told),
+                "finish_reason": finish.reason,
+            }
+            for index, (texts, told, finish) in enumerate(zip(self._texts, self._logprobs, self._finishes, strict=True))
         ]
         return self._frame | {"choices": choices, "usage": self.usage(), "foretoken": self.drafting()}
 
@@ -60,7 +68,7 @@ class Reply:
         is_first = len(self._texts[part.index]) == 1
         if part.text or is_first:
             told = {} if self._asked.foretoken is None else {"foretoken": _told(part)}
-            yield self._chunk(part.index, self._delta(part.text, is_first), None) | told
+            yield self._chunk(part.index, self._delta(part.text, is_first), None, part.logprobs) | told
         is_done = len(self._finishes) == self._num
         if part.finish is not None:
             told = {"foretoken": self.drafting()} if is_done else {}
@@ -106,8 +114,15 @@ class Reply:
         role = {"role": "assistant"} if is_first else {}
         return {"delta": role | ({"content": text} if text or is_first else {})}
 
-    def _chunk(self, index: int, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": reason}
+    def _likely(self, told: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self._asked.num_logprobs is None:
+            return None
+        return of_chat(told) if self._is_chat else of_completion(told)
+
+    def _chunk(
+        self, index: int, said: dict[str, Any], reason: str | None, told: Sequence[TokenLogprob] = ()
+    ) -> dict[str, Any]:
+        choice = {"index": index, **said, "logprobs": self._likely(told) if told else None, "finish_reason": reason}
         usage = {"usage": None} if self._shows_usage else {}
         return self._frame | {"object": self._chunk_kind, "choices": [choice]} | usage
 

@@ -17,6 +17,7 @@ MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256  # OpenAI takes four
 MAX_BUDGET = 1024
+MAX_TOP = 20  # of the likeliest tokens that are told for each
 
 # OpenAI's fields that are not done here, and the values that ask for nothing.
 NOT_DONE: Mapping[str, tuple[Any, ...]] = {
@@ -26,7 +27,6 @@ NOT_DONE: Mapping[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "functions": (None, []),
     "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True, False),
@@ -36,7 +36,6 @@ NOT_DONE: Mapping[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
@@ -226,6 +225,11 @@ class Asked(Strict):
         raise NotImplementedError
 
     @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are told for each token. None if not even its own logprob is."""
+        raise NotImplementedError
+
+    @property
     def max_new_tokens(self) -> int | None:
         """The most tokens of an answer. None leaves it to the model."""
         return self.max_tokens
@@ -241,10 +245,17 @@ class CompletionAsked(Asked):
         Field(min_length=1, max_length=MAX_PROMPTS, description="A text to continue, or several."),
     ]
     max_tokens: int | None = Field(default=16, ge=1, description="The most tokens of an answer.")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_TOP, description="Tell how likely each token was, and so many of the likeliest."
+    )
 
     @property
     def prompts(self) -> list[Prompt]:
         return list(self.prompt)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 class ChatAsked(Asked):
@@ -252,10 +263,27 @@ class ChatAsked(Asked):
 
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1, description="The newer name of max_tokens.")
+    logprobs: bool | None = Field(default=None, description="Tell how likely each token was.")
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_TOP,
+        description="How many of the likeliest tokens to tell with each.",
+    )
+
+    @model_validator(mode="after")
+    def _has_what_others_need(self) -> ChatAsked:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: let that be true, or leave it out")
+        return self
 
     @property
     def prompts(self) -> list[Prompt]:
         return [[message.as_turn() for message in self.messages]]
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def max_new_tokens(self) -> int | None:

@@ -35,7 +35,7 @@ class LlamaCppTarget:
     """
 
     supports_trees = True
-    provides: frozenset[Need] = frozenset({"top", "runner_up"})
+    provides: frozenset[Need] = frozenset({"top", "runner_up", "logprobs"})
 
     def __init__(self, contexts: Contexts, choice: Choice | None = None, least_rows: int = 1) -> None:
         self.choice, self.least_rows = choice or Choice(), least_rows
@@ -172,3 +172,9 @@ class LlamaCppScores(Scores):
     def top(self, rows: Sequence[int], k: int) -> Top:
         tokens, logprobs = likeliest(self._logits[[self._order[row] for row in rows]], k)
         return Top(tokens, np.exp(logprobs))
+
+    def logprobs(self, row: int) -> NDArray[np.float64]:
+        logits = self.row(row).astype(np.float64)
+        logits -= logits.max()
+        logprobs: NDArray[np.float64] = logits - np.log(np.exp(logits).sum())
+        return logprobs

@@ -71,6 +71,9 @@ class LlamaCppTokens(Tokens):
             return BytesDetokenizer(lambda token: b"" if token in self._special else self._piece(token))
         return BytesDetokenizer(lambda token: self._piece(token, special=True))
 
+    def spelled(self, token: int) -> bytes:
+        return self._piece(token, special=True)
+
     def _piece(self, token: int, special: bool = False) -> bytes:
         """The bytes that a token stands for."""
         buffer = ctypes.create_string_buffer(64)

@@ -87,6 +87,15 @@ class Detokenizer:
         self._rest, self._run = "", _ByteRun()
         return self._give(self._decode(self._window))
 
+    def spelled(self, token: int) -> bytes:
+        """The bytes of one more token, which may be half a character's. It is pushed where they are not known."""
+        byte = self._byte(token)
+        if byte is not None:
+            return bytes([byte])
+        if self._is_byte_level and self._name(token) is not None:
+            return self._bytes(token)
+        return (self.push(token) + self.flush()).encode()
+
     def _settled(self, text: str) -> str:
         """The part of the window's text that no later token changes."""
         if not self._is_local:

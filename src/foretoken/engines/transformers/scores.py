@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class TransformersScores(Scores):
             return cast(Tensor, super().hidden(rows))
         first = rows[0]
         return self.states[first : first + 1] if len(rows) == 1 else self.states[list(rows)]
+
+    @torch.inference_mode()
+    def logprobs(self, row: int) -> Any:
+        return self.logits[row].float().log_softmax(-1).cpu().numpy()
 
     def _row_ids(self, row: int) -> Tensor:
         """The token ids up to and with a row, [1, length]."""

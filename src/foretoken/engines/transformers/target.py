@@ -88,7 +88,7 @@ class TransformersTarget:
 
     @property
     def provides(self) -> frozenset[Need]:
-        known: frozenset[Need] = frozenset({"top", "runner_up"})
+        known: frozenset[Need] = frozenset({"top", "runner_up", "logprobs"})
         return known if self._head is None else known | {"hidden"}
 
     @property

@@ -72,3 +72,6 @@ class TransformersTokens:
 
     def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> Detokenizer:
         return Detokenizer(self.tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+
+    def spelled(self, token: int) -> bytes:
+        return self.detokenizer([token], skip_special_tokens=False).spelled(token)

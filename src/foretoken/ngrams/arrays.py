@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Addresses = NDArray[np.int64]
 
 ORDERS = 8  # the longest context that is counted, in tokens
 BACKGROUND_ORDERS = 5  # the longest context of a background corpus
@@ -184,6 +185,17 @@ def room_for_growth(max_tokens: int) -> Growth:
         np.zeros(max_tokens, np.float32),
     )
 
+
+def addresses_of(*arrays: NDArray[Any]) -> list[int]:
+    """Address and length of each array, which lies in one piece; the length is that of its first axis.
+
+    A row of a table that ``batch.py`` reads: of a Trie, or of a Trie and Weights.
+    """
+    return [number for array in arrays for number in (array.__array_interface__["data"][0], len(array))]
+
+
+TRIE_COLUMNS = 2 * len(Trie._fields)
+MEMORY_COLUMNS = TRIE_COLUMNS + 2 * len(Weights._fields)
 
 NOTHING_RECYCLED = room_for_recycled(0)  # where a drafter does not recycle
 

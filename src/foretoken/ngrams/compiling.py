@@ -79,12 +79,14 @@ def _described(value: Any, seen: set[Any]) -> Any:
     """A description of a value with the same ``repr`` in every process."""
     if isinstance(value, Dispatcher):
         value = value.py_func
+    value = getattr(value, "_defn", value)  # an intrinsic: the function that makes its code
     if isinstance(value, FunctionType) and value.__module__.partition(".")[0] == PACKAGE:
         if value in seen:
             return value.__qualname__
         seen.add(value)
         code = _described_code(value.__code__, value.__globals__, seen)
-        return value.__qualname__, _described(_helper_options.get(value), seen), value.__defaults__, code
+        within = [_described(cell.cell_contents, seen) for cell in value.__closure__ or ()]
+        return value.__qualname__, _described(_helper_options.get(value), seen), value.__defaults__, code, within
     if isinstance(value, set | frozenset):  # whose order differs from process to process
         return sorted(map(repr, value))
     if isinstance(value, dict):

@@ -689,17 +689,10 @@ def sources_of(arrays: tuple[Any, ...]) -> Sources:
     )
 
 
-@compiled
-def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
-    """Learn from committed tokens and append them to the local store; how many it and the weights had room for.
-
-    Args:
-        window: int32 [WINDOW], the last committed tokens, -1 before the first; kept up to date.
-        new: The tokens.
-        rate: How fast the weights learn.
-        arrays: Those of ``Sources``.
-    """
-    local, shared, frozen, recycled, weights, votes, growth = sources_of(arrays)
+@helper
+def learn_from(sources: Sources, window: Ints, new: Ints, rate: float) -> int:
+    """What ``observe`` does."""
+    local, shared, frozen, recycled, weights, votes, growth = sources
     contexts = growth.contexts[0, SHARED]
     follow(shared, window, contexts)
     for i in range(new.size):
@@ -710,21 +703,13 @@ def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
         learn(votes, num, weights, new[i], rate)
         walk(shared, contexts, new[i], contexts)
         slide(window, new[i], window)
-    return new.size
+    return int(new.size)
 
 
-@compiled
-def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any) -> int:
-    """The most probable continuations, best path first, left in ``growth``; how many there are.
-
-    Args:
-        window: int32 [WINDOW], the last committed tokens, -1 before the first.
-        max_tokens: Most nodes; ``growth`` has room for them.
-        width: Most children of a node.
-        floor: Least probability of a path.
-        arrays: Those of ``Sources``.
-    """
-    local, shared, frozen, recycled, weights, votes, growth = sources_of(arrays)
+@helper
+def grow(sources: Sources, window: Ints, max_tokens: int, width: int, floor: float) -> int:
+    """What ``draft`` does."""
+    local, shared, frozen, recycled, weights, votes, growth = sources
     contexts, windows, guesses, nodes, probs = growth
     copy(local.active, contexts[0, LOCAL])
     copy(window, windows[0])
@@ -749,6 +734,33 @@ def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any)
         walk(shared, contexts[parent + 1, SHARED], token, contexts[row, SHARED])
         slide(windows[parent + 1], token, windows[row])
     return max_tokens
+
+
+@compiled
+def observe(window: Ints, new: Ints, rate: float, *arrays: Any) -> int:
+    """Learn from committed tokens and append them to the local store; how many it and the weights had room for.
+
+    Args:
+        window: int32 [WINDOW], the last committed tokens, -1 before the first; kept up to date.
+        new: The tokens.
+        rate: How fast the weights learn.
+        arrays: Those of ``Sources``.
+    """
+    return learn_from(sources_of(arrays), window, new, rate)
+
+
+@compiled
+def draft(window: Ints, max_tokens: int, width: int, floor: float, *arrays: Any) -> int:
+    """The most probable continuations, best path first, left in ``growth``; how many there are.
+
+    Args:
+        window: int32 [WINDOW], the last committed tokens, -1 before the first.
+        max_tokens: Most nodes; ``growth`` has room for them.
+        width: Most children of a node.
+        floor: Least probability of a path.
+        arrays: Those of ``Sources``.
+    """
+    return grow(sources_of(arrays), window, max_tokens, width, floor)
 
 
 @compiled

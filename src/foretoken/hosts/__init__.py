@@ -1,0 +1,1 @@
+"""Engines with a loop of their own, which take only our drafter."""

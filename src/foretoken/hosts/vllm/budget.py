@@ -1,0 +1,152 @@
+"""How much to draft for a whole batch: the rows that give the most expected tokens per second of the next step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretoken.core.costs import CostCurve, LearnedCosts
+from foretoken.ngrams.arrays import Floats, Ints
+
+
+class BatchBudget:
+    """All requests of a batch compete for rows: drafting for one must not slow down the others.
+
+    A plain step over n requests takes P(n) and commits n tokens. With d drafted tokens it takes D(n + d) and commits
+    the sum of their path probabilities besides. Tokens join, the most probable path first, as far as the expected
+    tokens per second rise. They must beat a plain step by ``MARGIN``, or nothing is drafted. P and D are learned from
+    the steps.
+
+    - The first steps of each size of batch are plain, and so is one in every ``PLAIN_EVERY``, so that P is known
+      before anything is lost. Sizes are taken together in powers of two.
+    - While D is not known it is P, which is known of other sizes, or rises as if each row cost as much as the first.
+      Where little is known of it, a cheaper price is tried on credit, at most twice as many rows as ever before.
+    - What drafts keep of what they promise discounts the promises.
+    - What drafting gained of late is measured, whatever D says. Where it is a loss, steps pass without drafts, the more
+      the longer it lasts. Each size of batch has its own measure, since what pays for one request does not for thirty.
+
+    Args:
+        costs: What is known of a step over n rows before the first. If None, nothing.
+    """
+
+    MARGIN = 1.02
+    PLAIN_SAMPLES = 2
+    PLAIN_EVERY = 50
+    FORGET = 0.02  # of what drafts promised and kept, each step
+    PRIOR = 2.0  # tokens that count as promised and kept before any was
+    MAX_PAUSE = 63  # steps between two that draft
+    CREDIT = 4.0  # plain steps that may at once be risked on trying a size
+    CREDIT_RATE = 0.01  # share of the time that may be so in the long run
+
+    def __init__(self, costs: CostCurve | None = None) -> None:
+        self._known = costs or CostCurve()
+        self._plain, self._drafted = LearnedCosts(self._known), LearnedCosts(CostCurve())
+        self._sizes: dict[int, SizeOfBatch] = {}
+        self._promised = self._kept = 0.0
+        self._credit = self.CREDIT
+
+    @property
+    def discount(self) -> float:
+        """What drafts keep of what they promise."""
+        return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
+
+    def _size(self, num_requests: int) -> SizeOfBatch:
+        return self._sizes.setdefault((num_requests - 1).bit_length(), SizeOfBatch())
+
+    def allows(self, num_requests: int) -> bool:
+        """Whether the next step may have drafts at all."""
+        size = self._size(num_requests)
+        size.since_plain += 1
+        if size.num_plain < self.PLAIN_SAMPLES or size.since_plain > self.PLAIN_EVERY:
+            return False
+        if size.paused < size.pause:
+            size.paused += 1
+            return False
+        size.paused = 0
+        return True
+
+    def _times(self, num_requests: int, num_drafted: int) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """The seconds of a plain step, and of steps with 1, 2, .. drafted tokens: expected, and the least possible."""
+        most = num_requests + num_drafted
+        plain = np.array(self._plain.bounds(most)[0])
+        now = plain[num_requests - 1]
+        if self._drafted.most_rows == 0:
+            expected, least = plain, np.array(self._plain.bounds(most)[1])
+        else:
+            expected, least = (np.array(line) for line in self._drafted.bounds(most))
+        rows = slice(num_requests, most)
+        return float(now), np.maximum(expected[rows], now), np.maximum(least[rows], now)
+
+    def floor(self, num_requests: int, num_drafted: int) -> float:
+        """The least path probability that can be worth a row."""
+        plain, _, least = self._times(num_requests, num_drafted)
+        cheapest = float(np.min((least - plain) / np.arange(1, num_drafted + 1)))
+        return num_requests * cheapest / (plain * self.discount)
+
+    def choose(self, paths: Floats, num_requests: int) -> Ints:
+        """How many tokens of each draft are worth their rows.
+
+        Args:
+            paths: float32 [rows, K], how likely each token and all before it are right; 0 where there is none.
+            num_requests: How many requests the next step decodes.
+        """
+        flat = np.minimum.accumulate(paths, axis=1).ravel()  # rounding must not put a token before its parent
+        order = np.argsort(-flat, kind="stable")[: np.count_nonzero(flat)]
+        num = self._best_number(flat[order], num_requests) if len(order) else 0
+        return np.bincount(order[:num] // paths.shape[1], minlength=len(paths)).astype(np.int32)
+
+    def _best_number(self, values: Floats, num_requests: int) -> int:
+        """How many of the drafted tokens, the most probable first, to verify."""
+        plain, expected, least = self._times(num_requests, len(values))
+        tokens = num_requests + self.discount * np.cumsum(values, dtype=np.float64)
+        rate = self.MARGIN * num_requests / plain
+        best = int(np.argmax(tokens / expected))
+        num = best + 1 if tokens[best] / expected[best] > rate else 0
+        rate = max(rate, tokens[best] / expected[best])
+        tried = 2 * max(self._drafted.most_rows, num_requests) - num_requests
+        hopes = (tokens / least)[: max(0, tried)]
+        if len(hopes) and hopes.max() > self.MARGIN * rate:
+            hope = int(np.argmax(hopes))
+            price = (min(expected[hope], plain * (2 + hope)) - tokens[hope] / rate) / plain  # in plain steps
+            if price <= self._credit:
+                self._credit -= max(0.0, price)
+                return hope + 1
+        return num
+
+    def observe(self, num_requests: int, num_drafted: int, seconds: float, promised: float, num_kept: int) -> None:
+        """Learn from a step that only decoded.
+
+        Args:
+            num_requests: How many requests it decoded.
+            num_drafted: How many drafted tokens it verified, of all requests.
+            seconds: What it took, our own time with it.
+            promised: The sum of their path probabilities.
+            num_kept: How many were accepted.
+        """
+        size = self._size(num_requests)
+        if num_drafted == 0:
+            if self._plain.add(num_requests, seconds):
+                size.num_plain, size.since_plain = size.num_plain + 1, 0
+            self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE)
+            return
+        self._drafted.add(num_requests + num_drafted, seconds)
+        self._promised += promised - self.FORGET * self._promised
+        self._kept += num_kept - self.FORGET * self._kept
+        plain = self._plain.seconds(num_requests)
+        self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE)
+        if plain > 0:
+            size.learn_gain(1 + num_kept / num_requests - seconds / plain, self.MAX_PAUSE)
+
+
+class SizeOfBatch:
+    """What was learned of batches of one size."""
+
+    def __init__(self) -> None:
+        self.num_plain = self.since_plain = 0  # steps
+        self.gain = 0.05  # what a step with drafts saved of late, in plain steps
+        self.pause = self.paused = 0  # steps between two with drafts, and how many of them have passed
+
+    def learn_gain(self, gain: float, max_pause: int) -> None:
+        """A step with drafts saved so many plain ones."""
+        self.gain = min(0.5, max(-0.1, 0.9 * self.gain + 0.1 * max(-1.0, min(1.0, gain))))
+        self.pause = min(max_pause, 2 * self.pause + 1) if self.gain < 0 else 0

@@ -1,0 +1,128 @@
+"""The class that vLLM asks for drafts: all rows of a step at once, for no more rows than the batch's budget allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from foretoken.drafters.ngram import CHAIN_FLOOR
+from foretoken.hosts.vllm.budget import BatchBudget
+from foretoken.hosts.vllm.settings import Settings
+from foretoken.hosts.vllm.states import RowFacts, States
+from foretoken.memory.namespace import Namespace
+from foretoken.ngrams.arrays import Ints
+
+
+class Drafter:
+    """The n-gram core as a proposer of vLLM's ``custom_class``.
+
+    Attributes:
+        namespace: Whose memory requests share of which nothing else is said.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+
+    Raises:
+        ForetokenError: If this vLLM is none that was tested, or the number of tokens is none that it verifies.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.settings = Settings.of(vllm_config)
+        self.namespace = Namespace("default")
+        self.states = States(self.settings.max_requests, self.settings.max_draft, self.namespace)
+        self.budget = BatchBudget()
+        self.step = Step()  # the one that runs now
+        self._facts: RowFacts | None = None
+
+    def load_model(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Compile the loops before the first request; vLLM calls it with the target model."""
+        room = States(1, self.settings.max_draft, Namespace())
+        texts, one = np.zeros((1, 8), np.int32), np.ones(1, np.int32)
+        for length in (4, 5):
+            room.follow(texts, np.full(1, length, np.int32), one)
+            room.learn(texts)
+        room.draft(texts, one, CHAIN_FLOOR)
+
+    def describe(self, facts: RowFacts) -> None:
+        """Say what the hook is not told of the rows of the next ``propose``; see ``states.py``."""
+        self._facts = facts
+
+    def end(self, ids: Iterable[str]) -> None:
+        """Say that requests have ended."""
+        self.states.end(ids)
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: Ints,
+        token_ids_cpu: Ints,
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """What vLLM verifies in its next step.
+
+        Args:
+            sampled_token_ids: The tokens that the last step committed, of each row; none of a row whose prompt is not
+                read to its end.
+            num_tokens_no_spec: int32 [rows or more], the length of each row's text, these tokens with it.
+            token_ids_cpu: int32 [rows or more, any], the texts.
+            slot_mappings: Where vLLM's cache has them; not used.
+
+        Returns:
+            A chain for each row, empty where drafting does not pay.
+        """
+        started = time.perf_counter()
+        num, facts = len(sampled_token_ids), self._facts
+        self._facts = None
+        num_new = np.fromiter(map(len, sampled_token_ids), np.int32, num)
+        lengths = num_tokens_no_spec[:num]
+        self.states.follow(token_ids_cpu, lengths, num_new, facts)
+        self.states.learn(token_ids_cpu)
+        num_decoding = int(np.count_nonzero(num_new))
+        if num_decoding == num and not self.states.is_new:
+            self.step.end(started, num_new, self.budget)
+        self.step = Step()
+        most = np.minimum(self.settings.max_draft, self.settings.max_length - lengths - 1).astype(np.int32)
+        most[num_new == 0] = 0
+        if facts is not None:
+            most = np.minimum(most, np.array(facts.limits, np.int32))
+        drafts: list[list[int]] = [[] for _ in range(num)]
+        if num_decoding and self.budget.allows(num_decoding):
+            most_drafted = int(np.maximum(most, 0).sum())
+            floor = max(CHAIN_FLOOR, self.budget.floor(num_decoding, max(1, most_drafted)))
+            if floor < 1:
+                self.states.draft(token_ids_cpu, most, floor)
+                paths = self.states.paths[:num]
+                chosen = self.budget.choose(paths, num_decoding)
+                drafts = [
+                    tokens[:n] for tokens, n in zip(self.states.tokens[:num].tolist(), chosen.tolist(), strict=True)
+                ]
+                promised = float(paths[np.arange(paths.shape[1]) < chosen[:, None]].sum())
+                self.step = Step(int(chosen.sum()), promised)
+        self.step.begin(num, started)
+        return drafts
+
+
+class Step:
+    """What a step was given, until it is known what it took.
+
+    Args:
+        num_drafted: Drafted tokens.
+        promised: The sum of their path probabilities.
+    """
+
+    def __init__(self, num_drafted: int = 0, promised: float = 0.0) -> None:
+        self.num_drafted, self.promised = num_drafted, promised
+        self.num_rows = 0
+
+    def begin(self, num_rows: int, started: float) -> None:
+        """It starts, of so many rows, with the time that drafting for it took."""
+        self.num_rows, self.started = num_rows, started
+
+    def end(self, ended: float, num_new: Ints, budget: BatchBudget) -> None:
+        """It has committed so many tokens of each row. One that lost a row meanwhile is timed all the same."""
+        if self.num_rows:
+            num_kept = int(num_new.sum()) - len(num_new)
+            budget.observe(self.num_rows, self.num_drafted, ended - self.started, self.promised, num_kept)

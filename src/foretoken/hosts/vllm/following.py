@@ -1,0 +1,79 @@
+"""Which state belongs to which row: vLLM tells no names, rows move, and requests end without a word."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretoken.hosts.vllm.states import EDGE
+from foretoken.ngrams.arrays import Ints
+from foretoken.ngrams.kernels import compiled, helper
+
+
+@helper
+def fits(slot: int, text: Ints, most: int, known: Ints, heads: Ints, tails: Ints) -> bool:
+    """Whether a text goes on where a slot's text ended, as far as both ends of that tell."""
+    length = known[slot]
+    if length == 0 or length > most:
+        return False
+    edge = min(EDGE, length)
+    for i in range(edge):
+        if tails[slot, EDGE - 1 - i] != text[length - 1 - i] or heads[slot, i] != text[i]:
+            return False
+    return True
+
+
+@compiled
+def follow(
+    texts: Ints,
+    before: Ints,
+    last: Ints,
+    known: Ints,
+    heads: Ints,
+    tails: Ints,
+    taken: NDArray[np.uint8],
+    slots: Ints,
+) -> None:
+    """Find each row's slot: first where the row had it in the last step, then among those that no row has.
+
+    Args:
+        texts: int32 [rows or more, any].
+        before: int32 [rows], how many tokens each row had before this step; what was known of it then is at most that.
+        last: int32 [rows or more], the slot of each row in the last step, -1 for none.
+        known: int32 [slots], the length of each slot's text; 0 for a free slot.
+        heads: int32 [slots, EDGE], the first tokens of each.
+        tails: int32 [slots, EDGE], the last tokens of each, the very last at the end.
+        taken: uint8 [slots], zeros; 1 for those that have a row now.
+        slots: int32 [rows], filled in; -1 where nothing fits.
+    """
+    for row in range(slots.size):
+        slot = last[row]
+        found = slot >= 0 and not taken[slot] and fits(slot, texts[row], before[row], known, heads, tails)
+        slots[row] = slot if found else -1
+        if found:
+            taken[slot] = 1
+    for row in range(slots.size):
+        if slots[row] >= 0:
+            continue
+        best = -1
+        for slot in range(known.size):
+            if taken[slot] or (best >= 0 and known[slot] <= known[best]):
+                continue
+            if fits(slot, texts[row], before[row], known, heads, tails):
+                best = slot
+        slots[row] = best
+        if best >= 0:
+            taken[best] = 1
+
+
+@compiled
+def note(texts: Ints, slots: Ints, lengths: Ints, known: Ints, heads: Ints, tails: Ints) -> None:
+    """Remember how far each row's text goes now, and what its ends are."""
+    for row in range(slots.size):
+        slot, length = slots[row], lengths[row]
+        if slot < 0 or length == known[slot]:
+            continue
+        for i in range(min(EDGE, length)):
+            heads[slot, i] = texts[row, i]
+            tails[slot, EDGE - 1 - i] = texts[row, length - 1 - i]
+        known[slot] = length

@@ -1,0 +1,60 @@
+"""What vLLM's configuration says that concerns drafting, and what is refused of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from foretoken.core.errors import ModelError
+
+TESTED = ("0.32",)  # versions of vLLM, their first two numbers
+MAX_DRAFT = 128  # tokens that vLLM's rejection sampler takes, its MAX_SPEC_LEN
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the drafter goes by.
+
+    Args:
+        max_draft: The most tokens of a draft, vLLM's ``num_speculative_tokens``.
+        max_length: The most tokens of prompt and answer.
+        max_requests: The most requests of a step.
+    """
+
+    max_draft: int
+    max_length: int
+    max_requests: int
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Settings:
+        """Read them.
+
+        Raises:
+            ForetokenError: If this vLLM is none that was tested, or the number of tokens is none that it verifies.
+        """
+        check_version()
+        max_length = int(vllm_config.model_config.max_model_len)
+        max_draft = vllm_config.speculative_config.num_speculative_tokens
+        most = min(MAX_DRAFT, max_length - 1)
+        if not isinstance(max_draft, int) or not 1 <= max_draft <= most:
+            raise ModelError(
+                f"num_speculative_tokens is {max_draft}: give a whole number from 1 to {most}, such as 8, of which the "
+                "budget uses as many as pay."
+            )
+        return cls(max_draft, max_length, int(vllm_config.scheduler_config.max_num_seqs))
+
+
+def check_version() -> None:
+    """Refuse a vLLM whose inner parts may be others than those that this was written for.
+
+    Raises:
+        ForetokenError: If it is none that was tested.
+    """
+    import vllm
+
+    version = str(vllm.__version__)
+    if ".".join(version.split(".")[:2]) not in TESTED:
+        raise ModelError(
+            f"This is vLLM {version}, and Foretoken was tested with {' and '.join(TESTED)} only: install "
+            f"vllm=={TESTED[-1]}.0, or a version of Foretoken that names yours."
+        )

@@ -22,6 +22,7 @@ from foretoken.server import exchange
 from foretoken.server.answers import Part
 from foretoken.server.replies import Reply
 from foretoken.server.schema import CompletionAsked, read_asked
+from foretoken.server.tools import BARE
 from helpers.serving import serving
 
 TEXT = {"model": "toy", "prompt": "hi", "max_tokens": 4}
@@ -133,7 +134,7 @@ def test_a_client_that_does_not_read_is_let_go(monkeypatch):
 
     async def answered() -> Endless:
         running: Any = Endless()
-        reply = Reply(read_asked(CompletionAsked, TEXT | {"stream": True}), "none", "fp")
+        reply = Reply(read_asked(CompletionAsked, TEXT | {"stream": True}), "none", "fp", BARE)
         await exchange.Answer(running, reply, streams=True, seconds=0.05)({"type": "http"}, never, never)
         return running
 

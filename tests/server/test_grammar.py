@@ -137,7 +137,10 @@ def test_a_grammar_that_never_ends_ends_with_the_tokens(client):
 def test_an_engine_without_such_a_tokenizer_refuses(lm):
     with serving(lm) as client:
         body = {"model": "toy", "prompt": "abc", "response_format": {"type": "json_object"}}
-        assert "response_format needs a model" in client.post("/v1/completions", json=body).json()["error"]["message"]
+        assert (
+            "response_format and tools need a model"
+            in client.post("/v1/completions", json=body).json()["error"]["message"]
+        )
 
 
 def test_rows_may_be_asked_for_in_any_order(tiny):

@@ -84,10 +84,9 @@ def test_errors_are_the_clients_own(ai):
     with pytest.raises(openai.BadRequestError, match="temperature is -1") as refused:
         ai.chat.completions.create(model="toy", messages=CHAT, temperature=-1)
     assert refused.value.type == "invalid_request_error"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    with pytest.raises(openai.BadRequestError, match="tools is not supported here") as refused:
-        ai.chat.completions.create(model="toy", messages=CHAT, tools=[tool])
-    assert (refused.value.param, refused.value.code) == ("tools", "unsupported_parameter")
+    with pytest.raises(openai.BadRequestError, match="logit_bias is not supported here") as refused:
+        ai.chat.completions.create(model="toy", messages=CHAT, logit_bias={"7": 5})
+    assert (refused.value.param, refused.value.code) == ("logit_bias", "unsupported_parameter")
     with pytest.raises(openai.APITimeoutError):
         ai.chat.completions.create(model="toy", messages=CHAT, max_tokens=100_000, timeout=0.5)
 

@@ -139,16 +139,19 @@ class LanguageModel:
         detokenizer = self.engine.detokenizer(request.prompt)
         return Stream(steps, detokenizer, len(request.prompt), self.engine.exact, provides)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt or a conversation.
+    def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The token ids of a prompt, or of a conversation whose model may be told of functions.
 
         Raises:
-            ForetokenError: If it is empty, or a conversation meets a model without a chat template.
+            ForetokenError: If it is empty, a conversation meets a model without a chat template, or functions meet
+                what is no conversation.
         """
         if not prompt:
             raise RequestError("The prompt is empty: give some text to continue.")
         if not isinstance(prompt, str):
-            ids = self.engine.encode_chat(prompt)
+            ids = self.engine.encode_chat(prompt, tools) if tools else self.engine.encode_chat(prompt)
+        elif tools:
+            raise RequestError("tools are for a chat template: give the prompt as messages.")
         elif is_text(prompt):
             ids = self.engine.encode(prompt)
         else:
@@ -190,7 +193,14 @@ class LanguageModel:
             pass
         return stream.result
 
-    def prepare(self, prompt: Prompt, *, stop: str | Sequence[str] | None = None, **options: Any) -> Request:
+    def prepare(
+        self,
+        prompt: Prompt,
+        *,
+        stop: str | Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Request:
         """The request to the engine that a prompt and the options for choosing tokens come to.
 
         Raises:
@@ -201,7 +211,7 @@ class LanguageModel:
             raise RequestError(f"max_new_tokens is {limit}: ask for at least 1 token.")
         sampling, own = split_options(self.engine, options)
         stops = read_stop_strings("stop", stop)
-        request = self.engine.prepare(self.encode(prompt), sampling, limit, own)
+        request = self.engine.prepare(self.encode(prompt, tools), sampling, limit, own)
         if stops:
             request = replace(request, stop=StopStrings(stops, self.engine, request.prompt, request.stop))
         return request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from foretoken.core.budget import Budget
@@ -38,6 +38,8 @@ class Options(TypedDict, total=False):
             a drafter of your own.
         references: Documents that the answer may quote or edit; "mixed" and "ngram" draft from them.
         namespace: Whose earlier answers to draft from, and where to remember this one; None to remember nothing.
+        tools: Functions that the chat template tells the model of, each as OpenAI's API describes it. How calls are
+            written is the model's matter: they stand in the text.
         generation_config: A ``GenerationConfig`` used instead of the model's own (transformers only).
     """
 
@@ -56,6 +58,7 @@ class Options(TypedDict, total=False):
     budget: Budget | None
     references: Sequence[str] | None
     namespace: str | None
+    tools: Sequence[Mapping[str, Any]] | None
     generation_config: Any
 
 

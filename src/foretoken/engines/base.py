@@ -22,7 +22,8 @@ FOUND = "auto"  # stands for the trained heads in the model's own folder, if the
 
 NOTHING: Mapping[str, Any] = {}
 Exact = Literal["auto"] | bool  # whether drafted logits must be plain decoding's in every bit
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 BatchEncoder = Callable[[list[str]], list[list[int]]]
 
 
@@ -80,8 +81,12 @@ class Tokens(Protocol):
         """
         ...
 
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(self, messages: Messages, tools: Tools = ()) -> list[int]:
         """The tokens of a conversation, up to where the answer begins.
+
+        Args:
+            messages: The turns.
+            tools: Functions that the model is told of.
 
         Raises:
             ForetokenError: If the model has no chat template, or it does not take these messages.

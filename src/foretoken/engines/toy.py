@@ -19,6 +19,7 @@ from foretoken.engines.base import (
     Exact,
     Messages,
     Request,
+    Tools,
     check_exact,
 )
 from foretoken.engines.detokenize import BytesDetokenizer
@@ -215,7 +216,9 @@ class ToyEngine(Engine):
             raise RequestError(f"The toy model does not know {unknown!r}: use printable ASCII and line breaks.")
         return [vocabulary[character] for character in text]
 
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(self, messages: Messages, tools: Tools = ()) -> list[int]:
+        if tools:
+            raise RequestError("The toy model knows no functions: leave out tools.")
         turns = [f"{message.get('role')}: {message.get('content')}\n" for message in messages]
         return self.encode("".join(turns) + "assistant: ")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,10 +21,11 @@ from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import RECIPES, DraftModel, Recipe, recipe_of
 from foretoken.engines.base import Engine
-from foretoken.server.grammar import Grammars
+from foretoken.server.grammar import Grammars, Processor
 from foretoken.server.logprobs import AnswerLogprobs, TokenLogprob
-from foretoken.server.schema import Asked, Drafting
+from foretoken.server.schema import Asked, ChatAsked, CompletionAsked, Drafting
 from foretoken.server.stops import TextBeforeStop
+from foretoken.server.tools import conversation, form_of, grammar_of
 
 # What a setting is when it changes nothing, for engines that do not choose by it: clients like to send these.
 NEUTRAL = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
@@ -99,6 +100,7 @@ class Shared:
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
         self.plain, self.grammars = PlainSteps(lm), Grammars(lm)
+        self.form = form_of(lm)
         self.spelled = lru_cache(maxsize=1 << 16)(lm.engine.spelled)
 
 
@@ -121,10 +123,17 @@ def answers(shared: Shared, asked: Asked, owner: str) -> Generator[Ready | Part,
     lm = shared.lm
     options = options_of(lm, asked, owner)
     sampling = sampling_of(lm, asked)
-    prompts, num = asked.prompts, asked.n or 1
-
-    schema = None if asked.response_format is None else asked.response_format.schema_to_follow
-    processor = None if schema is None else shared.grammars.of_schema(schema)
+    prompts: list[Prompt]
+    num, functions, form = asked.n or 1, list[Any](), shared.form
+    if isinstance(asked, ChatAsked):
+        turns, functions = conversation(asked, form)
+        prompts = [turns]
+    else:
+        assert isinstance(asked, CompletionAsked)
+        prompts = list(asked.prompt)
+    if functions:
+        sampling["tools"] = functions
+    processor = _grammar(shared, asked)
 
     def begin(prompt: Prompt, choice: int) -> Stream:
         seed = None if asked.seed is None else asked.seed + choice
@@ -143,6 +152,14 @@ def answers(shared: Shared, asked: Asked, owner: str) -> Generator[Ready | Part,
             yield last
         last = yield from _parts(index, begin(prompt, choice) if index else first, asked, shared)
     return last
+
+
+def _grammar(shared: Shared, asked: Asked) -> Callable[[], Processor] | None:
+    """Makes what keeps an answer to its form. None if it may say anything."""
+    if isinstance(asked, ChatAsked) and asked.callable_tools:
+        return shared.grammars.of_calls(grammar_of(asked, shared.form))
+    schema = None if asked.response_format is None else asked.response_format.schema_to_follow
+    return None if schema is None else shared.grammars.of_schema(schema)
 
 
 def _parts(index: int, stream: Stream, asked: Asked, shared: Shared) -> Generator[Part, None, Part]:

@@ -124,7 +124,7 @@ class Server:
         except BaseException:
             exchange.cancel()
             raise
-        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}")
+        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}", self._shared.form)
         return Answer(exchange, reply, bool(asked.stream), self.scheduler.seconds)
 
     async def _health(self, request: Request) -> Response:

@@ -136,7 +136,6 @@ class Answer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": head})
         try:
             async for part in self._exchange.parts():
-                self._reply.add(part)
                 for chunk in self._reply.chunks(part):
                     await send({"type": "http.response.body", "body": _event(chunk), "more_body": True})
         except ApiError as error:

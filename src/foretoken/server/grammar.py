@@ -1,4 +1,4 @@
-"""Answers of a given form: JSON, of any kind or after a schema, by a grammar that masks the logits.
+"""Answers of a given form: JSON, of any kind or after a schema, or calls, by a grammar that masks the logits.
 
 A grammar decides which tokens may be chosen, whatever drafts. The target never chooses a token that it forbids, so such
 a guess is never accepted.
@@ -23,7 +23,7 @@ Processor = Callable[[Any, Any], Any]
 
 
 class Grammars:
-    """Makes logits processors of JSON schemas.
+    """Makes logits processors of JSON schemas and of grammars.
 
     Args:
         lm: The model; its tokenizer must be a fast one of transformers.
@@ -38,14 +38,18 @@ class Grammars:
         try:
             from llguidance.hf import from_tokenizer
         except ModuleNotFoundError as error:
-            raise RequestError(f"response_format needs {error.name}: the server must install it.") from error
+            raise RequestError(f"response_format and tools need {error.name}: the server must install it.") from error
         end = getattr(getattr(self._lm.model, "generation_config", None), "eos_token_id", None)
         if end is None:
-            raise RequestError("response_format needs a model with a token that ends an answer: leave it out.")
+            raise RequestError(
+                "response_format and tools need a model with a token that ends an answer: leave them out."
+            )
         try:
             return from_tokenizer(self._lm.tokenizer, self._lm.engine.vocab_size, end)
         except ValueError as error:
-            raise RequestError("response_format needs a fast tokenizer of transformers: leave it out.") from error
+            raise RequestError(
+                "response_format and tools need a fast tokenizer of transformers: leave them out."
+            ) from error
 
     def of_schema(self, schema: dict[str, Any]) -> Callable[[], Processor]:
         """Makes the processor of one answer that follows a JSON schema.
@@ -54,17 +58,37 @@ class Grammars:
             ForetokenError: If the schema cannot be followed.
         """
         text = json.dumps(schema)
-        if len(text) > MAX_SCHEMA:
-            raise RequestError(f"The schema has {len(text)} characters: {MAX_SCHEMA} at most can be followed.")
-        tokenizer = self._tokenizer
+        _check_length("The schema of response_format has", text)
+        self._tokenizer  # noqa: B018  # says what is missing before the next line does
         from llguidance import LLMatcher
 
         try:
-            matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS))
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
         except ValueError as error:
-            raise _unfit(str(error)) from error
+            raise _unfit("The schema of response_format", str(error)) from error
+        return self._of("The schema of response_format", grammar)
+
+    def of_calls(self, text: str) -> Callable[[], Processor]:
+        """Makes the processor of one answer that follows a grammar of calls; see ``grammar_of``.
+
+        Raises:
+            ForetokenError: If a schema in it cannot be followed.
+        """
+        _check_length("The functions of tools have", text)
+        self._tokenizer  # noqa: B018
+        from llguidance import LLMatcher
+
+        return self._of("A schema of tools", LLMatcher.grammar_from_lark(text))
+
+    def _of(self, what: str, grammar: str) -> Callable[[], Processor]:
+        from llguidance import LLMatcher
+
+        try:
+            matcher = LLMatcher(self._tokenizer, grammar)
+        except ValueError as error:
+            raise _unfit(what, str(error)) from error
         if matcher.is_error():
-            raise _unfit(matcher.get_error())
+            raise _unfit(what, matcher.get_error())
         return lambda: GrammarProcessor(matcher.deep_copy(), self._lm.engine.vocab_size)
 
 
@@ -105,5 +129,10 @@ class GrammarProcessor:
         return len(self._read) == len(answer)
 
 
-def _unfit(reason: str) -> ForetokenError:
-    return RequestError(f"The schema of response_format cannot be followed: {reason.strip().splitlines()[0][:200]}.")
+def _check_length(what: str, text: str) -> None:
+    if len(text) > MAX_SCHEMA:
+        raise RequestError(f"{what} {len(text)} characters: {MAX_SCHEMA} at most can be followed.")
+
+
+def _unfit(what: str, reason: str) -> ForetokenError:
+    return RequestError(f"{what} cannot be followed: {reason.strip().splitlines()[0][:200]}.")

@@ -10,7 +10,70 @@ from typing import Any
 from foretoken.core.stats import DecodeStats
 from foretoken.server.answers import Finish, Part
 from foretoken.server.logprobs import TokenLogprob, of_chat, of_completion
-from foretoken.server.schema import Asked, ChatAsked
+from foretoken.server.schema import Asked, ChatAsked, NamedTool
+from foretoken.server.tools import CallReader, Form, Said
+
+
+class Choice:
+    """One of the answers of a request, as its parts come.
+
+    Args:
+        form: How it writes calls. None if it may make none.
+    """
+
+    def __init__(self, form: Form | None) -> None:
+        self._reader = None if form is None else CallReader(form)
+        self.parts: list[Said] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: Finish | None = None
+        self._ids: list[str] = []  # of its calls
+
+    def add(self, part: Part) -> list[Said]:
+        """Take in a part of it, and tell what that says."""
+        self.logprobs += part.logprobs
+        self.finish = part.finish
+        if self._reader is None:
+            said = [Said(part.text)]
+        else:
+            said = self._reader.push(part.text) + (self._reader.flush() if part.finish else [])
+        self.parts += said
+        return said
+
+    def finish_reason(self, is_forced: bool) -> str | None:
+        """How it ended, in OpenAI's words; to make a call that was forced by name is to stop."""
+        if self.finish is None:
+            return None
+        calls = self._reader is not None and self._reader.num_calls and self._reader.is_between_calls
+        return "tool_calls" if calls and self.finish.reason == "stop" and not is_forced else self.finish.reason
+
+    def text(self) -> str:
+        """What it says, but for calls."""
+        return "".join(one.text for one in self.parts if one.call is None)
+
+    def message(self) -> dict[str, Any]:
+        """The message of a chat."""
+        message = {"role": "assistant", "content": self.text(), "refusal": None}
+        calls = self.calls(self.parts)
+        for call in calls:
+            del call["index"]  # which the chunks of a stream have
+        return message | {"content": message["content"] or None, "tool_calls": calls} if calls else message
+
+    def calls(self, said: Sequence[Said]) -> list[dict[str, Any]]:
+        """What some pieces say of calls, an object for each call."""
+        calls: dict[int, dict[str, Any]] = {}
+        for one in said:
+            if one.call is None:
+                continue
+            call = calls.setdefault(one.call, {"index": one.call, "function": {"arguments": ""}})
+            call["function"]["arguments"] += one.text
+            if one.name is not None:
+                call |= {"id": self._id(one.call), "type": "function"}
+                call["function"]["name"] = one.name
+        return list(calls.values())
+
+    def _id(self, call: int) -> str:
+        self._ids += [f"call_{uuid.uuid4().hex}" for _ in range(call + 1 - len(self._ids))]
+        return self._ids[call]
 
 
 class Reply:
@@ -20,9 +83,10 @@ class Reply:
         asked: The request.
         drafter: What drafts for it.
         fingerprint: Tells apart models whose seeds give other texts.
+        form: How the model writes calls.
     """
 
-    def __init__(self, asked: Asked, drafter: str, fingerprint: str) -> None:
+    def __init__(self, asked: Asked, drafter: str, fingerprint: str, form: Form) -> None:
         self._asked, self._drafter = asked, drafter
         self._is_chat = isinstance(asked, ChatAsked)
         kind = "chat.completion" if self._is_chat else "text_completion"
@@ -34,47 +98,49 @@ class Reply:
             "model": asked.model,
             "system_fingerprint": fingerprint,
         }
-        self._num = (asked.n or 1) * len(asked.prompts)
-        self._texts: list[list[str]] = [[] for _ in range(self._num)]
-        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num)]
-        self._finishes: list[Finish] = []
+        may_call = isinstance(asked, ChatAsked) and asked.callable_tools
+        self._is_forced = isinstance(asked, ChatAsked) and isinstance(asked.tool_choice, NamedTool)
+        self._choices = [Choice(form if may_call else None) for _ in range((asked.n or 1) * asked.num_prompts)]
         self._seconds = self._saved = 0.0
         self._shows_usage = asked.stream_options is not None and asked.stream_options.include_usage
 
-    def add(self, part: Part) -> None:
-        """Take in a part."""
-        self._texts[part.index].append(part.text)
-        self._logprobs[part.index] += part.logprobs
+    def add(self, part: Part) -> list[Said]:
+        """Take in a part, and tell what it says."""
         self._seconds += part.seconds
         self._saved += part.seconds_saved
-        if part.finish is not None:
-            self._finishes.append(part.finish)
+        return self._choices[part.index].add(part)
 
     def whole(self) -> dict[str, Any]:
         """All answers, once they have ended."""
         choices = [
             {
                 "index": index,
-                **self._said("".join(texts)),
-                "logprobs": self._likely(told),
-                "finish_reason": finish.reason,
+                **({"message": choice.message()} if self._is_chat else {"text": choice.text()}),
+                "logprobs": self._likely(choice.logprobs),
+                "finish_reason": choice.finish_reason(self._is_forced),
             }
-            for index, (texts, told, finish) in enumerate(zip(self._texts, self._logprobs, self._finishes, strict=True))
+            for index, choice in enumerate(self._choices)
         ]
         return self._frame | {"choices": choices, "usage": self.usage(), "foretoken": self.drafting()}
 
     def chunks(self, part: Part) -> Iterator[dict[str, Any]]:
-        """The chunks that say what a part says, which has been taken in."""
-        is_first = len(self._texts[part.index]) == 1
-        if part.text or is_first:
+        """Take in a part, and give the chunks that say what it says."""
+        choice = self._choices[part.index]
+        is_first, said = not choice.parts, self.add(part)
+        if is_first or any(one.text or one.name for one in said):
             told = {} if self._asked.foretoken is None else {"foretoken": _told(part)}
-            yield self._chunk(part.index, self._delta(part.text, is_first), None, part.logprobs) | told
-        is_done = len(self._finishes) == self._num
+            yield self._chunk(part.index, self._delta(choice, said, is_first), None, part.logprobs) | told
+        is_done = all(one.finish is not None for one in self._choices)
         if part.finish is not None:
             told = {"foretoken": self.drafting()} if is_done else {}
-            yield self._chunk(part.index, self._delta("", False), part.finish.reason) | told
+            ended: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
+            yield self._chunk(part.index, ended, choice.finish_reason(self._is_forced)) | told
         if is_done and self._shows_usage:
             yield self._frame | {"object": self._chunk_kind, "choices": [], "usage": self.usage()}
+
+    @property
+    def _finishes(self) -> list[Finish]:
+        return [choice.finish for choice in self._choices if choice.finish is not None]
 
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and the answers. Predicted ones are all that were drafted, from wherever."""
@@ -105,14 +171,15 @@ class Reply:
             "seconds_saved": None if self._drafter == "none" else self._saved,
         }
 
-    def _said(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}} if self._is_chat else {"text": text}
-
-    def _delta(self, text: str, is_first: bool) -> dict[str, Any]:
+    def _delta(self, choice: Choice, said: Sequence[Said], is_first: bool) -> dict[str, Any]:
+        text = "".join(one.text for one in said if one.call is None)
         if not self._is_chat:
             return {"text": text}
-        role = {"role": "assistant"} if is_first else {}
-        return {"delta": role | ({"content": text} if text or is_first else {})}
+        delta: dict[str, Any] = {"role": "assistant"} if is_first else {}
+        calls = choice.calls(said)
+        if text or (is_first and not calls):
+            delta["content"] = text
+        return {"delta": delta | ({"tool_calls": calls} if calls else {})}
 
     def _likely(self, told: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if self._asked.num_logprobs is None:

@@ -5,12 +5,12 @@ A field that is not here is refused. So is one of OpenAI's that is not done here
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from foretoken.api.options import Prompt
 from foretoken.server.errors import ApiError
 
 MAX_CHOICES = 16
@@ -18,6 +18,8 @@ MAX_PROMPTS = 64
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256  # OpenAI takes four
 MAX_BUDGET = 1024
 MAX_TOP = 20  # of the likeliest tokens that are told for each
+MAX_TOOLS = 128
+FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 # OpenAI's fields that are not done here, and the values that ask for nothing.
 NOT_DONE: Mapping[str, tuple[Any, ...]] = {
@@ -29,13 +31,10 @@ NOT_DONE: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None, True, False),
     "reasoning_effort": (None,),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
@@ -78,6 +77,12 @@ def _prompts(value: Any) -> Any:
     return _list(value)
 
 
+def _not_null(value: Any) -> Any:
+    """An empty list, where none was given."""
+    return [] if value is None else value
+
+
+MaybeNull = BeforeValidator(_not_null)
 Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | list[dict[str, Any]])]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 ASingleOne = BeforeValidator(_list, json_schema_input_type=str | list[str])
@@ -89,11 +94,40 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class CalledFunction(Strict):
+    """The function of a call, and what it was given."""
+
+    name: str = Field(pattern=FUNCTION_NAME)
+    arguments: str = Field(description="A JSON object, as text.")
+    parsed_arguments: Any = Field(default=None, description="What clients make of the arguments: it is not read.")
+
+    @property
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments. None if they are no JSON object."""
+        try:
+            value = json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+class Call(Strict):
+    """A call that an earlier answer made."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(Strict):
     """A turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text = Field(description="The text, or its parts of the type text.")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | None = Field(default=None, description="The text, or its parts of the type text.")
+    tool_calls: Annotated[list[Call], FailFast(), MaybeNull] = Field(
+        default=[], description="What an answer called, in its own turn."
+    )
+    tool_call_id: str | None = Field(default=None, description="The call whose result this is, in the role tool.")
     name: str | None = Field(default=None, description="Goes to the chat template, which may use it.")
 
     @model_validator(mode="before")
@@ -106,7 +140,7 @@ class Message(Strict):
     def as_turn(self) -> dict[str, str]:
         """The turn as chat templates know it: they have no developers."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content} | ({} if self.name is None else {"name": self.name})
+        return {"role": role, "content": self.content or ""} | ({} if self.name is None else {"name": self.name})
 
 
 class Prediction(Strict):
@@ -145,6 +179,35 @@ class ResponseFormat(Strict):
         if self.type == "text":
             return None
         return {"type": "object"} if self.json_schema is None else self.json_schema.definition
+
+
+class Function(Strict):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=FUNCTION_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema of its arguments, an object.")
+    strict: bool | None = Field(default=None, exclude=True, description="The schema is always followed.")
+
+
+class Tool(Strict):
+    """What the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Strict):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """The one function that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class StreamOptions(Strict):
@@ -220,14 +283,23 @@ class Asked(Strict):
         return {name: value for name in self.SAMPLING if (value := getattr(self, name)) is not None}
 
     @property
-    def prompts(self) -> list[Prompt]:
-        """What is to be answered."""
-        raise NotImplementedError
+    def num_prompts(self) -> int:
+        """How many prompts are to be answered."""
+        return 1
 
     @property
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens are told for each token. None if not even its own logprob is."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse fields that do not go together.
+
+        Raises:
+            ApiError: If there are some.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise _invalid("stream_options", "it goes with a stream, so let stream be true")
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -250,8 +322,8 @@ class CompletionAsked(Asked):
     )
 
     @property
-    def prompts(self) -> list[Prompt]:
-        return list(self.prompt)
+    def num_prompts(self) -> int:
+        return len(self.prompt)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -271,15 +343,51 @@ class ChatAsked(Asked):
         description="How many of the likeliest tokens to tell with each.",
     )
 
-    @model_validator(mode="after")
-    def _has_what_others_need(self) -> ChatAsked:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: let that be true, or leave it out")
-        return self
+    tools: Annotated[list[Tool], FailFast(), MaybeNull, Field(max_length=MAX_TOOLS)] = Field(
+        default=[], description="Functions that the model may call."
+    )
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        default=None,
+        description="Whether it may call them, must call one, or must call a certain one. If null, it may.",
+    )
+    parallel_tool_calls: bool | None = Field(default=None, description="Whether an answer may make several calls.")
 
     @property
-    def prompts(self) -> list[Prompt]:
-        return [[message.as_turn() for message in self.messages]]
+    def callable_tools(self) -> list[Tool]:
+        """The functions that the answer may call."""
+        if isinstance(self.tool_choice, NamedTool):
+            return [tool for tool in self.tools if tool.function.name == self.tool_choice.function.name]
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise _invalid("top_logprobs", "it goes with logprobs, so let that be true")
+        self._check_tools()
+        called: set[str] = set()
+        for i, message in enumerate(self.messages):
+            _check_message(message, f"messages.{i}", called)
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools]
+        for i, tool in enumerate(self.tools):
+            if (tool.function.parameters or {}).get("type", "object") != "object":
+                raise _invalid(f"tools.{i}.function.parameters", "a function takes an object")
+        if len(set(names)) < len(names):
+            raise _invalid("tools", "two functions have one name")
+        if isinstance(self.tool_choice, NamedTool) and not self.callable_tools:
+            raise _invalid("tool_choice", f"there is no function {self.tool_choice.function.name[:64]!r} in tools")
+        if self.tool_choice == "required" and not names:
+            raise _invalid("tool_choice", "there are no tools that could be called")
+        if self.callable_tools and self.response_format is not None and self.response_format.type != "text":
+            raise _invalid("response_format", "an answer that may be a call has a form of its own: leave out the tools")
+        if self.callable_tools and self.logprobs:
+            raise _invalid("logprobs", "they are told of text and not of calls: leave out the tools")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -288,6 +396,31 @@ class ChatAsked(Asked):
     @property
     def max_new_tokens(self) -> int | None:
         return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
+
+
+def _check_message(message: Message, place: str, called: set[str]) -> None:
+    """Refuse a turn that lacks what its role needs, or has what its role has not.
+
+    Args:
+        message: The turn.
+        place: What the error calls it.
+        called: The calls of earlier turns, by their ids; those of this one join them.
+
+    Raises:
+        ApiError: If so.
+    """
+    if message.content is None and not message.tool_calls:
+        raise ApiError(400, f"{place}.content is missing: give it.", "missing_required_parameter", f"{place}.content")
+    if message.tool_calls and message.role != "assistant":
+        raise _invalid(f"{place}.tool_calls", "the assistant alone makes calls")
+    for i, call in enumerate(message.tool_calls):
+        if call.function.parsed is None:
+            raise _invalid(f"{place}.tool_calls.{i}.function.arguments", "they are the text of a JSON object")
+        called.add(call.id)
+    if (message.role == "tool") != (message.tool_call_id is not None):
+        raise _invalid(f"{place}.tool_call_id", "the role tool has one, and no other role")
+    if message.tool_call_id is not None and message.tool_call_id not in called:
+        raise _invalid(f"{place}.tool_call_id", "no earlier turn made this call")
 
 
 AnyAsked = TypeVar("AnyAsked", bound=Asked)
@@ -313,10 +446,12 @@ def read_asked(kind: type[AnyAsked], body: Any) -> AnyAsked:
         asked = kind.model_validate(fields)
     except ValidationError as error:
         raise _told(error) from None
-    if asked.stream_options is not None and not asked.stream:
-        said = "stream_options goes with a stream: leave it out, or let stream be true."
-        raise ApiError(400, said, "invalid_value", "stream_options")
+    asked.check()
     return asked
+
+
+def _invalid(place: str, reason: str) -> ApiError:
+    return ApiError(400, f"{place} cannot be used: {reason}.", "invalid_value", place)
 
 
 def _told(error: ValidationError) -> ApiError:
@@ -328,4 +463,4 @@ def _told(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"There is no field {place!r}: leave it out.", "unknown_parameter", place)
     reason = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{place} cannot be used: {reason[0].lower()}{reason[1:]}.", "invalid_value", place)
+    return _invalid(place, f"{reason[0].lower()}{reason[1:]}")

@@ -30,7 +30,7 @@ class TextBeforeStop:
         if places:
             self._held, self._ended = "", True
             return text[: min(places)]
-        num_held = max(self._num_begun(text, string) for string in self._strings)
+        num_held = max(num_begun(text, string) for string in self._strings)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
@@ -39,8 +39,8 @@ class TextBeforeStop:
         held, self._held = self._held, ""
         return held
 
-    @staticmethod
-    def _num_begun(text: str, string: str) -> int:
-        """How many characters at the end of the text may be the first ones of a string."""
-        longest = min(len(string) - 1, len(text))
-        return next((num for num in range(longest, 0, -1) if text.endswith(string[:num])), 0)
+
+def num_begun(text: str, string: str) -> int:
+    """How many characters at the end of a text may be the first ones of a string."""
+    longest = min(len(string) - 1, len(text))
+    return next((num for num in range(longest, 0, -1) if text.endswith(string[:num])), 0)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from foretoken.core.errors import RequestError
 from foretoken.core.lazy import lazy
-from foretoken.engines.base import Messages, Tokens
+from foretoken.engines.base import Messages, Tokens, Tools
 from foretoken.engines.detokenize import BytesDetokenizer
 from foretoken.engines.llama_cpp.library import GGUFModel, library
 from foretoken.memory.fingerprint import fingerprint
@@ -59,11 +59,14 @@ class LlamaCppTokens(Tokens):
             raise RequestError(f"llama.cpp cannot make tokens of a text of {len(data)} bytes: give a shorter one.")
         return list(tokens[:num])
 
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(self, messages: Messages, tools: Tools = ()) -> list[int]:
         template = library().llama_model_chat_template(self.gguf.pointer, None)
         if not template:
             raise RequestError("The GGUF file has no chat template: give the prompt as one string instead of messages.")
-        text = render(template.decode("utf-8"), messages, {name: self._named(call) for name, call in NAMES.items()})
+        names: dict[str, Any] = {name: self._named(call) for name, call in NAMES.items()}
+        if tools:
+            names["tools"] = [dict(tool) for tool in tools]
+        text = render(template.decode("utf-8"), messages, names)
         return self.encode(text, add_special_tokens=False)
 
     def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> BytesDetokenizer:
@@ -90,7 +93,7 @@ class LlamaCppTokens(Tokens):
         return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
 
 
-def render(template: str, messages: Messages, names: dict[str, str]) -> str:
+def render(template: str, messages: Messages, names: dict[str, Any]) -> str:
     """The text of a conversation, by the template that came with the model.
 
     Args:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from foretoken.core.errors import RequestError
 from foretoken.core.lazy import lazy
-from foretoken.engines.base import BatchEncoder, Messages
+from foretoken.engines.base import BatchEncoder, Messages, Tools
 from foretoken.engines.transformers.detokenize import Detokenizer, special_tokens
 from foretoken.engines.transformers.loading import is_fault, reason
 from foretoken.memory.fingerprint import fingerprint
@@ -46,14 +47,15 @@ class TransformersTokens:
                 raise
             raise RequestError(f"A text cannot be made into tokens: {reason(error)}") from error
 
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(self, messages: Messages, tools: Tools = ()) -> list[int]:
         if not self.tokenizer.chat_template:
             raise RequestError(
                 "This model's tokenizer has no chat template: give the prompt as one string instead of messages."
             )
         try:
             turns = [dict(message) for message in messages]
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            told: Any = {"tools": [dict(tool) for tool in tools]} if tools else {}
+            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **told))
         except Exception as error:  # the template is a program that came with the model
             raise RequestError(f"The chat template does not take these messages: {reason(error)}") from error
         return self.encode(text, add_special_tokens=False)

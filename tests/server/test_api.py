@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("starlette", reason="the server is not installed: pip install 'foretoken[serve]'")
 pytest.importorskip("httpx2", reason="the client of these tests is not installed: scripts/setup dev")
 
-from foretoken import load
+from foretoken import LanguageModel, load
+from foretoken.engines.toy import ToyEngine
 
 CHAT = [{"role": "user", "content": "hi hi hi"}]
 COMPLETION, CONVERSATION = "/v1/completions", "/v1/chat/completions"
@@ -210,3 +211,35 @@ def test_the_bundled_model_answers_with_every_setting():
         assert "".join(said(chunk["choices"][0]) for chunk in streamed) == said(answer["choices"][0])
         sampled = ask(client, messages=CHAT, max_tokens=24, temperature=0.9, seed=11)
         assert sampled["choices"] != answer["choices"], "the settings above change nothing"
+
+
+def test_a_request_says_whether_it_must_be_exact():
+    """In float32 the bundled model is not exact unless somebody insists; a model that cannot be refuses."""
+    from helpers.serving import serving
+
+    question = {"prompt": "def area(width, height):", "max_tokens": 24, "temperature": 0.8, "seed": 3}
+    lm = load("tiny", dtype="float32", background=None, exact=False)
+    with serving(lm) as client:
+        for asked, found in ((None, False), (True, True), (False, False)):
+            plain, drafted = (
+                ask(client, **question, logprobs=0, foretoken={"exact": asked, "namespace": None} | drafting)
+                for drafting in ({"drafter": "none"}, {"drafter": "mixed", "budget": 7})
+            )
+            assert plain["foretoken"]["exact"] is drafted["foretoken"]["exact"] is found
+            if found:
+                assert plain["choices"] == drafted["choices"], "every bit of every logit"
+        assert not lm.engine.exact, "the server's own setting stays"
+    library = lm.generate(question["prompt"], max_new_tokens=24, temperature=0.8, seed=3, exact=True)
+    assert library.exact and library.text == said(plain["choices"][0])
+
+
+def test_what_cannot_be_exact_is_refused():
+    from helpers.serving import serving
+
+    class Inexact(ToyEngine):
+        exact = False
+
+    with serving(LanguageModel(Inexact(), background=None)) as client:
+        answer = client.post(COMPLETION, json={"model": "toy", "prompt": "a", "foretoken": {"exact": True}})
+        assert answer.status_code == 400 and "cannot be exact" in answer.json()["error"]["message"]
+        assert ask(client, prompt="a", foretoken={"exact": "auto"})["foretoken"]["exact"] is False

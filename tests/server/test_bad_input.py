@@ -129,7 +129,8 @@ FAULTS = [
     ({"foretoken": {"references": "text"}}, "foretoken.references"),
     ({"foretoken": {"references": [7]}}, "foretoken.references.0"),
     ({"foretoken": {"drafter": "anpd", "references": ["x"]}}, None),
-    ({"foretoken": {"exact": False}}, "foretoken.exact"),
+    ({"foretoken": {"exact": "maybe"}}, "foretoken.exact"),
+    ({"foretoken": {"exact": 1}}, "foretoken.exact"),
     ({"unheard_of": 1}, "unheard_of"),
     ({"top_p": 0.5}, None),  # which the toy engine does not choose by
 ]

@@ -18,7 +18,7 @@ from foretoken.core.errors import ModelError, RequestError
 from foretoken.core.numbers import whole
 from foretoken.drafters import DEFAULT_DRAFTER, RECIPES, Parts, Recipe, recipe_of
 from foretoken.engines import engine_of, load_engine
-from foretoken.engines.base import FOUND, Engine, Exact, Messages, Request
+from foretoken.engines.base import FOUND, Engine, Exact, Messages, Request, check_exact
 from foretoken.engines.stop_strings import StopStrings, read_stop_strings
 from foretoken.memory.costs import costs_of
 from foretoken.memory.history import History
@@ -63,6 +63,7 @@ class LanguageModel:
             if tokenizer is None and is_given:
                 raise RequestError(f"An engine has a {name} of its own: leave it out here.")
         self.engine: Engine = model if tokenizer is None else engine_of(model, tokenizer, speculator, exact)
+        self._with_exact: dict[Exact, Engine] = {}
         self.drafter = recipe_of(drafter)
         if background not in (None, "general"):
             require_memory(self.drafter, "background")
@@ -126,18 +127,39 @@ class LanguageModel:
         namespace = options.pop("namespace", DEFAULT_NAMESPACE)
         check_namespace(namespace)
         budget = options.pop("budget", None)
+        engine = self._engine(options.get("exact"))
         request = self.prepare(prompt, **options)
         remembered = self.memories.of(namespace)
         drafter, learning = None, None
         if recipe is not None:
-            costs = self.costs if recipe.calibrated else CostCurve()
-            learning = remembered.new_budget(costs) if recipe.calibrated and budget is None else None
-            parts = Parts.of(self.engine, request.target, lambda: remembered.ngrams, costs, references)
+            costs = costs_of(engine.cost_key, engine.target) if recipe.calibrated else CostCurve()
+            if recipe.calibrated and budget is None:
+                if engine.exact == self.engine.exact:
+                    learning = remembered.new_budget(costs)
+                else:  # whose steps have other costs than those that the namespace learned of
+                    budget = AdaptiveBudget(costs=costs)
+            parts = Parts.of(engine, request.target, lambda: remembered.ngrams, costs, references)
             drafter = recipe.make(parts)
         steps = self._kept(request.steps(drafter, budget or learning), remembered, drafter, learning)
         provides: frozenset[Need] = getattr(request.target, "provides", frozenset())
         detokenizer = self.engine.detokenizer(request.prompt)
-        return Stream(steps, detokenizer, len(request.prompt), self.engine.exact, provides)
+        return Stream(steps, detokenizer, len(request.prompt), engine.exact, provides)
+
+    def _engine(self, exact: Exact | None) -> Engine:
+        """The engine with a setting of exactness; its own if None.
+
+        Raises:
+            ForetokenError: If it cannot be exact, or there is no such setting.
+        """
+        if exact is None:
+            return self.engine
+        check_exact(exact)
+        if exact not in self._with_exact:
+            try:
+                self._with_exact[exact] = self.engine.with_exact(exact)
+            except ModelError as error:  # it is this answer's setting that is at fault
+                raise RequestError(str(error)) from error
+        return self._with_exact[exact]
 
     def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The token ids of a prompt, or of a conversation whose model may be told of functions.
@@ -199,6 +221,7 @@ class LanguageModel:
         *,
         stop: str | Sequence[str] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        exact: Exact | None = None,
         **options: Any,
     ) -> Request:
         """The request to the engine that a prompt and the options for choosing tokens come to.
@@ -211,7 +234,7 @@ class LanguageModel:
             raise RequestError(f"max_new_tokens is {limit}: ask for at least 1 token.")
         sampling, own = split_options(self.engine, options)
         stops = read_stop_strings("stop", stop)
-        request = self.engine.prepare(self.encode(prompt, tools), sampling, limit, own)
+        request = self._engine(exact).prepare(self.encode(prompt, tools), sampling, limit, own)
         if stops:
             request = replace(request, stop=StopStrings(stops, self.engine, request.prompt, request.stop))
         return request

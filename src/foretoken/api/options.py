@@ -10,7 +10,7 @@ from foretoken.core.contracts import Drafter
 from foretoken.core.errors import RequestError
 from foretoken.core.sampling import RANGES, Sampling
 from foretoken.drafters import Recipe
-from foretoken.engines.base import Engine, Messages
+from foretoken.engines.base import Engine, Exact, Messages
 
 Prompt = str | Messages
 
@@ -40,6 +40,8 @@ class Options(TypedDict, total=False):
         namespace: Whose earlier answers to draft from, and where to remember this one; None to remember nothing.
         tools: Functions that the chat template tells the model of, each as OpenAI's API describes it. How calls are
             written is the model's matter: they stand in the text.
+        exact: Whether drafted logits must be plain decoding's in every bit, as ``foretoken.load`` has it. If None, as
+            the model was loaded.
         generation_config: A ``GenerationConfig`` used instead of the model's own (transformers only).
     """
 
@@ -59,6 +61,7 @@ class Options(TypedDict, total=False):
     references: Sequence[str] | None
     namespace: str | None
     tools: Sequence[Mapping[str, Any]] | None
+    exact: Exact | None
     generation_config: Any
 
 

@@ -167,6 +167,16 @@ class Engine(Tokens, Helpers, Protocol):
         """Whether the scores of drafted rows are those of plain decoding in every bit, so that no rounding shows."""
         return False
 
+    def with_exact(self, exact: Exact) -> Engine:
+        """The same model with another setting of exactness. This implementation is for engines that have no choice.
+
+        Raises:
+            ForetokenError: If ``exact`` is no such setting, or it is True and cannot be kept.
+        """
+        if check_exact(exact) is True and not self.exact:
+            raise RequestError(f"The {self.name} engine cannot be exact: leave exact out.")
+        return self
+
     def settle_threads(self) -> None:
         """Let the whole process compute with as many threads as suit the model; commands ask for it."""
         return

@@ -39,11 +39,13 @@ class Finish:
         reason: "stop" or "length".
         num_prompt_tokens: How many tokens its prompt had.
         stats: What it cost. Its seconds go on while others get their forwards.
+        exact: Whether drafted logits were plain decoding's in every bit.
     """
 
     reason: FinishReason
     num_prompt_tokens: int
     stats: DecodeStats
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,8 @@ def _parts(index: int, stream: Stream, asked: Asked, shared: Shared) -> Generato
             told = [] if likely is None else likely.settled(step, texts, text)
             part = Part(index, step, is_prefill, seconds, saved, text, guessed, wrong, logprobs=told)
             if step.finish_reason is not None:
-                return replace(part, finish=Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats))
+                finish = Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats, stream.exact)
+                return replace(part, finish=finish)
             yield part
             is_prefill = False
 
@@ -216,6 +219,8 @@ def options_of(lm: LanguageModel, asked: Asked, owner: str) -> dict[str, Any]:
     options: dict[str, Any] = {"drafter": recipe, "namespace": namespace}
     if drafting.budget is not None:
         options["budget"] = FixedBudget(drafting.budget)
+    if drafting.exact is not None:
+        options["exact"] = drafting.exact
     if drafting.references:
         options["references"] = drafting.references
     if asked.prediction is not None and recipe is not None:  # without a drafter, it was asked not to be used

@@ -163,6 +163,7 @@ class Reply:
         total = DecodeStats.total(finish.stats for finish in self._finishes)
         return {
             "drafter": self._drafter,
+            "exact": all(finish.exact for finish in self._finishes),
             "steps": total.steps,
             "drafted": total.drafted,
             "accepted": total.accepted,

@@ -19,6 +19,7 @@ MAX_STOPS, MAX_STOP_LENGTH = 4, 256  # OpenAI takes four
 MAX_BUDGET = 1024
 MAX_TOP = 20  # of the likeliest tokens that are told for each
 MAX_TOOLS = 128
+KINDS = ("function-", "literal[", "bool", "NamedTool")  # that pydantic names beside fields, where one may be of several
 FUNCTION_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 # OpenAI's fields that are not done here, and the values that ask for nothing.
@@ -236,6 +237,10 @@ class Drafting(Strict):
     )
     references: Annotated[list[str], FailFast()] = Field(
         default=[], description="Documents that the answer may quote or edit."
+    )
+    exact: bool | Literal["auto"] | None = Field(
+        default=None,
+        description="Whether drafted logits must be plain decoding's in every bit. If null, as the server was started.",
     )
 
 
@@ -457,7 +462,7 @@ def _invalid(place: str, reason: str) -> ApiError:
 def _told(error: ValidationError) -> ApiError:
     """The first fault, in a sentence."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))[:200]
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(KINDS))[:200]
     if first["type"] == "missing":
         return ApiError(400, f"{place} is missing: give it.", "missing_required_parameter", place)
     if first["type"] == "extra_forbidden":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import time
@@ -66,11 +67,20 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         self._contexts = Contexts(self.model, settings)
         self._asked = check_exact(exact)
         LlamaCppTarget(self._contexts)  # refuses what there is no memory for, before any prompt
-        if exact is True and not self.self_test.passed:
+        self._check_exact()
+
+    def _check_exact(self) -> None:
+        if self._asked is True and not self.self_test.passed:
             raise ModelError(
                 f"exact=True cannot be kept with {self.model.description}: the bits of its rows depend on how many "
                 "rows there are, however many were tried. Leave exact out."
             )
+
+    def with_exact(self, exact: Exact) -> LlamaCppEngine:
+        other = copy.copy(self)
+        other._asked = check_exact(exact)
+        other._check_exact()
+        return other
 
     @property
     def cost_key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
@@ -87,6 +88,11 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
     @property
     def exact(self) -> bool:
         return bool(self.exactness.widths())
+
+    def with_exact(self, exact: Exact) -> TransformersEngine:
+        other = copy.copy(self)
+        other.exactness = Exactness(self.model, exact)
+        return other
 
     def settle_threads(self) -> None:
         settle_threads(self.model)

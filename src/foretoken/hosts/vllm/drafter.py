@@ -10,6 +10,7 @@ import numpy as np
 
 from foretoken.drafters.ngram import CHAIN_FLOOR
 from foretoken.hosts.vllm.budget import BatchBudget
+from foretoken.hosts.vllm.sampling_fix import correct_sampling
 from foretoken.hosts.vllm.settings import Settings
 from foretoken.hosts.vllm.states import RowFacts, States
 from foretoken.memory.namespace import Namespace
@@ -39,6 +40,7 @@ class Drafter:
 
     def load_model(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Compile the loops before the first request; vLLM calls it with the target model."""
+        correct_sampling()
         room = States(1, self.settings.max_draft, Namespace())
         texts, one = np.zeros((1, 8), np.int32), np.ones(1, np.int32)
         for length in (4, 5):
@@ -93,7 +95,7 @@ class Drafter:
             most_drafted = int(np.maximum(most, 0).sum())
             floor = max(CHAIN_FLOOR, self.budget.floor(num_decoding, max(1, most_drafted)))
             if floor < 1:
-                self.states.draft(token_ids_cpu, most, floor)
+                self.guess(token_ids_cpu, most, floor)
                 paths = self.states.paths[:num]
                 chosen = self.budget.choose(paths, num_decoding)
                 drafts = [
@@ -103,6 +105,16 @@ class Drafter:
                 self.step = Step(int(chosen.sum()), promised)
         self.step.begin(num, started)
         return drafts
+
+    def guess(self, texts: Ints, most: Ints, floor: float) -> None:
+        """Draft for the rows of the step, into the ``tokens`` and ``paths`` of ``states``.
+
+        Args:
+            texts: As ``token_ids_cpu``.
+            most: int32 [rows], the most tokens of each row's draft; filled in with how many there are.
+            floor: The least path probability that is worth a row.
+        """
+        self.states.draft(texts, most, floor)
 
 
 class Step:

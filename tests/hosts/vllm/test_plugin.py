@@ -55,7 +55,7 @@ print(*(name for name in sys.modules if name.startswith(("numba", "llvmlite", "t
 
 
 def test_the_entry_point_is_the_plugin():
-    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
     name = declared["project"]["entry-points"]["vllm.general_plugins"]["foretoken"]
     assert pkgutil.resolve_name(name) is plugin.register
 

@@ -187,6 +187,10 @@ def test_heads_read_the_state_that_chose_each_last_token(drafter):
     matrix[0, :3], matrix[1, :5] = [9, 31, 40], [7, 8, 21, 22, 11]
     drafter.propose([[40], [11]], np.array([3, 5], np.int32), matrix)
     assert heads.learned == [[], [[11], [40]]]
+    drafter.inform(Forward(["r2"], torch.zeros(1, 1), [1]))  # near the end of the context nothing is proposed
+    drafter.inform(Forward(["r2"], torch.zeros(1, 1), [1]))
+    drafter.propose([[50]], np.array([5], np.int32), matrix)
+    assert heads.learned[2:] == [[]]
 
 
 def test_of_two_chains_the_one_that_promises_more_is_drafted(drafter):

@@ -15,6 +15,7 @@ from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.hosts.vllm import plugin
 from foretoken.hosts.vllm.options import KEY
 
+SPECULATOR = "foretoken.hosts.vllm.model_runner_v2.ForetokenSpeculator"
 CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 
 
@@ -31,8 +32,9 @@ def vllm(monkeypatch):
     return have
 
 
-def config(method="custom_class", model=plugin.DRAFTER, worker=CPU_WORKER, tokens=8, **options):
+def config(method="custom_class", model=plugin.DRAFTER, worker=CPU_WORKER, tokens=8, newer=False, **options):
     return SimpleNamespace(
+        use_v2_model_runner=newer,
         speculative_config=SimpleNamespace(method=method, model=model, num_speculative_tokens=tokens),
         parallel_config=SimpleNamespace(worker_cls=worker),
         model_config=SimpleNamespace(max_model_len=512),
@@ -106,6 +108,8 @@ def test_another_version_is_refused_in_one_sentence_by_engines_that_ask(vllm, ve
         (config(foretoken={"heads": 1}), "heads"),
         (config("ngram", "ngram", foretoken={}), "does not ask"),
         (config(tokens=129), "128"),
+        (config("ngram", SPECULATOR), "newer runner"),
+        (config("ngram", SPECULATOR, "their.Worker", newer=True), "its own worker"),
     ],
 )
 def test_a_wrong_config_is_refused(vllm, wrong, says):
@@ -139,7 +143,10 @@ def test_the_newer_runners_speculator_is_ours_for_who_asks_by_either_name(vllm, 
     monkeypatch.setitem(sys.modules, ours.__name__, ours)
     plugin.register()
     plugin.register()
-    asks = config("ngram", "foretoken.hosts.vllm.model_runner_v2.ForetokenSpeculator")
+    asks = config("ngram", SPECULATOR, "vllm.v1.worker.gpu_worker.Worker", newer=True)
+    plugin.prepare(asks)
+    assert asks.parallel_config.worker_cls == "foretoken.hosts.vllm.worker.GPUWorker"
+    plugin.check_request({KEY: {"limit": 1}}, asks.speculative_config)
     for name in ("spec_decode", "model_runner"):
         init = sys.modules[f"vllm.v1.worker.gpu.{name}"].__dict__["init_speculator"]
         assert init(asks, "device", "states") == ("ours", asks, "device", "states")

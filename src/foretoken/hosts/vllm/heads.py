@@ -101,8 +101,12 @@ class BatchHeads:
         return tokens, paths
 
     def learn(self, committed: Sequence[Sequence[int]]) -> None:
-        """Learn from what came after each row's last token since the last guesses; nothing where it is empty."""
-        for group, (chances, members) in enumerate(self._groups):
+        """Learn from what came after each row's last token since the last guesses, or from nothing.
+
+        Args:
+            committed: The tokens of each row; none where nothing came. Empty if that is not known.
+        """
+        for group, (chances, members) in enumerate(self._groups if committed else []):
             for place, row in enumerate(members):
                 for depth, (token, levels) in enumerate(zip(committed[row], self._levels, strict=False)):
                     level = levels[group]

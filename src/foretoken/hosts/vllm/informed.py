@@ -81,6 +81,8 @@ class InformedDrafter(Drafter):
 
     def inform(self, forward: Forward) -> None:
         """What the forward left on which the next ``propose`` goes."""
+        if self._forward is not None:  # near the end of a context vLLM takes a step without asking for drafts
+            self._asked = []
         self.describe(self.requests.facts(forward.names))
         self._forward = forward
 
@@ -97,7 +99,7 @@ class InformedDrafter(Drafter):
         if self._heads is not None and self._forward is not None:
             came = dict(zip(self._forward.names, sampled_token_ids, strict=True))
             self._heads.learn([came.get(name, []) for name in self._asked])
-            self._asked = []
+        self._asked = []
         drafts = super().propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, slot_mappings)
         self._forward = None
         return drafts

@@ -66,8 +66,14 @@ def prepare(config: Any) -> None:
     EngineOptions.read(config.additional_config)
     speculative, parallel = config.speculative_config, config.parallel_config
     parallel.worker_cls = WORKERS.get(parallel.worker_cls, parallel.worker_cls)
+    is_ours = parallel.worker_cls in WORKERS.values()
     if speculative.method == "custom_class":
-        speculative.model = INFORMED_DRAFTER if parallel.worker_cls in WORKERS.values() else DRAFTER
+        speculative.model = INFORMED_DRAFTER if is_ours else DRAFTER
+    elif not (is_ours and config.use_v2_model_runner):
+        raise RequestError(
+            f"The method {speculative.method!r} with Foretoken's speculator needs vLLM's newer runner and its own "
+            f'worker, which this engine does not use: give the method "custom_class" and the model "{DRAFTER}".'
+        )
 
 
 def check_request(extra_args: Any, speculative_config: Any) -> None:

@@ -1,5 +1,5 @@
 # The commands of the README. Each sets up .venv by itself.
-.PHONY: demo test test-slow test-llama-cpp check docs build bench clean
+.PHONY: demo test test-slow test-llama-cpp test-vllm check docs build bench clean
 
 INPUTS = pyproject.toml requirements/constraints.txt scripts/setup
 
@@ -19,6 +19,10 @@ test-slow: .venv/.dev
 # The first time builds llama.cpp, which takes 7 to 25 minutes.
 test-llama-cpp: .venv/.dev
 	PYTHONPATH="$$(scripts/setup-llama-cpp)" OMP_WAIT_POLICY=passive scripts/test -m llama_cpp tests
+
+# The first time makes an environment with vLLM, 3.5 GB in some minutes.
+test-vllm: .venv/.dev
+	PYTHONPATH=src "$$(scripts/setup-vllm)" -m pytest -m vllm tests/hosts/vllm
 
 check: .venv/.dev
 	scripts/check

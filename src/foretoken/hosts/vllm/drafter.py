@@ -11,7 +11,7 @@ import numpy as np
 from foretoken.drafters.ngram import CHAIN_FLOOR
 from foretoken.hosts.vllm.budget import BatchBudget
 from foretoken.hosts.vllm.sampling_fix import correct_sampling
-from foretoken.hosts.vllm.settings import Settings
+from foretoken.hosts.vllm.settings import Settings, let_ask_to_the_end
 from foretoken.hosts.vllm.states import RowFacts, States
 from foretoken.memory.namespace import Namespace
 from foretoken.ngrams.arrays import Ints
@@ -32,11 +32,13 @@ class Drafter:
 
     def __init__(self, vllm_config: Any) -> None:
         self.settings = Settings.of(vllm_config)
+        let_ask_to_the_end(vllm_config)
         self.namespace = Namespace("default")
         self.states = States(self.settings.max_requests, self.settings.max_draft, self.namespace)
         self.budget = BatchBudget()
         self.step = Step()  # the one that runs now
         self._facts: RowFacts | None = None
+        self._clock = time.thread_time if self.settings.is_one_thread else time.perf_counter
 
     def load_model(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Compile the loops before the first request; vLLM calls it with the target model."""
@@ -75,7 +77,7 @@ class Drafter:
         Returns:
             A chain for each row, empty where drafting does not pay.
         """
-        started = time.perf_counter()
+        started = self._clock()
         num, facts = len(sampled_token_ids), self._facts
         self._facts = None
         num_new = np.fromiter(map(len, sampled_token_ids), np.int32, num)

@@ -11,13 +11,10 @@ from foretoken.ngrams.kernels import compiled, helper
 
 
 @helper
-def fits(slot: int, text: Ints, most: int, known: Ints, heads: Ints, tails: Ints) -> bool:
-    """Whether a text goes on where a slot's text ended, as far as both ends of that tell."""
+def fits(slot: int, text: Ints, known: Ints, heads: Ints, tails: Ints) -> bool:
+    """Whether a text begins with a slot's text, as far as both ends of that tell."""
     length = known[slot]
-    if length == 0 or length > most:
-        return False
-    edge = min(EDGE, length)
-    for i in range(edge):
+    for i in range(min(EDGE, length)):
         if tails[slot, EDGE - 1 - i] != text[length - 1 - i] or heads[slot, i] != text[i]:
             return False
     return True
@@ -34,7 +31,7 @@ def follow(
     taken: NDArray[np.uint8],
     slots: Ints,
 ) -> None:
-    """Find each row's slot: first where the row had it in the last step, then among those that no row has.
+    """Find each row's slot: where the row had it in the last step, or among those that no row has.
 
     Args:
         texts: int32 [rows or more, any].
@@ -48,22 +45,24 @@ def follow(
     """
     for row in range(slots.size):
         slot = last[row]
-        found = slot >= 0 and not taken[slot] and fits(slot, texts[row], before[row], known, heads, tails)
+        found = slot >= 0 and known[slot] == before[row] and not taken[slot]
+        found = found and fits(slot, texts[row], known, heads, tails)
         slots[row] = slot if found else -1
         if found:
             taken[slot] = 1
-    for row in range(slots.size):
-        if slots[row] >= 0:
-            continue
-        best = -1
-        for slot in range(known.size):
-            if taken[slot] or (best >= 0 and known[slot] <= known[best]):
-                continue
-            if fits(slot, texts[row], before[row], known, heads, tails):
-                best = slot
-        slots[row] = best
-        if best >= 0:
-            taken[best] = 1
+    # What is known to the very end goes first: a text may begin like that of another request.
+    for at_end in (True, False):
+        for row in range(slots.size):
+            best = -1
+            for slot in range(known.size if slots[row] < 0 else 0):
+                length = known[slot]
+                if taken[slot] or length == 0 or length > before[row] or (at_end and length < before[row]):
+                    continue
+                if (best < 0 or length > known[best]) and fits(slot, texts[row], known, heads, tails):
+                    best = slot
+            if best >= 0:
+                slots[row] = best
+                taken[best] = 1
 
 
 @compiled

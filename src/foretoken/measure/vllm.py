@@ -1,0 +1,264 @@
+"""Engines of vLLM in one process, in turns: what drafting gains where many requests are decoded at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
+from typing import Any
+
+from foretoken.core.errors import ForetokenError, ModelError, RequestError
+from foretoken.measure.prompts import Question
+from foretoken.memory.namespace import Namespace
+
+PLAIN = "none"
+METHODS: dict[str, Callable[[int], dict[str, Any] | None]] = {
+    PLAIN: lambda most: None,
+    "ngram": lambda most: {
+        "method": "ngram",
+        "num_speculative_tokens": most,
+        "prompt_lookup_max": 5,
+        "prompt_lookup_min": 2,
+    },
+    "suffix": lambda most: {"method": "suffix", "num_speculative_tokens": most},
+    "foretoken": lambda most: {
+        "method": "custom_class",
+        "model": "foretoken.hosts.vllm.Drafter",
+        "num_speculative_tokens": most,
+    },
+}
+# What vLLM reads while it is imported. What the caller has set stays.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@dataclass
+class Load:
+    """What one method did under one load.
+
+    Args:
+        method: Its name.
+        kind: The kind of the prompts.
+        concurrency: Requests that were decoded at any time, but for the last ones.
+        seconds: Of the engine's steps.
+        cpu_seconds: Processor time of the thread that calls the engine; of all that it does if it has no other.
+        num_tokens: Of all answers.
+        num_turns: Steps, counted for each request that got tokens in one.
+        token_seconds: For each request, the seconds from its first token to its last one, by its further tokens.
+        texts: The tokens of each answer.
+    """
+
+    method: str
+    kind: str
+    concurrency: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    num_tokens: int = 0
+    num_turns: int = 0
+    token_seconds: list[float] = field(default_factory=list)
+    texts: dict[int, list[int]] = field(default_factory=dict)
+
+    def row(self, plain: Load) -> dict[str, Any]:
+        """As a row of a table, beside plain decoding under the same load."""
+        times = sorted(self.token_seconds)
+        return {
+            "kind": self.kind,
+            "requests": self.concurrency,
+            "method": self.method,
+            "speedup": (self.num_tokens / self.seconds) / (plain.num_tokens / plain.seconds),
+            "by CPU time": (self.num_tokens / self.cpu_seconds) / (plain.num_tokens / plain.cpu_seconds),
+            "tokens per s": self.num_tokens / self.seconds,
+            "p50 ms": 1000 * times[len(times) // 2],
+            "p99 ms": 1000 * times[len(times) * 99 // 100],
+            "tokens per step": self.num_tokens / self.num_turns,
+            "same texts": f"{sum(self.texts[i] == plain.texts[i] for i in plain.texts)} of {len(plain.texts)}",
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers, without the texts."""
+        numbers = asdict(self)
+        del numbers["texts"], numbers["token_seconds"]
+        return numbers
+
+
+class Forgetful(Namespace):
+    """Remembers no answer: a benchmark asks the same things again."""
+
+    def keep(self, answer: Sequence[int], own: object = None) -> None:
+        pass
+
+
+class Served:
+    """An engine of vLLM that is stepped by hand, so that several can take turns.
+
+    Args:
+        name: Of the method.
+        model: The model's folder.
+        options: Of vLLM's ``LLM``.
+        max_draft: The most drafted tokens of a request and step.
+
+    Raises:
+        ForetokenError: If vLLM has not what the method needs.
+    """
+
+    def __init__(self, name: str, model: str, options: Mapping[str, Any], max_draft: int) -> None:
+        from vllm import LLM
+
+        try:
+            self.llm = LLM(model, speculative_config=METHODS[name](max_draft), seed=0, **options)
+        except ImportError as error:
+            raise ModelError(f"vLLM's method {name!r} needs a package that is not here: {error}") from error
+        self.name, self.engine = name, self.llm.llm_engine
+        self._number = 0
+
+    @property
+    def drafter(self) -> Any:
+        """The proposer that it asks; None without drafts."""
+        executor: Any = self.engine.engine_core.engine_core.model_executor
+        return getattr(executor.driver_worker.worker.model_runner, "drafter", None)
+
+    def forget(self) -> None:
+        """Let no answer be drafted from what an earlier load was answered."""
+        if self.name == "foretoken":
+            from foretoken.hosts.vllm.states import States
+
+            drafter = self.drafter
+            drafter.namespace = Forgetful()
+            settings = drafter.settings
+            drafter.states = States(settings.max_requests, settings.max_draft, drafter.namespace)
+
+    def under(self, load: Load, questions: Sequence[Question], sampling: Any) -> Iterator[None]:
+        """Answer questions, so many at a time; comes back after each step of the engine."""
+        waiting = list(enumerate(questions))[::-1]
+        running: dict[str, Request] = {}
+        while waiting or running:
+            while waiting and len(running) < load.concurrency:
+                number, question = waiting.pop()
+                self._number += 1
+                running[str(self._number)] = Request(number)
+                prompt = {"prompt_token_ids": list(question.prompt)}
+                self.engine.add_request(str(self._number), prompt, sampling)
+            started, cpu_started = time.perf_counter(), time.thread_time()
+            outputs = self.engine.step()
+            load.seconds += time.perf_counter() - started
+            load.cpu_seconds += time.thread_time() - cpu_started
+            for output in outputs:
+                request, tokens = running[output.request_id], list(output.outputs[0].token_ids)
+                request.take(len(tokens), load)
+                if output.finished:
+                    load.texts[request.number] = tokens
+                    del running[output.request_id]
+                    if len(tokens) > 1:
+                        load.token_seconds.append((load.seconds - request.first) / (len(tokens) - 1))
+            yield
+
+
+@dataclass
+class Request:
+    """One that runs.
+
+    Args:
+        number: Which question it is.
+        num_tokens: What it has said so far.
+        first: The load's seconds when its first token came.
+    """
+
+    number: int
+    num_tokens: int = 0
+    first: float = 0.0
+
+    def take(self, num_tokens: int, load: Load) -> None:
+        """It has so many tokens now."""
+        if num_tokens > self.num_tokens:
+            load.num_tokens, load.num_turns = load.num_tokens + num_tokens - self.num_tokens, load.num_turns + 1
+            self.first = self.first or load.seconds
+            self.num_tokens = num_tokens
+
+
+def prepare(threads: int | None) -> None:
+    """Set what vLLM reads as it is imported.
+
+    Args:
+        threads: How many threads of a CPU compute. If None, one for each core.
+    """
+    if threads is not None:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def engines(model: str, methods: Sequence[str], options: Mapping[str, Any], max_draft: int) -> list[Served]:
+    """An engine for each method.
+
+    Raises:
+        ForetokenError: If vLLM is missing, or has not what a method needs.
+    """
+    try:
+        import vllm  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModelError(f"This benchmark needs {error.name}: pip install 'foretoken[vllm]'.") from error
+    from foretoken.hosts.vllm.rebinding import allow_numba
+    from foretoken.hosts.vllm.settings import check_version
+
+    check_version()
+    allow_numba()
+    return [Served(name, model, options, max_draft) for name in methods]
+
+
+def measure(
+    served: Sequence[Served], questions: Sequence[Question], concurrency: int, num_requests: int, max_new_tokens: int
+) -> list[Load]:
+    """The same requests to each engine, closed loop. The engine that has used least time takes the next step.
+
+    So whatever else the machine does disturbs all alike.
+
+    Args:
+        served: The engines; the plain one is the first.
+        questions: Of one kind. They are asked over and over.
+        concurrency: How many requests run at any time.
+        num_requests: How many there are in all.
+        max_new_tokens: Of each answer, the same number for all.
+
+    Raises:
+        ForetokenError: If there are fewer requests than run at a time.
+    """
+    from vllm import SamplingParams
+
+    if num_requests < concurrency:
+        raise RequestError(f"{num_requests} requests cannot keep {concurrency} running: ask for more.")
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, ignore_eos=True, detokenize=False)
+    asked = list(islice(cycle(questions), num_requests))
+    kinds = sorted({question.kind for question in questions})
+    loads, turns = [], {}
+    for one in served:
+        one.forget()
+        load = Load(one.name, kinds[0] if len(kinds) == 1 else "all", concurrency)
+        loads.append(load)
+        turns[len(loads) - 1] = one.under(load, asked, sampling)
+    while turns:
+        index = min(turns, key=lambda index: loads[index].seconds)
+        try:
+            next(turns[index])
+        except StopIteration:
+            del turns[index]
+    return loads
+
+
+def check_methods(names: Sequence[str]) -> list[str]:
+    """The methods to run, plain decoding first.
+
+    Raises:
+        ForetokenError: If one is unknown.
+    """
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ForetokenError(f"There is no method {unknown[0]!r}: choose of {', '.join(METHODS)}.")
+    return [PLAIN, *dict.fromkeys(name for name in names if name != PLAIN)]

@@ -1,0 +1,56 @@
+"""A stand-in for vLLM's batch: a matrix of token ids whose rows move, as its input batch has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+MAX_LENGTH = 600
+
+
+class Rows:
+    """Requests in rows. A row that is free takes the last one, as vLLM condenses its batch."""
+
+    def __init__(self, max_rows: int = 8) -> None:
+        self.texts = np.full((max_rows, MAX_LENGTH), 7, np.int32)  # what stood there before is of no meaning
+        self.lengths = np.zeros(max_rows, np.int32)
+        self.names: list[str] = []
+
+    def add(self, name: str, text: Sequence[int]) -> None:
+        row = len(self.names)
+        self.texts[row, : len(text)], self.lengths[row] = text, len(text)
+        self.names.append(name)
+
+    def remove(self, name: str) -> list[int]:
+        """Returns its text, for one that is preempted and comes back."""
+        row, last = self.names.index(name), len(self.names) - 1
+        text = self.texts[row, : self.lengths[row]].tolist()
+        self.texts[row], self.lengths[row], self.names[row] = self.texts[last], self.lengths[last], self.names[last]
+        self.names.pop()
+        return text
+
+    def swap(self, a: int, b: int) -> None:
+        for array in (self.texts, self.lengths):
+            array[[a, b]] = array[[b, a]]
+        self.names[a], self.names[b] = self.names[b], self.names[a]
+
+    def commit(self, new: Mapping[str, Sequence[int]]) -> list[list[int]]:
+        """What vLLM hands to a drafter after a step: the new tokens of each row, none for those not named."""
+        sampled = [list(new.get(name, [])) for name in self.names]
+        for row, tokens in enumerate(sampled):
+            length = int(self.lengths[row])
+            self.texts[row, length : length + len(tokens)] = tokens
+            self.lengths[row] += len(tokens)
+        return sampled
+
+
+def config(max_draft: object = 4, max_length: int = MAX_LENGTH, max_requests: int = 8) -> SimpleNamespace:
+    """The parts of a VllmConfig that concern drafting."""
+    model = SimpleNamespace(max_model_len=max_length)
+    return SimpleNamespace(
+        speculative_config=SimpleNamespace(num_speculative_tokens=max_draft, draft_model_config=model),
+        model_config=model,
+        scheduler_config=SimpleNamespace(max_num_seqs=max_requests),
+    )

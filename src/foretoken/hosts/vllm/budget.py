@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,23 +22,26 @@ class BatchBudget:
     - The first steps of each size of batch are plain, and so is one in every ``PLAIN_EVERY``, so that P is known
       before anything is lost. Sizes are taken together in powers of two.
     - While D is not known it is P, which is known of other sizes, or rises as if each row cost as much as the first.
-      Where little is known of it, a cheaper price is tried on credit, at most twice as many rows as ever before.
+      Where little is known of it, a cheaper price is tried on credit.
+    - At most twice as many rows are tried as ever before.
     - What drafts keep of what they promise discounts the promises.
-    - What drafting gained of late is measured, whatever D says. Where it is a loss, steps pass without drafts, the more
-      the longer it lasts. Each size of batch has its own measure, since what pays for one request does not for thirty.
+    - Each size of batch has an account, in plain steps. What a step with drafts saved or lost is booked there, and
+      every step adds a little. Nothing is drafted while it is empty. So whatever was thought of D or of the drafts,
+      drafting loses little more than the account began with, and then the small share of the time that it is given.
 
     Args:
         costs: What is known of a step over n rows before the first. If None, nothing.
     """
 
     MARGIN = 1.02
-    PLAIN_SAMPLES = 2
+    PLAIN_SAMPLES = 3  # the first over a number of rows may be left out, see LearnedCosts
     PLAIN_EVERY = 50
     FORGET = 0.02  # of what drafts promised and kept, each step
     PRIOR = 2.0  # tokens that count as promised and kept before any was
-    MAX_PAUSE = 63  # steps between two that draft
-    CREDIT = 4.0  # plain steps that may at once be risked on trying a size
-    CREDIT_RATE = 0.01  # share of the time that may be so in the long run
+    CREDIT = 1.0  # plain steps that trying sizes may be expected to cost, at once
+    START = 1.0  # plain steps in an account at first
+    LEAST, MOST = -1.0, 8.0
+    INTEREST = 0.01  # of a plain step, each step
 
     def __init__(self, costs: CostCurve | None = None) -> None:
         self._known = costs or CostCurve()
@@ -51,19 +56,15 @@ class BatchBudget:
         return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
 
     def _size(self, num_requests: int) -> SizeOfBatch:
-        return self._sizes.setdefault((num_requests - 1).bit_length(), SizeOfBatch())
+        return self._sizes.setdefault((num_requests - 1).bit_length(), SizeOfBatch(self.START))
 
     def allows(self, num_requests: int) -> bool:
         """Whether the next step may have drafts at all."""
         size = self._size(num_requests)
         size.since_plain += 1
-        if size.num_plain < self.PLAIN_SAMPLES or size.since_plain > self.PLAIN_EVERY:
-            return False
-        if size.paused < size.pause:
-            size.paused += 1
-            return False
-        size.paused = 0
-        return True
+        self._credit = min(self.CREDIT, self._credit + self.INTEREST)
+        size.account = min(self.MOST, size.account + self.INTEREST)
+        return size.num_plain >= self.PLAIN_SAMPLES and size.since_plain <= self.PLAIN_EVERY and size.account > 0
 
     def _times(self, num_requests: int, num_drafted: int) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """The seconds of a plain step, and of steps with 1, 2, .. drafted tokens: expected, and the least possible."""
@@ -97,16 +98,16 @@ class BatchBudget:
 
     def _best_number(self, values: Floats, num_requests: int) -> int:
         """How many of the drafted tokens, the most probable first, to verify."""
+        tried = max(self._drafted.most_rows, num_requests)
+        values = values[: max(1, 2 * tried - num_requests)]
         plain, expected, least = self._times(num_requests, len(values))
         tokens = num_requests + self.discount * np.cumsum(values, dtype=np.float64)
         rate = self.MARGIN * num_requests / plain
         best = int(np.argmax(tokens / expected))
         num = best + 1 if tokens[best] / expected[best] > rate else 0
         rate = max(rate, tokens[best] / expected[best])
-        tried = 2 * max(self._drafted.most_rows, num_requests) - num_requests
-        hopes = (tokens / least)[: max(0, tried)]
-        if len(hopes) and hopes.max() > self.MARGIN * rate:
-            hope = int(np.argmax(hopes))
+        hope = int(np.argmax(tokens / least))
+        if tokens[hope] / least[hope] > self.MARGIN * rate:
             price = (min(expected[hope], plain * (2 + hope)) - tokens[hope] / rate) / plain  # in plain steps
             if price <= self._credit:
                 self._credit -= max(0.0, price)
@@ -125,28 +126,28 @@ class BatchBudget:
         """
         size = self._size(num_requests)
         if num_drafted == 0:
-            if self._plain.add(num_requests, seconds):
-                size.num_plain, size.since_plain = size.num_plain + 1, 0
-            self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE)
+            self._plain.add(num_requests, seconds)
+            size.num_plain, size.since_plain = size.num_plain + 1, 0
             return
         self._drafted.add(num_requests + num_drafted, seconds)
         self._promised += promised - self.FORGET * self._promised
         self._kept += num_kept - self.FORGET * self._kept
-        plain = self._plain.seconds(num_requests)
-        self._credit = min(self.CREDIT, self._credit + self.CREDIT_RATE)
+        plain, taken = self._plain.seconds(num_requests), self._drafted.seconds(num_requests + num_drafted)
         if plain > 0:
-            size.learn_gain(1 + num_kept / num_requests - seconds / plain, self.MAX_PAUSE)
+            saved = 1 + num_kept / num_requests - taken / plain
+            size.account = min(self.MOST, max(self.LEAST, size.account + saved))
 
 
+@dataclass
 class SizeOfBatch:
-    """What was learned of batches of one size."""
+    """What was learned of batches of one size.
 
-    def __init__(self) -> None:
-        self.num_plain = self.since_plain = 0  # steps
-        self.gain = 0.05  # what a step with drafts saved of late, in plain steps
-        self.pause = self.paused = 0  # steps between two with drafts, and how many of them have passed
+    Args:
+        account: Plain steps that drafting may lose.
+        num_plain: Plain steps that were timed.
+        since_plain: Steps since the last of them.
+    """
 
-    def learn_gain(self, gain: float, max_pause: int) -> None:
-        """A step with drafts saved so many plain ones."""
-        self.gain = min(0.5, max(-0.1, 0.9 * self.gain + 0.1 * max(-1.0, min(1.0, gain))))
-        self.pause = min(max_pause, 2 * self.pause + 1) if self.gain < 0 else 0
+    account: float
+    num_plain: int = 0
+    since_plain: int = 0

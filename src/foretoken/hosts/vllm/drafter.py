@@ -14,7 +14,9 @@ from foretoken.hosts.vllm.sampling_fix import correct_sampling
 from foretoken.hosts.vllm.settings import Settings, let_ask_to_the_end
 from foretoken.hosts.vllm.states import RowFacts, States
 from foretoken.memory.namespace import Namespace
-from foretoken.ngrams.arrays import Ints
+from foretoken.ngrams.arrays import Floats, Ints
+
+_NOTHING = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 1), np.float32)  # of no row
 
 
 class Drafter:
@@ -36,7 +38,7 @@ class Drafter:
         self.namespace = Namespace("default")
         self.states = States(self.settings.max_requests, self.settings.max_draft, self.namespace)
         self.budget = BatchBudget()
-        self.step = Step()  # the one that runs now
+        self.step = Step(None, *_NOTHING)  # the one that runs now
         self._facts: RowFacts | None = None
         self._clock = time.thread_time if self.settings.is_one_thread else time.perf_counter
 
@@ -85,28 +87,23 @@ class Drafter:
         self.states.follow(token_ids_cpu, lengths, num_new, facts)
         self.states.learn(token_ids_cpu)
         num_decoding = int(np.count_nonzero(num_new))
-        if num_decoding == num and not self.states.is_new:
-            self.step.end(started, num_new, self.budget)
-        self.step = Step()
-        most = np.minimum(self.settings.max_draft, self.settings.max_length - lengths - 1).astype(np.int32)
+        is_pure = num_decoding == num and not self.states.is_new
+        if is_pure:
+            self.step.end(started, self.states.slots, num_new, self.budget)
+        room = self.settings.max_length - lengths - 1
+        most = np.clip(room, 0, self.settings.max_draft).astype(np.int32)
         most[num_new == 0] = 0
         if facts is not None:
             most = np.minimum(most, np.array(facts.limits, np.int32))
-        drafts: list[list[int]] = [[] for _ in range(num)]
+        chosen = np.zeros(num, np.int32)
         if num_decoding and self.budget.allows(num_decoding):
-            most_drafted = int(np.maximum(most, 0).sum())
-            floor = max(CHAIN_FLOOR, self.budget.floor(num_decoding, max(1, most_drafted)))
+            floor = max(CHAIN_FLOOR, self.budget.floor(num_decoding, max(1, int(most.sum()))))
             if floor < 1:
                 self.guess(token_ids_cpu, most, floor)
-                paths = self.states.paths[:num]
-                chosen = self.budget.choose(paths, num_decoding)
-                drafts = [
-                    tokens[:n] for tokens, n in zip(self.states.tokens[:num].tolist(), chosen.tolist(), strict=True)
-                ]
-                promised = float(paths[np.arange(paths.shape[1]) < chosen[:, None]].sum())
-                self.step = Step(int(chosen.sum()), promised)
-        self.step.begin(num, started)
-        return drafts
+                chosen = self.budget.choose(self.states.paths[:num], num_decoding)
+        self.step = Step(started if num_decoding == num else None, self.states.slots, chosen, self.states.paths[:num])
+        tokens = self.states.tokens[:num].tolist()
+        return [tokens[row][:n] for row, n in enumerate(chosen.tolist())]
 
     def guess(self, texts: Ints, most: Ints, floor: float) -> None:
         """Draft for the rows of the step, into the ``tokens`` and ``paths`` of ``states``.
@@ -120,23 +117,29 @@ class Drafter:
 
 
 class Step:
-    """What a step was given, until it is known what it took.
+    """What is known of a step before it runs.
 
     Args:
-        num_drafted: Drafted tokens.
-        promised: The sum of their path probabilities.
+        started: When drafting for it began. If None, it reads prompts besides, and its time says nothing.
+        slots: int32 [rows], which requests it was drafted for.
+        num_drafted: int32 [rows].
+        paths: float32 [rows, any], how likely each token and all before it are right.
     """
 
-    def __init__(self, num_drafted: int = 0, promised: float = 0.0) -> None:
-        self.num_drafted, self.promised = num_drafted, promised
-        self.num_rows = 0
+    def __init__(self, started: float | None, slots: Ints, num_drafted: Ints, paths: Floats) -> None:
+        self._started, self._slots, self._num_drafted = started, slots, num_drafted
+        self._promised = np.where(np.arange(paths.shape[1]) < num_drafted[:, None], paths, 0).sum(axis=1)
 
-    def begin(self, num_rows: int, started: float) -> None:
-        """It starts, of so many rows, with the time that drafting for it took."""
-        self.num_rows, self.started = num_rows, started
+    def end(self, ended: float, slots: Ints, num_new: Ints, budget: BatchBudget) -> None:
+        """It decoded these requests, which are those from before without the ones that had ended by then.
 
-    def end(self, ended: float, num_new: Ints, budget: BatchBudget) -> None:
-        """It has committed so many tokens of each row. One that lost a row meanwhile is timed all the same."""
-        if self.num_rows:
-            num_kept = int(num_new.sum()) - len(num_new)
-            budget.observe(self.num_rows, self.num_drafted, ended - self.started, self.promised, num_kept)
+        Args:
+            ended: When.
+            slots: int32 [rows].
+            num_new: int32 [rows], how many tokens of each it has committed.
+            budget: What learns from that.
+        """
+        if self._started is not None:
+            stayed = np.isin(self._slots, slots)
+            num_drafted, promised = int(self._num_drafted[stayed].sum()), float(self._promised[stayed].sum())
+            budget.observe(len(slots), num_drafted, ended - self._started, promised, int(num_new.sum()) - len(slots))

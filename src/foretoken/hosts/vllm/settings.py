@@ -41,7 +41,7 @@ class Settings:
         max_length = int(vllm_config.model_config.max_model_len)
         max_draft = vllm_config.speculative_config.num_speculative_tokens
         most = min(MAX_DRAFT, max_length - 1)
-        if not isinstance(max_draft, int) or not 1 <= max_draft <= most:
+        if type(max_draft) is not int or not 1 <= max_draft <= most:
             raise ModelError(
                 f"num_speculative_tokens is {max_draft}: give a whole number from 1 to {most}, such as 8, of which the "
                 "budget uses as many as pay."

@@ -50,7 +50,7 @@ def config(max_draft: object = 4, max_length: int = MAX_LENGTH, max_requests: in
     """The parts of a VllmConfig that concern drafting."""
     model = SimpleNamespace(max_model_len=max_length)
     return SimpleNamespace(
-        speculative_config=SimpleNamespace(num_speculative_tokens=max_draft, draft_model_config=model),
+        speculative_config=SimpleNamespace(num_speculative_tokens=max_draft),
         model_config=model,
         scheduler_config=SimpleNamespace(max_num_seqs=max_requests),
     )

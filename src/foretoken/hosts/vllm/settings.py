@@ -67,8 +67,8 @@ def let_ask_to_the_end(vllm_config: Any) -> None:
     no more than there is room for.
     """
     speculative = vllm_config.speculative_config
-    reads = copy.copy(speculative.draft_model_config)
-    reads.max_model_len = vllm_config.model_config.max_model_len + speculative.num_speculative_tokens
+    reads = copy.copy(vllm_config.model_config)
+    reads.max_model_len += speculative.num_speculative_tokens
     speculative.draft_model_config = reads
 
 

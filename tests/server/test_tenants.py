@@ -12,7 +12,8 @@ pytest.importorskip("httpx2", reason="the client of these tests is not installed
 from foretoken import LanguageModel, load
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.memory.history import History
-from helpers.serving import serving
+from foretoken.memory.prefixes import Prefixes
+from helpers.serving import metrics, serving
 
 KEYS = {"alice": "sk-alice-0123456789", "bob": "sk-bob-0123456789ab"}
 QUESTION = {"model": "toy", "prompt": "abc abc", "max_tokens": 60}
@@ -86,3 +87,28 @@ def test_without_a_key_there_is_nothing_and_no_key_is_logged_or_told(lm, caplog)
         ask(client, "alice")
         assert client.get("/health").status_code == 200
     assert "sk-" not in caplog.text and "abc abc" not in caplog.text
+
+
+def test_a_next_turn_is_read_from_where_the_last_one_began_and_by_nobody_else():
+    lm = load("tiny", dtype="float32", background=None, exact=False)
+    lm.prefixes = Prefixes(1 << 28)
+    turns = [{"role": "user", "content": "Tell me of ships and harbours. " * 30}]
+
+    def ask_turns(client: Any, name: str, **drafting: Any) -> tuple[str, int]:
+        body = {"model": "toy", "messages": turns, "max_tokens": 8, "foretoken": drafting}
+        headers = {"Authorization": f"Bearer {KEYS[name]}"}
+        answer = client.post("/v1/chat/completions", json=body, headers=headers).json()
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return answer["choices"][0]["message"]["content"], cached
+
+    with serving(lm, KEYS) as client:
+        text, cached = ask_turns(client, "alice")
+        assert cached == 0 and ask_turns(client, "alice") == (text, 256)
+        for name, drafting in (("bob", {}), ("alice", {"namespace": "other"}), ("alice", {"namespace": None})):
+            assert ask_turns(client, name, **drafting) == (text, 0)
+        turns += [{"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
+        told, cached = ask_turns(client, "alice")
+        assert cached == 256 and ask_turns(client, "alice", namespace=None) == (told, 0)
+        counted = metrics(client)
+    assert counted["foretoken:prefix_cache_hits_total{}"] == 512
+    assert counted["foretoken:prefix_cache_bytes{}"] == lm.prefixes.nbytes > 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from foretoken.core.contracts import FinishReason, Need, Step
 from foretoken.core.stats import DecodeStats
 from foretoken.engines.base import Detokenizer
+from foretoken.memory.prefixes import Prefix
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Stream:
         num_prompt_tokens: How many tokens the prompt has.
         exact: Whether drafted logits are plain decoding's in every bit.
         provides: What the scores of its steps can be asked for.
+        prefix: Where the first blocks of its prompt are kept, if they are.
     """
 
     def __init__(
@@ -59,17 +61,24 @@ class Stream:
         num_prompt_tokens: int,
         exact: bool = False,
         provides: frozenset[Need] = frozenset(),
+        prefix: Prefix | None = None,
     ) -> None:
         self._steps, self._detokenizer = steps, detokenizer
         self.stats = DecodeStats()
         self._text: list[str] = []
         self._tokens: list[int] = []
         self.num_prompt_tokens, self.exact, self.provides = num_prompt_tokens, exact, provides
+        self._prefix = prefix
         self.finish_reason: FinishReason | None = None
         self._chunks = (chunk for _, chunks in self.steps() for chunk in chunks if chunk.text)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self._chunks
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """How many tokens of the prompt need not be read, once the first step has come; see ``Prefixes``."""
+        return self._prefix.num_found if self._prefix is not None else 0
 
     @property
     def result(self) -> Result:

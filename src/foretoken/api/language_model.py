@@ -24,6 +24,7 @@ from foretoken.memory.costs import costs_of
 from foretoken.memory.history import History
 from foretoken.memory.namespace import Namespace
 from foretoken.memory.namespaces import Namespaces, check_namespace
+from foretoken.memory.prefixes import Prefixes
 from foretoken.texts import is_text
 
 DEFAULT_NAMESPACE = "default"
@@ -42,6 +43,9 @@ class LanguageModel:
         speculator: The folder of heads trained on the model's states; "auto" for the folder "speculator" within the
             model's own, if there is one; None for none. An engine has its own.
         exact: Whether drafted logits must be plain decoding's in every bit; see ``load``. An engine has its own.
+
+    Attributes:
+        prefixes: If set, prompts are read in blocks, and what was computed of their beginnings is kept there.
 
     Raises:
         ForetokenError: If the model cannot be drafted for, the drafter is unknown, or the background corpus does not
@@ -70,6 +74,7 @@ class LanguageModel:
         if self.drafter is not None:
             self.drafter.check(Parts.of(self.engine, self.engine.target()))
         self.memories = Namespaces(self.engine, background, history)
+        self.prefixes: Prefixes | None = None
 
     @property
     def model(self) -> Any:
@@ -129,6 +134,9 @@ class LanguageModel:
         budget = options.pop("budget", None)
         engine = self._engine(options.get("exact"))
         request = self.prepare(prompt, **options)
+        prefix = None if self.prefixes is None else self.prefixes.of(namespace)
+        if prefix is not None and hasattr(request.target, "reuse"):
+            request.target.reuse(prefix)
         remembered = self.memories.of(namespace)
         drafter, learning = None, None
         if recipe is not None:
@@ -143,7 +151,7 @@ class LanguageModel:
         steps = self._kept(request.steps(drafter, budget or learning), remembered, drafter, learning)
         provides: frozenset[Need] = getattr(request.target, "provides", frozenset())
         detokenizer = self.engine.detokenizer(request.prompt)
-        return Stream(steps, detokenizer, len(request.prompt), engine.exact, provides)
+        return Stream(steps, detokenizer, len(request.prompt), engine.exact, provides, prefix)
 
     def _engine(self, exact: Exact | None) -> Engine:
         """The engine with a setting of exactness; its own if None.

@@ -26,6 +26,7 @@ from foretoken.core.errors import RequestError
 from foretoken.core.numbers import real
 from foretoken.drafters import DEFAULT_DRAFTER
 from foretoken.engines.base import FOUND
+from foretoken.memory.prefixes import Prefixes
 
 of_server = partial(typer.Option, rich_help_panel="Server")
 
@@ -40,6 +41,9 @@ def serve(
     ] = None,
     max_active: Annotated[int, of_server(min=1, max=256, help="Answers that take turns, each with its own cache.")] = 4,
     max_queue: Annotated[int, of_server(min=0, max=65536, help="Requests that may wait; further ones get 429.")] = 64,
+    cache_mib: Annotated[
+        int, of_server(min=0, help="MiB of what was computed of prompts, so that a next turn is read sooner.")
+    ] = 512,
     timeout: Annotated[float, of_server(help="Seconds that a request may take, its wait with it.")] = 600.0,
     drafter: Annotated[
         str | None,
@@ -76,6 +80,7 @@ def serve(
         # The environment variable is for the one user of the command line, not for those of a server.
         kept = False if history is None else chosen_history(history)
         lm = load_model(ModelOptions(model, dtype, device, exact), drafting, kept)
+        lm.prefixes = Prefixes(cache_mib << 20)
         name = Path(model).resolve().name if os.path.isdir(model) else model
         is_open = not listening.getsockname()[0].startswith(("127.", "::1"))
         hosts = None if keys.are_needed or is_open else {"localhost", "127.0.0.1", "::1", host}

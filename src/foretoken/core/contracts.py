@@ -152,12 +152,14 @@ class Scores(Protocol):
 class Target(Protocol):
     """A language model with a rewindable cache, one sequence at a time.
 
-    A target that must know before the prefill what its scores will be asked for has a method ``expect``, which takes
-    that ``frozenset[Need]``. One that goes back to an earlier state instead of dropping rejected nodes has an attribute
-    ``num_reread``: how many committed tokens the next forward reads again before the last one. It is 0 where nothing
-    was rejected, and None, or missing, where nothing is ever read again. One whose forwards run in the calling thread
-    alone may have a ``clock``, such as ``time.thread_time``, which other programs do not disturb; the others are timed
-    by ``time.perf_counter``.
+    A target that must know before the prefill what its scores will be asked for has a method ``expect``, which
+    takes that ``frozenset[Need]``. One that can go on from what was computed of another prompt's beginning has a
+    method ``reuse``, which takes a ``memory.prefixes.Prefix``; it is asked before the prefill, too. One that goes
+    back to an earlier state instead of dropping rejected nodes has an attribute ``num_reread``: how many committed
+    tokens the next forward reads again before the last one. It is 0 where nothing was rejected, and None, or
+    missing, where nothing is ever read again. One whose forwards run in the calling thread alone may have a
+    ``clock``, such as ``time.thread_time``, which other programs do not disturb; the others are timed by
+    ``time.perf_counter``.
     """
 
     @property

@@ -38,12 +38,14 @@ class Finish:
     Args:
         reason: "stop" or "length".
         num_prompt_tokens: How many tokens its prompt had.
+        num_cached_tokens: How many of them an earlier prompt had begun with, so that they were not read again.
         stats: What it cost. Its seconds go on while others get their forwards.
         exact: Whether drafted logits were plain decoding's in every bit.
     """
 
     reason: FinishReason
     num_prompt_tokens: int
+    num_cached_tokens: int
     stats: DecodeStats
     exact: bool
 
@@ -186,8 +188,8 @@ def _parts(index: int, stream: Stream, asked: Asked, shared: Shared) -> Generato
             told = [] if likely is None else likely.settled(step, texts, text)
             part = Part(index, step, is_prefill, seconds, saved, text, guessed, wrong, logprobs=told)
             if step.finish_reason is not None:
-                finish = Finish(step.finish_reason, stream.num_prompt_tokens, stream.stats, stream.exact)
-                return replace(part, finish=finish)
+                num_tokens = stream.num_prompt_tokens, stream.num_cached_tokens
+                return replace(part, finish=Finish(step.finish_reason, *num_tokens, stream.stats, stream.exact))
             yield part
             is_prefill = False
 

@@ -52,7 +52,7 @@ class Server:
     ) -> None:
         self.lm, self.model_name, self.keys, self.scheduler, self._hosts = lm, model_name, keys, scheduler, hosts
         self._shared = Shared(lm)
-        self._metrics = Metrics(model_name, scheduler, lm.memories)
+        self._metrics = Metrics(model_name, scheduler, lm)
 
     def app(self) -> Starlette:
         """The ASGI application."""

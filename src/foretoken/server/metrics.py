@@ -21,9 +21,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from foretoken.api.language_model import LanguageModel
 from foretoken.memory.namespaces import Namespaces
+from foretoken.memory.prefixes import Prefixes
 from foretoken.server.answers import Part, Ready
 from foretoken.server.scheduler import Scheduler, Stopped
 
@@ -40,10 +42,10 @@ class Metrics:
     Args:
         model_name: What clients call the model.
         scheduler: Which knows how many requests run and wait.
-        memories: Whose size is told, summed for each owner.
+        lm: The size of whose namespaces is told, summed for each owner, and what its prompts began with.
     """
 
-    def __init__(self, model_name: str, scheduler: Scheduler, memories: Namespaces) -> None:
+    def __init__(self, model_name: str, scheduler: Scheduler, lm: LanguageModel) -> None:
         self._registry = CollectorRegistry()
         self._model_name = model_name
         self._gauge("num_requests_running", "Requests that have begun.").set_function(lambda: scheduler.num_running)
@@ -64,7 +66,9 @@ class Metrics:
         self._failure = self._by("request_failure", "Requests that were not answered to the end, by why.", "reason")
         positions = self._by("spec_decode_num_accepted_tokens_per_pos", "Right guesses, by depth.", "position")
         self.accepted_at = [positions.labels(model_name, str(position)) for position in range(POSITIONS)]
-        self._registry.register(_Memory(memories))
+        self._registry.register(_Memory(lm.memories))
+        if lm.prefixes is not None:
+            self._registry.register(_Prefixes(model_name, lm.prefixes))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
 
@@ -144,6 +148,27 @@ class Meter:
             self._metrics.failed("abort")
         else:
             self._metrics.failed("timeout" if isinstance(error, TimeoutError) else "error")
+
+
+class _Prefixes:
+    """What was kept of prompts, and how much of later ones it was."""
+
+    def __init__(self, model_name: str, prefixes: Prefixes) -> None:
+        self._labels, self._prefixes = {LABEL: model_name}, prefixes
+
+    def collect(self) -> Iterator[Metric]:
+        """The three metrics."""
+        asked = "Tokens of prompts that were looked for among those that were kept."
+        for name, about, value in (
+            ("queries", asked, self._prefixes.num_asked),
+            ("hits", "Tokens of prompts that were kept.", self._prefixes.num_hits),
+        ):
+            counter = CounterMetricFamily(f"foretoken:prefix_cache_{name}", about, labels=list(self._labels))
+            counter.add_metric(list(self._labels.values()), value)
+            yield counter
+        size = GaugeMetricFamily("foretoken:prefix_cache_bytes", "Memory of what is kept.", labels=list(self._labels))
+        size.add_metric(list(self._labels.values()), self._prefixes.nbytes)
+        yield size
 
 
 class _Memory:

@@ -145,11 +145,14 @@ class Reply:
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompts and the answers. Predicted ones are all that were drafted, from wherever."""
         total = DecodeStats.total(finish.stats for finish in self._finishes)
-        of_prompts = sum(finish.num_prompt_tokens for finish in self._finishes[:: self._asked.n or 1])
+        of_each = self._finishes[:: self._asked.n or 1]
+        of_prompts = sum(finish.num_prompt_tokens for finish in of_each)
+        cached = sum(finish.num_cached_tokens for finish in of_each)
         return {
             "prompt_tokens": of_prompts,
             "completion_tokens": total.tokens,
             "total_tokens": of_prompts + total.tokens,
+            "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
             "completion_tokens_details": {
                 "accepted_prediction_tokens": total.accepted,
                 "rejected_prediction_tokens": total.drafted - total.accepted,

@@ -13,6 +13,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from foretoken.core.errors import ModelError, RequestError
 from foretoken.engines.transformers.inputs import input_device
+from foretoken.memory.prefixes import Kept
 
 CROPPABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)  # the last stands where layers share another's keys
 ARGUMENTS = ("past_key_values", "cache_params")  # of forward, for the cache; the second is Mamba's
@@ -78,6 +79,33 @@ class KVCache:
     def slides(self) -> bool:
         """Whether some layers keep only a window of the keys, which dropping tokens cannot move back for long."""
         return any(type(layer) is DynamicSlidingWindowLayer for layer in self.states.layers)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the keys and values of some tokens can be taken out, and put into another cache."""
+        layers: list[Any] = self.states.layers
+        return (
+            not self._is_given and bool(layers) and all(type(layer) in (DynamicLayer, DummyLayer) for layer in layers)
+        )
+
+    def block(self, start: int, end: int) -> Kept:
+        """A copy of the keys and values of some tokens."""
+        layers: list[Any] = self.states.layers
+        states = [
+            (layer.keys[..., start:end, :].clone(), layer.values[..., start:end, :].clone())
+            if type(layer) is DynamicLayer and layer.is_initialized
+            else None
+            for layer in layers
+        ]
+        return Kept(states, sum(part.nbytes for pair in states if pair for part in pair))
+
+    def fill(self, blocks: Sequence[list[tuple[Tensor, Tensor] | None]]) -> None:
+        """Let an empty cache hold the keys and values of such copies, one after the other."""
+        for i, parts in enumerate(zip(*blocks, strict=True)):
+            pairs = [pair for pair in parts if pair is not None]
+            if pairs:
+                keys, values = zip(*pairs, strict=True)
+                self.states.update(torch.cat(keys, dim=-2), torch.cat(values, dim=-2), i)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Another sequence, whose keys and values are to come; those of a cache that was given stay."""

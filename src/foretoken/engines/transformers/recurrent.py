@@ -117,6 +117,10 @@ class RecurrentCache(KVCache):
         self._before: tuple[Mark, dict[Any, States]] | None = None  # the last forward, if it can be taken back
 
     @property
+    def has_blocks(self) -> bool:
+        return False
+
+    @property
     def num_cached(self) -> int:
         if any(isinstance(layer, CacheLayerMixin) for layer in self.states.layers):
             return super().num_cached

@@ -26,6 +26,7 @@ from foretoken.engines.transformers.scans import scans_of_drafts
 from foretoken.engines.transformers.scores import TransformersScores
 from foretoken.engines.transformers.states import output_head, reading
 from foretoken.engines.transformers.tree_mask import tree_mask
+from foretoken.memory.prefixes import BLOCK, Kept, Prefix
 
 PREFILL_CHUNK = 4096  # tokens
 MOST_REREAD = 16  # tokens, beyond which nothing is drafted until they are read for good
@@ -82,6 +83,7 @@ class TransformersTarget:
         self._head = output_head(model)
         self._exact, self._rows = exact, Rows(model)
         self._widths: tuple[int, ...] = ()  # of forwards in which a row's bits are its own; none if nobody asks for it
+        self._prefix: Prefix | None = None  # where the first blocks of a prompt are kept
         self._reads_states = False  # whether the scores will be asked for what the output head reads
         self._draft: Draft | None = None  # what the last score added to the cache, until keep
         self._mark = Mark(0, {})  # where the cache was before it
@@ -124,6 +126,20 @@ class TransformersTarget:
     def expect(self, needs: frozenset[Need]) -> None:
         self._reads_states = "hidden" in needs
 
+    def reuse(self, prefix: Prefix) -> None:
+        """Read prompts in blocks from now on, from those on that are kept, if the model can."""
+        if self.cache.has_blocks and self._reads_in_chunks:
+            self._prefix = prefix
+
+    @property
+    def _reads_in_chunks(self) -> bool:
+        """Whether a prompt may be read in several forwards.
+
+        Where frequencies depend on a forward's longest position, chunks would mix them; and an attention function that
+        is given no mask may be wrong over several rows on top of others.
+        """
+        return not self._positions.depend_on_length and not self._one_row
+
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[int]) -> Scores:
         self._draft = None
@@ -137,21 +153,29 @@ class TransformersTarget:
                 f"The cache already holds {start} tokens and the prompt has {len(prompt)}: "
                 "give the whole conversation with at least one new token, or a new cache."
             )
-        # Where frequencies depend on a forward's longest position, chunks would mix them; and an attention function
-        # that is given no mask may be wrong over several rows on top of others.
-        in_chunks = not self._positions.depend_on_length and not self._one_row
-        chunk = self.prefill_chunk if in_chunks else len(prompt)
+        chunk = self.prefill_chunk if self._reads_in_chunks else len(prompt)
+        blocks: list[Kept | None] = []
         mark = self.cache.mark()
         try:
-            while len(prompt) - start > chunk:
-                self._forward(self.ids[:, start : start + chunk], **self._last_row_only)
-                start += chunk
+            if self._prefix is not None:
+                found, chunk = self._prefix.find(prompt), BLOCK
+                self.cache.fill(found)
+                blocks, start = [None] * len(found), BLOCK * len(found)
+            while True:
+                end = min(start + chunk, len(prompt))
+                logits, states = self._forward(self.ids[:, start:end], **self._last_row_only)
+                if self._prefix is not None and end - start == BLOCK:
+                    blocks.append(self.cache.block(start, end))
+                if end == len(prompt):
+                    break
+                start = end
                 self.cache.drop_out_of_window()
-            logits, states = self._forward(self.ids[:, start:], **self._last_row_only)
         except BaseException:
             self.cache.go_back(mark)
             raise
         self.cache.check_holds(len(prompt), mark)
+        if self._prefix is not None:
+            self._prefix.keep(prompt, blocks)
         self.cache.drop_out_of_window()
         return TransformersScores(self, logits[-1:], Draft(), None if states is None else states[-1:])
 

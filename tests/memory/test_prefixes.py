@@ -19,8 +19,8 @@ def keep(prefixes: Prefixes, namespace: str | None, tokens: list[int]) -> None:
     """Keep all whole blocks of a prompt that are not kept yet; a block's states are its number."""
     prefix = prefixes.of(namespace)
     num_found = len(prefix.find(tokens))
-    new = [Kept(i, SIZE) for i in range(num_found, len(tokens) // BLOCK)]
-    prefix.keep(tokens, [None] * num_found + new)
+    new: list[Kept | None] = [Kept(i, SIZE) for i in range(num_found, len(tokens) // BLOCK)]
+    prefix.keep(tokens, [*[None] * num_found, *new])
 
 
 def found(prefixes: Prefixes, namespace: str | None, tokens: list[int]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,9 +20,10 @@ import httpx2 as httpx
 
 from foretoken.core.contracts import Step
 from foretoken.core.draft import Draft
-from foretoken.server import exchange
+from foretoken.server import connections, exchange
 from foretoken.server.answers import Part
 from foretoken.server.replies import Reply
+from foretoken.server.run import listen
 from foretoken.server.schema import CompletionAsked, read_asked
 from foretoken.server.tools import BARE
 from helpers.serving import serving
@@ -139,3 +142,63 @@ def test_a_client_that_does_not_read_is_let_go(monkeypatch):
         return running
 
     assert asyncio.run(asyncio.wait_for(answered(), 10)).cancelled
+
+
+@contextmanager
+def connected(client: Any, room: int | None = None) -> Iterator[socket.socket]:
+    """A bare connection to the server, maybe with little room for what it is sent."""
+    with socket.socket() as raw:
+        if room is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        raw.settimeout(10)
+        raw.connect((client.base_url.host, client.base_url.port))
+        yield raw
+
+
+def head(length: int, path: str = "/v1/completions") -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /health HTTP/1.1\r\nHos", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", head(4, "/health") + b"ab"],
+)
+def test_a_connection_without_a_request_is_closed(lm, monkeypatch, sent):
+    """It may say nothing from the beginning, stop within a request's head, or fall silent after an answer."""
+    monkeypatch.setattr(connections, "QUIET", 0.3)
+    with serving(lm) as client, running(client), connected(client) as raw:
+        raw.sendall(sent)
+        while raw.recv(1 << 16):
+            pass  # until the server has closed it
+        assert health(client) == (1, 0), "another connection's answer goes on"
+
+
+def test_a_request_that_comes_byte_by_byte_does_not_stay_for_ever(lm, monkeypatch):
+    monkeypatch.setattr(connections, "QUIET", 0.3)
+    with serving(lm) as client, connected(client) as raw, pytest.raises(OSError):
+        for byte in head(5) * 100:
+            raw.sendall(bytes([byte]))
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_unread_what_it_was_sent_is_let_go(lm, monkeypatch, stream):
+    """Its place is free, and nothing of the connection stays with the server."""
+
+    def with_little_room(*where: Any) -> socket.socket:
+        listening = listen(*where)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
+        return listening
+
+    monkeypatch.setattr(connections, "UNREAD", 0.3)
+    monkeypatch.setattr("helpers.serving.listen", with_little_room)
+    lengthy = {"max_tokens": 10_000_000} if stream else {"max_tokens": 300, "logprobs": 20}
+    body = json.dumps(TEXT | {"stream": stream} | lengthy).encode()
+    with serving(lm) as client, connected(client, room=1024) as raw:
+        raw.sendall(head(len(body)) + body)
+        wait_until(lambda: health(client)[0] == 1)
+        wait_until(lambda: health(client) == (0, 0))
+        with pytest.raises(OSError):
+            wait_until(lambda: bool(raw.send(b"x")) and False)

@@ -11,9 +11,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from foretoken.core.errors import RequestError
+from foretoken.server.connections import QUIET, Connection, notice_the_dead
 
 BACKLOG = 256
-KEEP_ALIVE = 30  # seconds that a connection without a request stays open
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -24,10 +24,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
+        listening = socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no name of a machine"
         raise RequestError(f"Nobody can listen on {host}:{port}: {reason}. Give another --host or --port.") from error
+    notice_the_dead(listening)
+    return listening
 
 
 def url_of(listening: socket.socket) -> str:
@@ -62,7 +64,8 @@ def server(app: Starlette, started: Callable[[], None] = lambda: None) -> uvicor
         access_log=False,
         log_level="critical",
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        http=Connection,
+        timeout_keep_alive=int(QUIET),
         ws="none",
     )
     return Server(config)

@@ -90,13 +90,12 @@ class KVCache:
 
     def block(self, start: int, end: int) -> Kept:
         """A copy of the keys and values of some tokens."""
+        states: list[tuple[Tensor, Tensor] | None] = []
         layers: list[Any] = self.states.layers
-        states = [
-            (layer.keys[..., start:end, :].clone(), layer.values[..., start:end, :].clone())
-            if type(layer) is DynamicLayer and layer.is_initialized
-            else None
-            for layer in layers
-        ]
+        for layer in layers:
+            has_own = not isinstance(layer, DummyLayer)  # which stands where a layer shares another's
+            both = (layer.keys, layer.values) if has_own else None
+            states.append(both and (both[0][..., start:end, :].clone(), both[1][..., start:end, :].clone()))
         return Kept(states, sum(part.nbytes for pair in states if pair for part in pair))
 
     def fill(self, blocks: Sequence[list[tuple[Tensor, Tensor] | None]]) -> None:

@@ -30,12 +30,11 @@ from benchmarks.recorded import background_for
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
-from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.harness import Answer, Row
 from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import choose_methods
 from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
-from foretoken.measure.run import Conditions, measure, stop_tokens
+from foretoken.measure.run import Conditions, measure
 
 ATTENTION = "attention"
 LAYERS, VOCAB = 16, 4096  # the vocabulary is the bundled model's
@@ -109,12 +108,12 @@ def main(
 
 def edits() -> Iterator[Question]:
     """The bundled model's answers to its prompts of edits."""
-    model, tokenizer = load_model("tiny", "float32", "cpu"), load_tokenizer("tiny")
-    ends = stop_tokens(model)
+    model, tokenizer = MeasuredModel(load_model("tiny", "float32", "cpu"), asked_exact=False), load_tokenizer("tiny")
     asked = parse_prompts(bundled_prompts(), lambda text: tokenizer(text)["input_ids"])
     for question in [one for one in asked if one.kind == "edit"][:EDITS]:
-        target = TransformersTarget(model, Conditions(temperature=TEMPERATURE).choice)
-        answer = Answer.of(decode(target, None, question.prompt, max_new_tokens=NEW_TOKENS, stop_tokens=ends))
+        target = model.target(TEMPERATURE, SEED)
+        steps = decode(target, None, question.prompt, max_new_tokens=NEW_TOKENS, stop_tokens=model.stop_tokens)
+        answer = Answer.of(steps)
         yield Question(question.id, question.kind, question.prompt, answer.tokens)
 
 

@@ -27,12 +27,11 @@ from benchmarks.recorded import background_for, read_sets
 from foretoken.core.decode import decode
 from foretoken.core.errors import ForetokenError
 from foretoken.engines.transformers.loading import load_model, load_tokenizer
-from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.harness import Answer, Row
 from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import choose_methods
 from foretoken.measure.prompts import Question, bundled_prompts, parse_prompts
-from foretoken.measure.run import Conditions, measure, stop_tokens
+from foretoken.measure.run import SEED, Conditions, measure
 from foretoken.replay.read import MIN_OUTPUT
 
 MAX_PROMPT, MAX_OUTPUT = 512, 64  # tokens of a recorded answer's, so that a round takes seconds
@@ -70,11 +69,11 @@ def recorded_answers(data: Data, tokenizer: str, per_set: int) -> Iterator[Quest
 
 def own_answers() -> Iterator[Question]:
     """Two answers of the bundled model to prompts of each kind."""
-    model, tokenizer = load_model("tiny", "float32", "cpu"), load_tokenizer("tiny")
+    model, tokenizer = MeasuredModel(load_model("tiny", "float32", "cpu"), asked_exact=False), load_tokenizer("tiny")
     for question in parse_prompts(bundled_prompts(), lambda text: list(tokenizer(text)["input_ids"]), limit=2):
-        target = TransformersTarget(model, Conditions(temperature=0.8).choice)
-        ends = stop_tokens(model)
-        answer = Answer.of(decode(target, None, question.prompt, max_new_tokens=MAX_OUTPUT, stop_tokens=ends))
+        target = model.target(0.8, SEED)
+        steps = decode(target, None, question.prompt, max_new_tokens=MAX_OUTPUT, stop_tokens=model.stop_tokens)
+        answer = Answer.of(steps)
         if len(answer.tokens) >= MIN_OUTPUT:
             yield Question(question.id, question.kind, question.prompt, answer.tokens)
 

@@ -32,7 +32,6 @@ from foretoken.drafters import Mixed, Recipe, RefinedSpeculator, Speculator
 from foretoken.engines.transformers.loading import TINY, load_model, load_tokenizer
 from foretoken.engines.transformers.speculator import find_speculator
 from foretoken.engines.transformers.states import output_head
-from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.harness import Row
 from foretoken.measure.loops import loops
 from foretoken.measure.measured_model import MeasuredModel
@@ -121,9 +120,10 @@ def head_rows(
     assert isinstance(head, nn.Linear)
     module = load_speculator(folder, head.in_features, head.out_features, head).float()
     right, count = torch.zeros(module.num_heads + 1), 0
-    target = TransformersTarget(model, conditions.choice)
+    model_alone = MeasuredModel(model, asked_exact=False)
+    target = model_alone.target(conditions.temperature, SEED)
     for question in track(questions, f"{conditions.decoding}: {speculator}"):
-        recording = record(target, question, conditions)
+        recording = record(target, question, conditions, model_alone.stop_tokens)
         length = len(recording.tokens) - module.num_heads - 1
         if loops(recording.tokens) or length < 1:
             continue

@@ -74,7 +74,7 @@ def test_no_value_is_a_traceback_or_leaves_anything(
     place, nothing_measured, monkeypatch, capsys, command, option, is_option
 ):
     if command[0] == "bench" and option not in ("--model", "--draft-model", "--dtype", "--device"):
-        measured = SimpleNamespace(dtype="float32", exactness=SimpleNamespace(widths=tuple))
+        measured = SimpleNamespace(dtype="float32", exact=False)
         monkeypatch.setattr("foretoken.cli.bench._measured_model", lambda *_: measured)
     sys.stderr.reconfigure(errors="backslashreplace")  # as the interpreter's own is
     for value in VALUES:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from foretoken.core.contracts import Step, Top
+from foretoken.core.contracts import Scores, Step, Top
 from foretoken.drafters import NgramMixer, ngram
 from foretoken.ngrams import arrays, kernels, store
 from foretoken.ngrams.shared import SharedNgrams
@@ -45,7 +45,7 @@ def refuse_negative(function: str) -> None:
     setattr(kernels, function, checked)
 
 
-class Named:
+class Named(Scores):
     """Scores of a target that names any tokens."""
 
     def __init__(self, chance: random.Random) -> None:
@@ -53,15 +53,6 @@ class Named:
 
     def choose(self, row: int) -> int:
         return self.chance.choice(TOKENS)
-
-    def runner_up(self, row: int) -> tuple[int, float]:
-        raise NotImplementedError
-
-    def hidden(self, rows: Any) -> Any:
-        raise NotImplementedError
-
-    def logprobs(self, row: int) -> Any:
-        raise NotImplementedError
 
     def top(self, rows: Any, k: int) -> Top:
         return Top([self.chance.choices(TOKENS, k=k) for _ in rows], [[0.5] * k for _ in rows])

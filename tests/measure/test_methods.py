@@ -194,7 +194,7 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
     monkeypatch.setattr(run, "decode", partial(decode, verify=accept_the_first_guess))
     with pytest.raises(TextChanged, match=r"abc .float32, greedy., method wrong: another token after 1 "):
         list(measure(measured, [PROMPT], methods, SHORT))
-    half = MeasuredModel(load_model("tiny", "bfloat16", "cpu"))
+    half = MeasuredModel(load_model("tiny", "bfloat16", "cpu"), asked_exact=False)
     ((plain, wrong),) = measure(half, [PROMPT], methods, SHORT)
     assert right == [None] and plain.difference is None and "bfloat16" in wrong.difference
     assert wrong.differs_at == 1 and wrong.gap >= 0 and not wrong.as_dict()["identical"]
@@ -205,7 +205,7 @@ def test_the_gap_is_that_of_the_best_two_logits(measured):
     ids = encode("a b c")
     logits = measured.model(input_ids=measured.model.dummy_inputs["input_ids"].new_tensor([ids])).logits[0, -1]
     best, second = logits.topk(2).values.tolist()
-    assert gap(measured.model, ids) == pytest.approx(best - second, abs=1e-4)
+    assert gap(measured.target(), ids) == pytest.approx(best - second, abs=1e-4)
 
 
 def test_answers_that_loop_are_never_in_the_headline():
@@ -219,7 +219,7 @@ def test_answers_that_loop_are_never_in_the_headline():
 def test_an_answer_without_steps_has_no_rows(measured, monkeypatch):
     first = next(measure(measured, [PROMPT], [METHODS["plain"]], SHORT))
     assert first
-    monkeypatch.setattr(run, "stop_tokens", lambda model: list(range(model.config.vocab_size)))
+    monkeypatch.setattr(MeasuredModel, "stop_tokens", range(measured.model.config.vocab_size))
     assert list(measure(measured, [PROMPT], [METHODS["plain"]], SHORT)) == [[]]
 
 
@@ -267,7 +267,9 @@ def test_the_command_writes_numbers_and_a_page(monkeypatch, capsys, tmp_path, mo
         (["methods", "--prompts", "/nowhere/p.jsonl"], "could not be read: No such file"),
         (["methods", "--rounds", 0], "rounds is 0"),
         (["methods", "--method", "transformers", "--temperature", 0.8], "answers only greedily"),
-        (["methods", "--model", "toy"], "needs a model of transformers"),
+        (["speculator", "--model", "toy"], "needs a model of transformers"),
+        (["methods", "--model", "toy", "--draft-model", "tiny"], "leave out --draft-model"),
+        (["methods", "--model", "toy", "--method", "early-exit"], "needs a model of transformers: leave it out"),
         (["methods", "--limit", 0], "limit is 0"),
         (["methods", "--max-new-tokens", 1], "max_new_tokens is 1"),
         (["methods", "--temperature", -1], "temperature is -1"),

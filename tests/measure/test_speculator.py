@@ -9,11 +9,11 @@ import torch
 
 from foretoken import DecodeStats, FixedBudget, ForetokenError, decode
 from foretoken.drafters import Parts, SharedNgrams
-from foretoken.engines.transformers.target import TransformersTarget
+from foretoken.engines.transformers.choice import Choice
 from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import METHODS
 from foretoken.measure.prompts import Question
-from foretoken.measure.run import Conditions
+from foretoken.measure.run import SEED, Conditions
 from foretoken.measure.speculator import ORACLE_OF_ALL, REPLAYED, HeadCounts, _replayed, analyse, count, record
 from foretoken.speculators.formats import save_speculator
 from foretoken.speculators.module import IndependentHeads
@@ -29,9 +29,11 @@ SAMPLED = Conditions(0.9, 1, 40)
 @pytest.mark.parametrize("kind", ["mlp", "blockwise"])
 def test_a_replay_is_accepted_just_as_a_real_run_is(kind):
     model = tiny_model("llama")
-    target, heads = TransformersTarget(model, SAMPLED.choice), torch_heads(model, kind, SAMPLED.choice)
-    recording = record(target, PROMPT, SAMPLED)
-    replayed = _replayed(recording, heads, MeasuredModel(model))
+    measured = MeasuredModel(model, asked_exact=False)
+    target = measured.target(SAMPLED.temperature, SEED)
+    heads = torch_heads(model, kind, target.choice)
+    recording = record(target, PROMPT, SAMPLED, [])
+    replayed = _replayed(recording, heads, measured)
     for name in REPLAYED:
         method = METHODS[name]
         assert method.recipe is not None and method.drafted is not None
@@ -50,9 +52,10 @@ def test_counts_are_those_of_the_logits():
     model = tiny_model("llama")
     module = random_speculator(model, "blockwise")
     assert isinstance(module, IndependentHeads)
-    recording = record(TransformersTarget(model, SAMPLED.choice), PROMPT, SAMPLED)
+    target = MeasuredModel(model, asked_exact=False).target(SAMPLED.temperature, SEED)
+    recording = record(target, PROMPT, SAMPLED, [])
     counts = [HeadCounts() for _ in range(module.num_heads)]
-    oracles = count(recording, torch_heads(model, "blockwise", Conditions(0.0).choice), counts)
+    oracles = count(recording, torch_heads(model, "blockwise", Choice()), counts)
     tokens = torch.tensor(recording.tokens)
     with torch.inference_mode():
         logits = torch.stack([module.all(state) for state in recording.states[:-1]]).float()  # [places, heads, vocab]

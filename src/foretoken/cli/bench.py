@@ -18,11 +18,11 @@ from foretoken.cli.options import Background, Device, Dtype, ExactOption, HtmlFi
 from foretoken.cli.output import check_outputs, markdown_table, write_quietly, write_text
 from foretoken.core.errors import RequestError
 from foretoken.engines import ENGINES, engine_module
-from foretoken.engines.base import FOUND, Exact
+from foretoken.engines.base import FOUND, Engine, Exact
 from foretoken.texts import read_text
 
 if TYPE_CHECKING:
-    from foretoken.measure.measured_model import MeasuredModel
+    from foretoken.measure.measured_model import Measured, MeasuredEngine, MeasuredModel
     from foretoken.measure.speculator import Analysis
 
 MAX_COST_SECONDS = 30.0  # of measuring what rows cost
@@ -54,7 +54,10 @@ def methods(
     ] = None,
     prompts: Prompts = None,
     limit: Limit = None,
-    dtype: Annotated[list[str] | None, of_model(help="Dtype to run in (repeatable).", show_default="float32")] = None,
+    dtype: Annotated[
+        list[str] | None,
+        of_model(help="Dtype to run in (repeatable); a GGUF file has its own.", show_default="float32"),
+    ] = None,
     temperature: Temperatures = None,
     rounds: Rounds = 3,
     max_new_tokens: MaxNewTokens = 200,
@@ -67,10 +70,10 @@ def methods(
 ) -> None:
     """Compare every drafter and combination with plain decoding, in turns on the same prompts.
 
-    Every output is compared with plain decoding. In float32 a mismatch ends the run (status 1); in half precision
-    mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens after the prefill. The
-    rows of a step are the last token, the drafted tokens and the lookahead rows. Transformers' own loop (transformers,
-    transformers-lookup) answers only greedily.
+    Every output is compared with plain decoding. In float32 and where exactness is in force a mismatch ends the run
+    (status 1); elsewhere mismatches are counted. Answers that loop are counted apart. Speed is measured on the tokens
+    after the prefill. The rows of a step are the last token, the drafted tokens and the lookahead rows. Transformers'
+    own loop (transformers, transformers-lookup) answers only greedily.
     """
     from rich.progress import track
 
@@ -80,10 +83,13 @@ def methods(
     from foretoken.measure.run import SEED, Conditions, measure
 
     asked = read_exact(exact)
-    _refuse_other_engines(model, draft_model)
+    theirs = _is_of_transformers(model)
+    if draft_model is not None and not (theirs and _is_of_transformers(draft_model)):
+        raise RequestError("A draft model is for a model of transformers, and is one: leave out --draft-model.")
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs + read_from(draft_model or ""))
-    chosen = choose_methods(method or [], draft_model is not None, _has_heads(model, speculator))
+    has_heads = theirs and _has_heads(model, speculator)
+    chosen = choose_methods(method or [], draft_model is not None, has_heads, theirs)
     conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
     for one in chosen if method and all(some.temperature for some in conditions) else []:
         if one.generate is not None:
@@ -102,11 +108,14 @@ def methods(
     }
     found["methods"] = [one.as_dict() for one in chosen]
     rows: list[Row] = []
-    for name in dtype or ["float32"]:
-        measured = _measured_model(model, draft_model, name, device, background, speculator, asked)
-        found["provenance"].setdefault("exact", {})[name] = bool(measured.exactness.widths())
+    for name in dtype or ["float32" if theirs else "auto"]:
+        if theirs:
+            measured: Measured = _measured_model(model, draft_model, name, device, background, speculator, asked)
+        else:
+            measured = _measured_engine(model, name, device, background, speculator, asked)
+        found["provenance"].setdefault("exact", {})[measured.dtype] = measured.exact
         for some in conditions:
-            said = f"{name}, {some.decoding}: {len(chosen)} methods in turns"
+            said = f"{measured.dtype}, {some.decoding}: {len(chosen)} methods in turns"
             with _ended_by_another_text():
                 for more in track(measure(measured, taken, chosen, some), said, len(taken), console=err):
                     rows += more
@@ -152,7 +161,8 @@ def speculator(
     from foretoken.reports.speculator import length_rows, speculator_page
 
     asked = read_exact(exact)
-    _refuse_other_engines(model)
+    if not _is_of_transformers(model):
+        raise RequestError(f"This benchmark needs a model of transformers, which {model!r} is not.")
     inputs = [*([] if prompts is None else [prompts]), *read_from(model), *read_from(background)]
     check_outputs(out_file, html_file, inputs)
     if not _has_heads(model, speculator):
@@ -195,6 +205,56 @@ def _head_rows(found: Analysis) -> list[dict[str, Any]]:
     ]
 
 
+@app.command(name="llama-cpp")
+def llama_cpp(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files.", show_default=False)],
+    prompts: Prompts = None,
+    limit: Limit = None,
+    temperature: Temperatures = None,
+    rounds: Rounds = 3,
+    max_new_tokens: MaxNewTokens = 200,
+    threads: Annotated[int, typer.Option(min=1, help="That forwards are computed with.")] = 1,
+    background: Background = "general",
+    exact: ExactOption = "auto",
+    out_file: OutFile = Path("build/llama-cpp.json"),
+) -> None:
+    """Compare drafting on GGUF files with plain decoding and with llama-cpp-python's prompt lookup.
+
+    All answer in turns. Speeds are those of the tokens after the first one, by processor time and by the clock on the
+    wall. With one thread the processor time is that of the answer, whatever else the machine does. llama-cpp-python
+    answers greedily only. Every text is compared with the plain one of the same library; the exit status is 1 if one of
+    ours differs where exactness is in force.
+    """
+    from rich.progress import track
+
+    from foretoken.measure import llama_cpp as measuring
+    from foretoken.measure.prompts import bundled_prompts, parse_prompts
+    from foretoken.measure.run import SEED, Conditions
+
+    asked = read_exact(exact)
+    inputs = [*files, *([] if prompts is None else [prompts]), *read_from(background)]
+    check_outputs(out_file, None, inputs)
+    conditions = [Conditions(value, rounds, max_new_tokens) for value in temperature or [0.0, 0.8]]
+    workload = bundled_prompts() if prompts is None else read_text(prompts)
+    found, lines, changed = _provenance(workload, SEED), list[dict[str, Any]](), False
+    found["provenance"] |= {"rounds": rounds, "max_new_tokens": max_new_tokens, "limit": limit, "threads": threads}
+    for path in files:
+        measured = _measured_gguf(path, background, asked, threads)
+        questions = parse_prompts(workload, measured.engine.encode, limit)
+        for some in conditions:
+            turns = measuring.measure(measured, questions, some)
+            answers = list(track(turns, f"{path.name}, {some.decoding}", len(questions), console=err))
+            new = list(measuring.summarise(measured, questions, answers, some.decoding))
+            lines += [asdict(line) | {"exact": measured.exact} for line in new]
+            ours = [line for line in new if not line.method.startswith(measuring.THEIRS)]
+            changed |= measured.exact and any(line.same_text < line.prompts for line in ours)
+            _write(out_file, found | {"lines": lines})
+    out.print(markdown_table([line for line in lines if line["method"] != measuring.PLAIN]))
+    err.print(f"written to {plain(str(out_file))}", style="dim")
+    if changed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def costs(
     model: Model = "tiny",
@@ -232,19 +292,17 @@ def costs(
     err.print(f"written to {plain(str(out_file))}", style="dim")
 
 
-def _refuse_other_engines(*models: str | None) -> None:
-    """Refuse models that transformers does not run, before anything is loaded or downloaded.
-
-    Raises:
-        ForetokenError: If there is one.
-    """
-    for model in models:
-        if model is not None and engine_module(model) != ENGINES["*"]:
-            raise RequestError(f"This benchmark needs a model of transformers, which {model!r} is not.")
+def _is_of_transformers(model: str) -> bool:
+    """Whether transformers runs it."""
+    return engine_module(model) == ENGINES["*"]
 
 
 def _encoder(model: str) -> Callable[[str], list[int]]:
     """What makes tokens of a prompt, as the model's tokenizer does by itself."""
+    if not _is_of_transformers(model):
+        from foretoken.engines import load_engine
+
+        return load_engine(model, "auto", None, trust_remote_code=False, exact=False).encode
     from foretoken.engines.transformers.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
@@ -284,6 +342,42 @@ def _measured_model(
         settle_threads(loaded)
     corpus = background_folder(background, model)
     return MeasuredModel(loaded, Corpus.open(corpus) if corpus else None, draft, speculator, exact)
+
+
+def _measured_engine(
+    model: str, dtype: str, device: str | None, background: str, speculator: str, exact: Exact
+) -> MeasuredEngine:
+    """The model of another engine, and its corpus."""
+    from foretoken.engines import load_engine
+
+    with err.status(Text(f"loading {plain(model)}")):
+        engine = load_engine(model, dtype, device, False, speculator, exact)
+        engine.settle_threads()
+        return _with_corpus(engine, background)
+
+
+def _measured_gguf(path: Path, background: str, exact: Exact, threads: int) -> MeasuredEngine:
+    """A GGUF file and its corpus."""
+    from foretoken.engines import import_engine
+
+    if not path.name.endswith(".gguf"):
+        raise RequestError(f"{str(path)!r} is no GGUF file: their names end in .gguf.")
+    with err.status(Text(f"loading {plain(path.name)}")):
+        engine = import_engine(str(path)).LlamaCppEngine(path, threads=threads, exact=exact)
+        return _with_corpus(engine, background)
+
+
+def _with_corpus(engine: Engine, background: str) -> MeasuredEngine:
+    """A model of any engine, and the corpus of this name in its tokens."""
+    from foretoken.measure.measured_model import MeasuredEngine
+    from foretoken.memory.corpus.general import general_folder
+    from foretoken.ngrams.background import Background as Corpus
+
+    if background == "none":
+        return MeasuredEngine(engine)
+    if background == "general":
+        background = str(general_folder(engine.batch_encoder(), engine.fingerprint))
+    return MeasuredEngine(engine, Corpus.open(background, engine.fingerprint))
 
 
 @contextmanager

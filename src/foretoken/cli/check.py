@@ -11,6 +11,7 @@ from rich.table import Table
 from foretoken.cli.console import err, out, plain, print_json
 from foretoken.cli.input import load_model
 from foretoken.cli.options import AsJson, Device, DraftOptions, ExactOption, ModelOptions, of_model
+from foretoken.engines import ENGINES, engine_module
 
 if TYPE_CHECKING:
     from foretoken.measure.check import Report
@@ -20,13 +21,14 @@ EXACTNESS = "a forward is filled up to the next of these numbers of rows"
 
 
 def check(
-    model: Annotated[str, typer.Argument(help='Model folder, name on the hub, or "tiny".')] = "tiny",
+    model: Annotated[str, typer.Argument(help='Model folder, name on the hub, GGUF file, or "tiny".')] = "tiny",
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="Text to continue (repeatable).", metavar="TEXT", show_default="a built-in text"),
     ] = None,
     dtype: Annotated[
-        list[str] | None, of_model(help="Dtype to check (repeatable).", show_default=", ".join(DTYPES))
+        list[str] | None,
+        of_model(help="Dtype to check (repeatable); a GGUF file has its own.", show_default=", ".join(DTYPES)),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each answer.")] = 64,
     as_json: AsJson = False,
@@ -42,7 +44,7 @@ def check(
     from foretoken.measure.check import check as check_model
 
     reports = []
-    for name in dtype or DTYPES:
+    for name in dtype or (DTYPES if engine_module(model) == ENGINES["*"] else ["auto"]):
         lm = load_model(ModelOptions(model, name, device, exact), DraftOptions(drafter="none", background="none"))
         with err.status(f"{name}: plain and drafted"):
             reports.append(check_model(lm, max_new_tokens, prompt or None))

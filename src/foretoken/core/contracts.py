@@ -12,7 +12,7 @@ from foretoken.core.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
 
-Need = Literal["top", "runner_up", "hidden", "logprobs"]
+Need = Literal["top", "runner_up", "hidden", "logprobs", "row_logits"]
 """A method of ``Scores`` that a drafter may need and a target may provide."""
 
 _NEEDS: dict[Need, str] = {
@@ -20,6 +20,7 @@ _NEEDS: dict[Need, str] = {
     "runner_up": "the second choice of a row",
     "hidden": "the hidden states of a row",
     "logprobs": "the log-probabilities of all tokens after a row",
+    "row_logits": "the logits of a row",
 }
 
 
@@ -147,6 +148,13 @@ class Scores(Protocol):
         An array or a list, as ``numpy.asarray`` reads it. Only where the target provides "logprobs".
         """
         raise RuntimeError('This target does not provide "logprobs".')
+
+    def row_logits(self, row: int) -> Any:
+        """The logits after a row before any processor, [vocab], as ``numpy.asarray`` reads them.
+
+        Only where the target provides "row_logits".
+        """
+        raise RuntimeError('This target does not provide "row_logits".')
 
 
 class Target(Protocol):

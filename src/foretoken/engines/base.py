@@ -15,6 +15,7 @@ from foretoken.core.contracts import Drafter, Helpers, Step, Target
 from foretoken.core.decode import decode
 from foretoken.core.errors import RequestError
 from foretoken.core.sampling import Sampling
+from foretoken.memory.self_tests import SelfTest
 
 DEFAULT_NEW_TOKENS = 256  # if neither the caller nor the model says how long an answer may be
 
@@ -163,6 +164,11 @@ class Engine(Tokens, Helpers, Protocol):
         ...
 
     @property
+    def dtype(self) -> str:
+        """What the weights are kept in, such as "bfloat16"."""
+        return self.name
+
+    @property
     def exact(self) -> bool:
         """Whether the scores of drafted rows are those of plain decoding in every bit, so that no rounding shows."""
         return False
@@ -176,6 +182,15 @@ class Engine(Tokens, Helpers, Protocol):
         if check_exact(exact) is True and not self.exact:
             raise RequestError(f"The {self.name} engine cannot be exact: leave exact out.")
         return self
+
+    @property
+    def self_test(self) -> SelfTest:
+        """What the engine's self-test of exactness finds for this model on this machine.
+
+        Raises:
+            ForetokenError: If there is none, or the model cannot be exact.
+        """
+        raise RequestError(f"The {self.name} engine has no self-test of exactness.")
 
     def settle_threads(self) -> None:
         """Let the whole process compute with as many threads as suit the model; commands ask for it."""

@@ -11,20 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from foretoken.api.language_model import LanguageModel
 from foretoken.core.budget import FixedBudget
-from foretoken.core.contracts import Drafter, Step
+from foretoken.core.contracts import Drafter, Step, Target
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError, LogitsError, ModelError
 from foretoken.drafters import AdaptiveNgram
-from foretoken.engines.transformers.engine import TransformersEngine
-from foretoken.engines.transformers.scores import TransformersScores
-from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.memory.self_tests import SelfTest
+
+Logits = NDArray[np.float32]
 
 CONTEXTS = (16, 128, 256)  # tokens before an answer; attention rounds as the length of the context decides
 TEXT = '''The first thing they noticed about the house was how quiet it stood. No dog barked, no curtain moved,
@@ -165,12 +164,12 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
     Raises:
         ForetokenError: If a prompt leaves no room for its answer, or the engine shows no logits.
     """
-    if not isinstance(lm.engine, TransformersEngine):
-        raise ModelError(f"The {lm.engine.name} engine shows no logits to check: compare its texts instead.")
     target = lm.engine.target()
+    if "row_logits" not in target.provides:
+        raise ModelError(f"The {lm.engine.name} engine shows no logits to check: compare its texts instead.")
     report = Report(lm.engine.dtype, target.supports_trees, exact=lm.engine.exact)
     try:
-        report.self_test = lm.engine.exactness.self_test
+        report.self_test = lm.engine.self_test
     except ForetokenError as error:
         report.not_exact = str(error)
     for index, ids in enumerate(_contexts(lm, max_new_tokens) if prompts is None else map(lm.encode, prompts)):
@@ -183,7 +182,7 @@ def check(lm: LanguageModel, max_new_tokens: int, prompts: Sequence[str] | None 
         tokens = [token for token, _ in plain]
         report.tokens += len(tokens)
         report.contexts.append((len(ids), len(ids) + len(tokens) - 1))
-        for drafter in _drafters(target, [*ids, *tokens]):
+        for drafter in _drafters(target, [*ids, *tokens], lm.engine.vocab_size):
             report.answers += 1
             try:
                 drafted = list(_tokens_with_logits(target, drafter, ids, max_new_tokens))
@@ -200,36 +199,37 @@ def _contexts(lm: LanguageModel, max_new_tokens: int) -> list[list[int]]:
     return [ids[:length] for length in sorted({min(length, room, len(ids)) for length in CONTEXTS})]
 
 
-def _drafters(target: TransformersTarget, text: Sequence[int]) -> Iterator[Drafter]:
+def _drafters(target: Target, text: Sequence[int], vocab: int) -> Iterator[Drafter]:
     """One that guesses, and the known answer as a chain and, where the model takes it, as a tree."""
     yield AdaptiveNgram()
-    yield RecordedTree(text, target.vocab_size, False)
+    yield RecordedTree(text, vocab, False)
     if target.supports_trees:
-        yield RecordedTree(text, target.vocab_size, True)
+        yield RecordedTree(text, vocab, True)
 
 
 def _tokens_with_logits(
-    target: TransformersTarget, drafter: Drafter | None, ids: Sequence[int], max_new_tokens: int
-) -> Iterator[tuple[int, Tensor]]:
+    target: Target, drafter: Drafter | None, ids: Sequence[int], max_new_tokens: int
+) -> Iterator[tuple[int, Logits]]:
     """Every token of an answer and the logits that it was chosen from, float32 [vocab]."""
     for step in decode(target, drafter, ids, max_new_tokens=max_new_tokens, budget=FixedBudget(15)):
-        assert isinstance(step.scores, TransformersScores)
+        assert step.scores is not None
         for token, node in zip(step.tokens, (-1, *step.path), strict=True):
-            yield token, step.scores.logits[node + 1].float().clone()
+            yield token, np.array(step.scores.row_logits(node + 1), np.float32)
 
 
 def _compare(
-    report: Report, prompt: int, drafter: str, plain: list[tuple[int, Tensor]], drafted: list[tuple[int, Tensor]]
+    report: Report, prompt: int, drafter: str, plain: list[tuple[int, Logits]], drafted: list[tuple[int, Logits]]
 ) -> None:
     """Add a pair of answers to the report, up to their first difference."""
     for position, ((token, logits), (other, others)) in enumerate(zip(plain, drafted, strict=True)):
-        moved = float((logits - others)[logits != others].abs().max()) if bool((logits != others).any()) else 0.0
+        differ = logits != others
+        moved = float(np.abs(logits[differ] - others[differ]).max(initial=0.0))
         if not math.isfinite(moved) or not math.isfinite(float(logits[token])):
             report.not_numbers += 1
             return
         report.noise = max(report.noise or 0.0, moved)
         if token != other:
-            best, second = torch.topk(logits, 2).values.tolist()
+            second, best = np.partition(logits, -2)[-2:].tolist()
             gap = best - second if math.isfinite(best - second) else None
             report.differences.append(Difference(prompt, drafter, position, token, other, gap))
             return

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
+import numpy as np
 
+from foretoken.core.contracts import Target
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ForetokenError
-from foretoken.engines.transformers.scores import TransformersScores
-from foretoken.engines.transformers.target import TransformersTarget
 
 
 class TextChanged(ForetokenError):
@@ -28,11 +27,8 @@ def first_difference(plain: Sequence[int], drafted: Sequence[int]) -> int | None
     return next((i for i, (a, b) in pairs if a != b), None if same_length else shorter)
 
 
-def gap(model: PreTrainedModel, tokens: Sequence[int]) -> float:
+def gap(target: Target, tokens: Sequence[int]) -> float:
     """By how much the best logit after ``tokens``, scored by a forward over one row, leads the second."""
-    target = TransformersTarget(model)
     target.prefill(tokens[:-1])
-    scores = target.score(tokens[-1], Draft())
-    assert isinstance(scores, TransformersScores)
-    best, second = scores.logits[0].float().topk(2).values.tolist()
+    second, best = np.partition(np.asarray(target.score(tokens[-1], Draft()).row_logits(0), np.float32), -2)[-2:]
     return float(best - second)

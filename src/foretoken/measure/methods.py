@@ -49,6 +49,11 @@ class Method:
         return self.recipe is not None and self.recipe.name == DraftModel.name
 
     @property
+    def needs_transformers(self) -> bool:
+        """Whether only models of transformers have what it takes."""
+        return self.generate is not None or isinstance(self.recipe, EarlyExit)
+
+    @property
     def needs_heads(self) -> bool:
         """Whether it is measured only where there are trained heads."""
         recipe = self.recipe
@@ -105,7 +110,9 @@ METHODS = {
 }
 
 
-def choose_methods(names: Sequence[str], draft_model: bool, heads: bool = False) -> list[Method]:
+def choose_methods(
+    names: Sequence[str], draft_model: bool, heads: bool = False, of_transformers: bool = True
+) -> list[Method]:
     """Plain decoding and the methods of these names.
 
     Args:
@@ -113,17 +120,21 @@ def choose_methods(names: Sequence[str], draft_model: bool, heads: bool = False)
             can run.
         draft_model: Whether there is one.
         heads: Whether there are trained heads.
+        of_transformers: Whether transformers runs the model: then early exit and its own loop are methods, too.
 
     Raises:
-        ForetokenError: If there is no such method, or it needs a draft model.
+        ForetokenError: If there is no such method, or it needs what the model has not.
     """
     if not names:
         with_model = [method for method in METHODS.values() if draft_model or not method.needs_draft_model]
-        return [method for method in with_model if heads or not method.needs_heads]
+        with_engine = [method for method in with_model if of_transformers or not method.needs_transformers]
+        return [method for method in with_engine if heads or not method.needs_heads]
     chosen = [METHODS.get(name) or _method(name) for name in dict.fromkeys(names)]
     for method in chosen:
         if method.needs_draft_model and not draft_model:
             raise RequestError(f"The method {method.name!r} needs a draft model: name one with --draft-model.")
+        if method.needs_transformers and not of_transformers:
+            raise RequestError(f"The method {method.name!r} needs a model of transformers: leave it out.")
     return [PLAIN, *(method for method in chosen if method is not PLAIN)]
 
 

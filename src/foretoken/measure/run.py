@@ -1,4 +1,4 @@
-"""Methods on a model of transformers: plain decoding, drafters and transformers' own loop, in turns."""
+"""Methods on a model: plain decoding, drafters and, of transformers, its own loop, in turns."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogitsWarper
-
 from foretoken.core.budget import FixedBudget
 from foretoken.core.costs import CostCurve
 from foretoken.core.decode import check_request, decode
 from foretoken.core.errors import ForetokenError
 from foretoken.drafters import DraftModel, Parts
 from foretoken.engines.replay import ReplayTarget
-from foretoken.engines.transformers.choice import Choice
-from foretoken.engines.transformers.helpers import TransformersHelpers
-from foretoken.engines.transformers.positions import context_length
-from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.differences import TextChanged, first_difference, gap
 from foretoken.measure.harness import Answer, Row, in_turns
 from foretoken.measure.loops import loops
-from foretoken.measure.measured_model import MeasuredModel
+from foretoken.measure.measured_model import Measured, MeasuredModel
 from foretoken.measure.methods import Method
 from foretoken.measure.prompts import Question
-from foretoken.measure.transformers_loop import generate
 from foretoken.memory.namespace import Namespace
 
 SEED = 0
@@ -63,16 +56,9 @@ class Conditions:
         """In words."""
         return f"sampled at {self.temperature:g}" if self.temperature else "greedy"
 
-    @property
-    def choice(self) -> Choice:
-        """How tokens are chosen."""
-        if not self.temperature:
-            return Choice()
-        return Choice(LogitsProcessorList([TemperatureLogitsWarper(self.temperature)]), SEED)
-
 
 def measure(
-    measured: MeasuredModel, questions: Sequence[Question], methods: Sequence[Method], conditions: Conditions
+    measured: Measured, questions: Sequence[Question], methods: Sequence[Method], conditions: Conditions
 ) -> Iterator[list[Row]]:
     """For each question a row of every method; none if the answer ends with the prefill's token.
 
@@ -87,11 +73,12 @@ def measure(
 
     Raises:
         ForetokenError: If a prompt leaves no room for an answer.
-        TextChanged: If a text in float32 or float64 is not plain decoding's, or an answer not the recorded one.
+        TextChanged: If a text is not plain decoding's in float32 or float64 or where exactness is in force, or an
+            answer not the recorded one.
     """
     methods = [method for method in methods if method.generate is None or not conditions.temperature]
     for question in questions:
-        check_request(len(question.prompt), _length(question, conditions), context_length(measured.model))
+        check_request(len(question.prompt), _length(question, conditions), measured.max_length)
     for method in methods:  # what is compiled at first use is compiled now
         warm_up = replace(conditions, max_new_tokens=WARM_UP)
         _player(measured, replace(method, drafted=WARM_UP), warm_up)(replace(questions[0], record=None))
@@ -106,31 +93,27 @@ def measure(
             yield []
 
 
-def _player(measured: MeasuredModel, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
+def _player(measured: Measured, method: Method, conditions: Conditions) -> Callable[[Question], Answer]:
     """A method in one round."""
     if method.generate is not None:
-        return _TransformersPlayer(measured.model, method.generate, conditions)
+        assert isinstance(measured, MeasuredModel)
+        return _TransformersPlayer(measured, method.generate, conditions)
     return _Player(measured, method, conditions)
 
 
 class _Player:
     """A drafter in one round, and the memory of its answers from question to question."""
 
-    def __init__(self, measured: MeasuredModel, method: Method, conditions: Conditions) -> None:
+    def __init__(self, measured: Measured, method: Method, conditions: Conditions) -> None:
         self.conditions, self.drafted = conditions, method.drafted
         self.costs = measured.costs if method.drafted is None else CostCurve()
-        self.target = TransformersTarget(
-            measured.model,
-            conditions.choice,
-            max_length=context_length(measured.model),
-            exact=measured.exactness,
-        )
+        self.target = measured.target(conditions.temperature, SEED)
+        self.stop_tokens = measured.stop_tokens
         self.namespace = Namespace(background=measured.background)
         recipe = method.recipe
         if isinstance(recipe, DraftModel):  # whatever it calls the model
             recipe = replace(recipe, model=measured.draft_model)
-        helpers = TransformersHelpers(measured.model, speculator=measured.speculator)
-        parts = Parts.of(helpers, self.target, lambda: self.namespace.ngrams, self.costs)
+        parts = Parts.of(measured.helpers, self.target, lambda: self.namespace.ngrams, self.costs)
         self.drafter = None if recipe is None else recipe.make(parts)
 
     def __call__(self, question: Question) -> Answer:
@@ -140,7 +123,7 @@ class _Player:
             self.drafter,
             question.prompt,
             max_new_tokens=_length(question, self.conditions),
-            stop_tokens=stop_tokens(self.target.model) if question.record is None else (),
+            stop_tokens=self.stop_tokens if question.record is None else (),
             budget=learning or FixedBudget(self.drafted or 0),
         )
         answer = Answer.of(steps)
@@ -153,13 +136,12 @@ class _Player:
 class _TransformersPlayer:
     """Transformers' own loop, which does not say what its drafting takes or how far its guesses were judged."""
 
-    def __init__(self, model: PreTrainedModel, options: Mapping[str, Any], conditions: Conditions) -> None:
-        self.model, self.options, self.conditions = model, options, conditions
+    def __init__(self, measured: MeasuredModel, options: Mapping[str, Any], conditions: Conditions) -> None:
+        self.measured, self.options, self.conditions = measured, options, conditions
 
     def __call__(self, question: Question) -> Answer:
-        stop = stop_tokens(self.model) if question.record is None else []
         length = _length(question, self.conditions)
-        tokens, stats = generate(self.model, question.prompt, length, stop, question.record, **self.options)
+        tokens, stats = self.measured.own_loop(question.prompt, length, question.record, self.options)
         return Answer(tokens, stats, stats.steps + stats.drafted, 0)
 
 
@@ -167,14 +149,8 @@ def _length(question: Question, conditions: Conditions) -> int:
     return conditions.max_new_tokens if question.record is None else len(question.record)
 
 
-def stop_tokens(model: PreTrainedModel) -> list[int]:
-    """The tokens that end a model's answers."""
-    stop = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-
-
 def _row(
-    measured: MeasuredModel,
+    measured: Measured,
     question: Question,
     method: str,
     answers: Sequence[Answer],
@@ -184,7 +160,8 @@ def _row(
     """What the answers of a method come to.
 
     Raises:
-        TextChanged: If a text is not the plain one in float32 or float64, or not the recorded one.
+        TextChanged: If a text is not the plain one in float32 or float64 or where exactness is in force, or not the
+            recorded one.
     """
     text = plain[0].tokens
     positions = [at for answer in answers if (at := first_difference(text, answer.tokens)) is not None]
@@ -208,8 +185,8 @@ def _row(
         prefill_seconds=statistics.median(answer.stats.prefill_seconds for answer in answers),
         speed=statistics.median(p.token_seconds / own.token_seconds for p, own in zip(plain, answers, strict=True)),
         differs_at=differs_at,
-        gap=None if differs_at is None else gap(measured.model, [*question.prompt, *text[:differs_at]]),
+        gap=None if differs_at is None else gap(measured.target(0.0, SEED), [*question.prompt, *text[:differs_at]]),
     )
-    if row.difference is not None and (known or row.dtype in ("float64", "float32")):
+    if row.difference is not None and (known or measured.exact or row.dtype in ("float64", "float32")):
         raise TextChanged(f"Drafting changed a text. {row.difference}")
     return row

@@ -8,14 +8,14 @@ once, whatever is compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from foretoken.core.budget import FixedBudget
-from foretoken.core.contracts import Candidates, Need, Scores, Step
+from foretoken.core.contracts import Candidates, Need, Scores, Step, Target
 from foretoken.core.decode import decode
 from foretoken.core.draft import Draft
 from foretoken.core.errors import RequestError
@@ -23,14 +23,11 @@ from foretoken.core.stats import DecodeStats
 from foretoken.drafters import Parts, SharedNgrams
 from foretoken.drafters.head_trees import LATTICE
 from foretoken.engines.replay import ReplayScores, ReplayTarget
-from foretoken.engines.transformers.helpers import TransformersHelpers
-from foretoken.engines.transformers.positions import context_length
-from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.measure.loops import loops
 from foretoken.measure.measured_model import MeasuredModel
 from foretoken.measure.methods import METHODS
 from foretoken.measure.prompts import Question
-from foretoken.measure.run import Conditions, stop_tokens
+from foretoken.measure.run import SEED, Conditions
 from foretoken.speculators.heads import TorchHeads
 
 REPLAYED = tuple(
@@ -169,20 +166,18 @@ def analyse(
     Raises:
         ForetokenError: If there is no speculator, or all answers loop or end at once.
     """
-    target = TransformersTarget(
-        measured.model, conditions.choice, max_length=context_length(measured.model), exact=measured.exactness
-    )
-    helpers = TransformersHelpers(measured.model, speculator=measured.speculator)
-    if helpers.heads is None:
+    target = measured.target(conditions.temperature, SEED)
+    find_heads = measured.helpers.heads
+    if find_heads is None:
         raise RequestError("There are no trained heads for this model: name their folder with --speculator.")
-    heads = helpers.heads(target)
+    heads = find_heads(target)
     assert isinstance(heads, TorchHeads)
     counts = [HeadCounts() for _ in range(heads.num_heads)]
     stats: dict[tuple[str, str], list[DecodeStats]] = {}
     kept: list[Recording] = []
     looped = 0
     for question in questions:
-        recording = record(target, question, conditions)
+        recording = record(target, question, conditions, measured.stop_tokens)
         if loops(recording.tokens):
             looped += 1
         elif len(recording.tokens) >= LEAST_TOKENS:
@@ -205,7 +200,7 @@ def analyse(
     )
 
 
-def record(target: TransformersTarget, question: Question, conditions: Conditions) -> Recording:
+def record(target: Target, question: Question, conditions: Conditions, stop_tokens: Collection[int]) -> Recording:
     """The plain answer to a question, and the states that chose it."""
     watching, tokens = States(), list[int]()
     for step in decode(
@@ -213,7 +208,7 @@ def record(target: TransformersTarget, question: Question, conditions: Condition
         watching,
         question.prompt,
         max_new_tokens=conditions.max_new_tokens,
-        stop_tokens=stop_tokens(target.model),
+        stop_tokens=stop_tokens,
         budget=FixedBudget(0),
     ):
         tokens += step.tokens

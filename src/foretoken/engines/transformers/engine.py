@@ -34,6 +34,7 @@ from foretoken.engines.transformers.request import Prepared, read_request, refus
 from foretoken.engines.transformers.target import TransformersTarget
 from foretoken.engines.transformers.threads import settle_threads
 from foretoken.engines.transformers.tokens import TransformersTokens
+from foretoken.memory.self_tests import SelfTest
 
 
 class TransformersEngine(TransformersTokens, TransformersHelpers):
@@ -93,6 +94,11 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         other = copy.copy(self)
         other.exactness = Exactness(self.model, exact)
         return other
+
+    @property
+    def self_test(self) -> SelfTest:
+        """What the self-test of exactness finds with the threads of now."""
+        return self.exactness.self_test
 
     def settle_threads(self) -> None:
         settle_threads(self.model)

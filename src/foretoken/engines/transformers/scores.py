@@ -71,6 +71,10 @@ class TransformersScores(Scores):
     def logprobs(self, row: int) -> Any:
         return self.logits[row].float().log_softmax(-1).cpu().numpy()
 
+    def row_logits(self, row: int) -> Any:
+        """The logits after a row, float32 [vocab], an array of numpy."""
+        return self.logits[row].float().cpu().numpy()
+
     def _row_ids(self, row: int) -> Tensor:
         """The token ids up to and with a row, [1, length]."""
         path = self.draft.path(row - 1)

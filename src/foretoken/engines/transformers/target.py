@@ -90,7 +90,7 @@ class TransformersTarget:
 
     @property
     def provides(self) -> frozenset[Need]:
-        known: frozenset[Need] = frozenset({"top", "runner_up", "logprobs"})
+        known: frozenset[Need] = frozenset({"top", "runner_up", "logprobs", "row_logits"})
         return known if self._head is None else known | {"hidden"}
 
     @property

@@ -15,6 +15,8 @@ AT_LEAST = 2  # of these numbers of rows, however long they take
 TIMES = 6  # that each is measured at most, after one forward that prepares things
 MAX_SECONDS = 1.0
 TOKEN = 0  # every model has it, and a forward takes as long whatever it reads
+TEXT, TEXT_SECONDS = 256, 0.25  # tokens that forwards see before them, and what single steps over them may take
+QUICK = 0.02  # seconds of a step, from which on there is no text to speak of
 
 
 def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve:
@@ -32,8 +34,8 @@ def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve
         once, the time of fewer rows was an outlier. Single rows are always among them.
     """
     least: dict[int, float] = {}
-    ends_at = time.perf_counter() + max_seconds
     ruler = _Ruler(target)
+    ends_at = time.perf_counter() + max_seconds
     for turn in range(TIMES):
         for num_rows in ROWS:
             if len(least) >= AT_LEAST and time.perf_counter() >= ends_at:
@@ -49,11 +51,21 @@ def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve
 
 
 class _Ruler:
-    """A target with a short text, which starts again when no further token fits."""
+    """A target with a text, which starts again when no further token fits.
+
+    Where forwards are quick, attention over the text is a good part of them, so that there has to be one. Where they
+    are slow it is a small part, and a text would take long to read.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target, self._clock = target, clock_of(target)
+        self._text = 1
         self._begin()
+        if self.fits(1) and self.seconds(1) < TEXT_SECONDS:  # the first prepares things
+            step = max(self.seconds(1), MIN_SECONDS)
+            if step < QUICK:
+                self._text = max(1, int(min(TEXT, self._room() // 8, TEXT_SECONDS / step)))
+                self._begin()
 
     def fits(self, num_rows: int) -> bool:
         """Whether the target verifies a draft of so many rows, the last token's among them."""
@@ -78,8 +90,8 @@ class _Ruler:
         return seconds
 
     def _begin(self) -> None:
-        self.target.prefill([TOKEN])
-        self._length = 1  # tokens that the cache holds
+        self.target.prefill([TOKEN] * self._text)
+        self._length = self._text  # tokens that the cache holds
 
     def _depth(self, num_rows: int) -> int:
         return min(1, num_rows - 1) if self.target.supports_trees else num_rows - 1

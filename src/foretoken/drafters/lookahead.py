@@ -316,7 +316,8 @@ class Lookahead(Recipe):
         if not parts.target.supports_trees:
             raise RequestError(
                 "This model takes no draft trees here, and the drafter 'lookahead' needs them: load it with the "
-                "attention implementation sdpa or eager, or use another drafter, which then drafts chains."
+                "attention implementation sdpa or eager, or a GGUF file without exact, or use another drafter, which "
+                "then drafts chains."
             )
 
     def make(self, parts: Parts) -> LookaheadDrafter:

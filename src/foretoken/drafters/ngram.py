@@ -36,6 +36,7 @@ from foretoken.ngrams.store import TokenStore
 
 TREE_FLOOR, CHAIN_FLOOR = 0.0285, 0.009
 LEAST_FLOOR = 0.003  # where rows cost nothing: a draft takes time, too
+MOST_UNREAD = 16  # committed tokens that nothing was learned from yet
 TEXT_WIDTH = 4  # children of a node where only the text speaks for them; the fifth is seldom worth its row
 
 
@@ -103,10 +104,12 @@ class NgramMixer:
         last = prompt[-WINDOW:]
         self._window[WINDOW - len(last) :] = last
         self._asked = True  # whether the step's scores are worth their time: not while the budget pauses
+        self._unread: list[int] = []  # committed tokens that nothing was learned from yet
 
     def propose(self, context: Sequence[int], max_tokens: int) -> Draft:
         from foretoken.ngrams import kernels
 
+        self._learn()
         growth, self._asked = _ROOM.for_drafts(max_tokens), True
         num = kernels.draft(self._window, max_tokens, self.width, self.floor, *self._arrays())
         (tokens, parents), probs = growth.nodes[:, :num].tolist(), growth.probs[:num].tolist()
@@ -124,16 +127,30 @@ class NgramMixer:
         """
         from foretoken.ngrams import kernels
 
+        self._learn()
         self._asked = True
         probs = np.empty((len(named), named.shape[1] + 1), np.float32)
         kernels.chances(self._window, paths, named, probs, *self._arrays())
         return probs
 
     def observe(self, step: Step) -> None:
+        # While the budget pauses nobody asks, and many tokens take hardly longer than one.
+        before = self._window.copy() if self._asked else None  # propose has learned from all before it
+        self._unread += step.tokens
+        if self._asked or step.finish_reason is not None or len(self._unread) >= MOST_UNREAD:
+            self._learn()
+        if self.recycle and before is not None:
+            self._recycle(before, step)
+        self._asked = False
+
+    def _learn(self) -> None:
+        """Learn from the committed tokens, and append them to the local store."""
         from foretoken.ngrams import kernels
 
-        new = np.array(step.tokens, np.int32)
-        memory, before = self.memory, self._window.copy()
+        if not self._unread:
+            return
+        new, memory = np.array(self._unread, np.int32), self.memory
+        self._unread = []
         with memory.lock:
             while (done := kernels.observe(self._window, new, self.rate, *self._arrays())) < new.size:
                 new = new[done:]
@@ -141,9 +158,6 @@ class NgramMixer:
                     self._local.make_room(new.size)
                 else:
                     memory.make_room_to_learn()
-        if self.recycle and self._asked:
-            self._recycle(before, step)
-        self._asked = False
 
     def _recycle(self, before: Ints, step: Step) -> None:
         """Keep what the target named after every row of the step, whose row 0 stands after the window ``before``."""

@@ -34,6 +34,7 @@ TOO_LONG = {
     *(("train", kind) for kind in ("mlp-speculator", "blockwise", "medusa", "rescorer")),
     ("check",),
     ("bench", "methods"),
+    ("bench", "llama-cpp"),
     ("bench", "speculator"),
     ("serve",),
 }  # minutes, or for ever; their options are checked all the same

@@ -54,8 +54,11 @@ def test_scores_are_those_of_transformers(seed, temperature, top_k, top_p, min_p
     rng = np.random.default_rng(seed)
     tokens, logits = rng.integers(0, VOCAB, 12).tolist(), rng.normal(0, 4, VOCAB).astype(np.float32)
     before = logits.copy()
-    found, expected = Choice(sampling, PROMPT).scores(tokens, logits), by_transformers(sampling, tokens, logits)
+    choice, expected = Choice(sampling, PROMPT), by_transformers(sampling, tokens, logits)
+    scores = choice.scores(tokens, logits)
+    found = choice.perturbed(scores, len(tokens))
     np.testing.assert_array_equal(logits, before)
+    assert choice.best(scores, len(tokens)) == found.argmax()
     np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
     known = ~np.isinf(expected)
     np.testing.assert_allclose(found[known], expected[known], rtol=1e-5, atol=1e-5)
@@ -65,6 +68,26 @@ def test_the_noise_is_that_of_the_definition_to_the_last_bit():
     for position in (0, 7, 123456):
         expected = [gumbel(2**64 - 3, position, token) for token in range(500)]
         np.testing.assert_allclose(gumbel_of(2**64 - 3, position, np.arange(500)), expected, rtol=1e-14, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**63), st.sampled_from([0.02, 1.0, 30.0, 1e4]), st.sampled_from([0.0, 0.5, 0.99]))
+def test_the_largest_sum_is_found_whatever_the_spread(seed, spread, share):
+    """The loop skips what cannot win: compared with all sums, where few scores or all of them have a chance."""
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.normal(0, spread, 3000), 2)  # some are equal
+    scores[rng.random(3000) < share] = -math.inf
+    choice = Choice(Sampling(1.0, seed=seed))
+    for position in range(4):
+        assert choice.best(scores, position) == choice.perturbed(scores, position).argmax()
+
+
+def test_scores_that_are_not_finite():
+    choice = Choice(Sampling(1.0, seed=1))
+    assert choice.best(np.array([0.0, math.inf, math.inf]), 3) == 1
+    assert choice.best(np.full(3, -math.inf), 3) == 0
+    with pytest.raises(ForetokenError, match="The logits are not numbers"):
+        choice.best(np.array([1.0, math.nan, 5.0]), 3)
 
 
 def test_processors_are_called_as_those_of_llama_cpp_python_and_in_order():

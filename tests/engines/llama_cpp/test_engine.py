@@ -18,7 +18,7 @@ from foretoken.engines.llama_cpp.choice import Choice
 from foretoken.engines.llama_cpp.context import BRANCHES
 from foretoken.engines.llama_cpp.engine import LlamaCppEngine
 from foretoken.engines.llama_cpp.exact import self_test
-from foretoken.engines.llama_cpp.target import LlamaCppTarget
+from foretoken.engines.llama_cpp.target import MOST_ROWS, LlamaCppTarget
 from helpers.commanding import call
 from helpers.drafting import Oracle, RandomTrees
 from helpers.gguf_files import KINDS, gguf_file
@@ -34,8 +34,8 @@ DRAFTERS = ["mixed", "ngram", "recycle", "lookahead", "anpd", "prompt-lookup"]
 
 
 @cache
-def engine(kind: str = "q8_0", threads: int = 1) -> LlamaCppEngine:
-    return LlamaCppEngine(gguf_file(kind), context=700, threads=threads, exact=True)
+def engine(kind: str = "q8_0", threads: int = 1, flash: bool = True) -> LlamaCppEngine:
+    return LlamaCppEngine(gguf_file(kind), context=700, threads=threads, flash=flash, exact=True)
 
 
 @cache
@@ -68,7 +68,7 @@ class Watched:
 
     def observe(self, step) -> None:
         for row, token in zip([0, *(1 + node for node in step.path)], step.tokens, strict=False):
-            self.logits[self.length] = (token, step.scores.row(row).copy())
+            self.logits[self.length] = (token, step.scores.row_logits(row).copy())
             self.length += 1
         self.inner.observe(step)
 
@@ -116,10 +116,12 @@ def text_of(length: int, vocab: int) -> list[int]:
     return [random.Random(length).randrange(vocab) for _ in range(length)]
 
 
+@pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_committed_logit_is_plain_decodings_to_the_bit(kind, threads):
-    one = engine(kind, threads)
+@pytest.mark.parametrize("kind", [*KINDS, "q4_k_m"])
+def test_every_committed_logit_is_plain_decodings_to_the_bit(kind, threads, flash):
+    one = engine(kind, threads, flash)
+    assert one.target().supports_trees == flash, "a branch sees what it sees in another order of cells"
     for seed, (length, sampling) in enumerate([(9, Sampling(0.0)), (240, Sampling(0.8, seed=4)), (300, Sampling(0.0))]):
         target = one.target()
         target.choice = Choice(sampling)
@@ -131,19 +133,21 @@ def test_a_single_row_of_floats_is_computed_otherwise():
     """The test above must be able to fail: in float32 plain steps of one row have other bits."""
     one = engine("f32")
     target = one.target()
-    assert target.least_rows == 2
-    target.least_rows = 1
+    assert target.widths[0] == 2
+    target.widths = range(1, MOST_ROWS + 1)
     different, _ = differing(target, text_of(40, one.vocab_size), 0, one.vocab_size)
     assert different > 50
 
 
 def test_exactness_is_found_and_asked_for():
-    for kind, least in (("q8_0", 1), ("f32", 2)):
-        found = self_test(engine(kind)._contexts, engine(kind).vocab_size)
-        assert found.passed and found.widths == (least,) and (least == 1) == (found.cost == 0.0)
-    assert engine("f32").exact
+    for flash, kind, least in ((True, "f32", 2), (False, "f32", 2), (False, "q8_0", 2)):
+        found = self_test(engine(kind)._contexts.but(flash=flash, length=320), engine(kind).vocab_size)
+        assert found.passed and found.widths[0] == least and found.seconds > 0
+    cheap = self_test(engine("f32")._contexts.but(flash=True, length=320), engine("f32").vocab_size, most_cost=-1.0)
+    assert not cheap.passed and cheap.widths == (), "every way is too dear"
+    assert engine("f32").exact and engine("f32").self_test.passed
     lax = LlamaCppEngine(gguf_file("f32"), context=64, threads=1, exact=False)
-    assert not lax.exact and lax.target().least_rows == 1
+    assert not lax.exact and lax.target().widths[0] == 1
 
 
 def test_greedy_text_is_that_of_transformers_where_the_types_are_the_same():

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from foretoken.core.errors import LogitsError, RequestError
 from foretoken.core.noise import position_key, random_bits, signed
 from foretoken.core.sampling import Sampling
+from foretoken.ngrams import compiling
 
 Floats = NDArray[np.float32]
 
 # Gumbel noise from 52-bit uniforms lies in (-3.6, 36.8): a logit this far below the best one cannot win.
 NOISE_RANGE = 41.0
+LOG2_E, BITS = 1.4426950408889634, 52
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Choice:
         return bool(asked.presence_penalty or asked.frequency_penalty or asked.repetition_penalty not in (None, 1.0))
 
     def scores(self, tokens: Sequence[int], logits: Floats) -> NDArray[np.float64]:
-        """What the choice takes the argmax of, -inf where a token cannot be chosen.
+        """What a token is chosen by, before the noise; -inf where it cannot be chosen.
 
         Args:
             tokens: All tokens before the one that is chosen.
@@ -56,20 +58,41 @@ class Choice:
         Raises:
             ForetokenError: If a processor gives something else than logits.
         """
-        processed = self._processed(tokens, logits.copy())
+        processed = self._processed(tokens, logits)
+        return self._warped(processed) if self.sampling.samples else processed.astype(np.float64)
+
+    def best(self, scores: NDArray[np.float64], position: int) -> int:
+        """The token of the largest sum of a score and the seed's noise, or without sampling of the largest score.
+
+        Args:
+            scores: Of all tokens.
+            position: How many tokens come before the chosen one.
+
+        Raises:
+            LogitsError: If a score is not a number.
+        """
         if not self.sampling.samples:
-            return processed.astype(np.float64)
-        scores = self._warped(processed)
-        best = float(scores.max())
-        candidates = np.flatnonzero(scores >= best - NOISE_RANGE)
+            return argmax(scores)
+        best = int(_best_sum(scores, signed(position_key(self.sampling.seed or 0, position))))
+        if best < 0:
+            raise LogitsError
+        return best
+
+    def perturbed(self, scores: NDArray[np.float64], position: int) -> NDArray[np.float64]:
+        """What ``best`` takes the largest of; -inf where a token cannot be chosen."""
+        if not self.sampling.samples:
+            return scores
+        candidates = np.flatnonzero(scores >= scores.max() - NOISE_RANGE)
         perturbed = np.full(scores.shape, -np.inf)
-        seed = self.sampling.seed or 0
-        perturbed[candidates] = scores[candidates] + gumbel(seed, len(tokens), candidates)
+        perturbed[candidates] = scores[candidates] + gumbel(self.sampling.seed or 0, position, candidates)
         return perturbed
 
     def _processed(self, tokens: Sequence[int], logits: Floats) -> Floats:
         """The logits after the penalties and the caller's processors."""
         asked = self.sampling
+        if not self._penalises and not asked.processors:
+            return logits
+        logits = logits.copy()
         if asked.presence_penalty or asked.frequency_penalty:
             said, counts = np.unique(np.array(tokens[self.num_prompt :], np.int64), return_counts=True)
             logits[said] -= (asked.presence_penalty or 0.0) + (asked.frequency_penalty or 0.0) * counts
@@ -114,6 +137,44 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np.fl
     uniform = (random_bits(signed(position_key(seed, position)), tokens) + 0.5) * 2.0**-52
     noise: NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise
+
+
+def compile_choice() -> None:
+    """Compile the loop, or load it from the disk, so that no answer's time has that in it."""
+    _best_sum(np.zeros(1), 0)
+
+
+_bits = compiling.helper(random_bits)
+
+
+@compiling.compiled
+def _best_sum(scores: NDArray[np.float64], key: int) -> int:
+    """The index of the largest sum of a score and its noise, the first where several are; -1 if one is not a number.
+
+    For next to no token the two logarithms of the noise are taken: with u the uniform number of its bits, a sum is
+    larger than another by ``-room`` only if 1 - u is below exp(room).
+    """
+    at = 0
+    for i in range(scores.size):
+        if math.isnan(scores[i]):
+            return -1
+        if scores[i] > scores[at]:
+            at = i
+    if math.isinf(scores[at]):
+        return at
+    best = scores[at] - math.log(-math.log((_bits(key, np.int64(at)) + 0.5) * 2.0**-BITS))
+    for i in range(scores.size):
+        room = scores[i] - best
+        if room <= -NOISE_RANGE:
+            continue
+        bits = _bits(key, np.int64(i))
+        power = max(0, BITS + 1 + math.floor(room * LOG2_E))  # 2**power is above exp(room) * 2**BITS
+        if power < BITS and (1 << BITS) - bits > 1 << power:
+            continue
+        total = scores[i] - math.log(-math.log((bits + 0.5) * 2.0**-BITS))
+        if total > best or (total == best and i < at):
+            best, at = total, i
+    return at
 
 
 def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,30 +3,60 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from foretoken.core.decode import check_request
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ModelError, RequestError
+from foretoken.core.lazy import lazy
 from foretoken.core.sampling import Sampling
 from foretoken.engines.base import DEFAULT_NEW_TOKENS, FOUND, NOTHING, Engine, Exact, Request, check_exact
 from foretoken.engines.fewest_threads import SAID_BY, fewest
-from foretoken.engines.llama_cpp.choice import Choice
+from foretoken.engines.llama_cpp.choice import Choice, compile_choice
 from foretoken.engines.llama_cpp.context import Contexts, ContextSettings
 from foretoken.engines.llama_cpp.exact import self_test
-from foretoken.engines.llama_cpp.library import GGUFModel
-from foretoken.engines.llama_cpp.target import LlamaCppTarget
+from foretoken.engines.llama_cpp.library import GGUFModel, llama_cpp_version
+from foretoken.engines.llama_cpp.target import EVERY_WIDTH, LlamaCppTarget
 from foretoken.engines.llama_cpp.tokens import LlamaCppTokens
-from foretoken.memory.self_tests import SelfTest, self_test_of
+from foretoken.memory.self_tests import CHEAP, SelfTest, self_test_of
 
 ROWS = 4  # of a forward that is measured to choose threads: what a short draft has
 MAX_CONTEXT = 8192  # tokens, unless the caller asks for another number: a cache for all that a model takes may be huge
+TEST_CONTEXT = 320  # tokens of a context that the self-test runs in
+FLOATS = (None, 0, 1)  # GGML's numbers of types of a cache that any attention reads
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a model's forwards are computed.
+
+    Args:
+        contexts: Where.
+        widths: The numbers of rows that forwards are filled up to.
+        exact: Whether drafted logits have the bits of plain decoding.
+        found: By the self-test.
+    """
+
+    contexts: Contexts
+    widths: Sequence[int]
+    exact: bool
+    found: SelfTest
+
+    @property
+    def trees(self) -> bool:
+        """Whether drafts may have branches."""
+        return not self.exact or self.contexts.settings.flash
+
+    def target(self, choice: Choice) -> LlamaCppTarget:
+        """A target that computes so."""
+        return LlamaCppTarget(self.contexts, choice, self.widths, self.trees)
 
 
 class LlamaCppEngine(LlamaCppTokens, Engine):
@@ -38,6 +68,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         threads: That a forward is computed with. If None, as many as this process may run on.
         gpu_layers: How many layers go to the GPU; -1 for all.
         cache_type: GGML's number of the type of the cache, such as 8 for Q8_0. If None, float16.
+        flash: Whether attention is llama.cpp's flash attention. If None, whichever the self-test finds quicker.
         exact: Whether drafted logits must be plain decoding's in every bit; see ``foretoken.load``.
 
     Raises:
@@ -55,6 +86,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         threads: int | None = None,
         gpu_layers: int = 0,
         cache_type: int | None = None,
+        flash: bool | None = None,
         exact: Exact = "auto",
     ) -> None:
         self.model = GGUFModel(Path(path), gpu_layers)
@@ -65,12 +97,15 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         self.max_length = length
         settings = ContextSettings(length, threads or len(os.sched_getaffinity(0)), cache_type, gpu_layers)
         self._contexts = Contexts(self.model, settings)
-        self._asked = check_exact(exact)
-        LlamaCppTarget(self._contexts)  # refuses what there is no memory for, before any prompt
+        compile_choice()
+        self._asked, self._flash = check_exact(exact), flash
+        if flash is False and cache_type not in FLOATS:
+            raise RequestError("A quantized cache needs flash attention: leave flash out.")
+        LlamaCppTarget(self._way.contexts)  # refuses what there is no memory for, before any prompt
         self._check_exact()
 
     def _check_exact(self) -> None:
-        if self._asked is True and not self.self_test.passed:
+        if self._asked is True and not self.exact:
             raise ModelError(
                 f"exact=True cannot be kept with {self.model.description}: the bits of its rows depend on how many "
                 "rows there are, however many were tried. Leave exact out."
@@ -79,38 +114,74 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
     def with_exact(self, exact: Exact) -> LlamaCppEngine:
         other = copy.copy(self)
         other._asked = check_exact(exact)
+        vars(other).pop("_way", None)
         other._check_exact()
         return other
 
     @property
+    def threads(self) -> int:
+        """That a forward is computed with."""
+        return self._contexts.settings.threads
+
+    @property
+    def dtype(self) -> str:
+        """The type of most weights, such as "Q8_0"."""
+        return str(self.model.weights)
+
+    @property
     def cost_key(self) -> str:
         """The model's architecture, size and type, its context, and the library's version."""
-        import llama_cpp
+        return self._key(self._way.contexts.settings, f"widths={self._way.widths}")
 
-        how = f"{self._contexts.settings} llama-cpp-python={llama_cpp.__version__}"
-        return f"llama.cpp {self.model.description} {how}"
+    def _key(self, settings: ContextSettings, how: str) -> str:
+        return f"llama.cpp {self.model.description} {settings} {how} llama-cpp-python={llama_cpp_version()}"
 
     @property
     def exact(self) -> bool:
-        if self._asked is False:
-            return False
-        return self._asked is True or self.self_test.is_cheap
+        return self._way.exact
 
     @property
     def self_test(self) -> SelfTest:
-        """Whether plain steps of some number of rows have the bits of drafts, and what they cost."""
-        return self_test_of(self.cost_key, lambda: self_test(self._contexts, self.vocab_size))
+        """What forwards must be filled up to for drafts to have the bits of plain steps, and what that costs."""
+        return self._way.found
 
-    @property
-    def _least_rows(self) -> int:
-        """How many rows a forward has at least."""
-        return self.self_test.widths[0] if self.exact else 1
+    @lazy
+    def _way(self) -> Way:
+        """How forwards are computed: with either attention, filled up or not, whichever takes the least time.
+
+        Exactness may take somewhat more time, or any if it is insisted on.
+        """
+        settings = self._contexts.settings
+        # Values of a quantized cache can only be read by flash attention.
+        both = [True] if settings.cache_type not in FLOATS else [False, True]
+        kinds = both if self._flash is None else [self._flash]
+        tried = [(self._contexts.but(flash=flash), self._tested(flash)) for flash in kinds]
+        quickest, alone = min(tried, key=lambda one: one[1].seconds / (1 + one[1].cost))
+        least = alone.seconds / (1 + alone.cost)
+        passed = [(contexts, found) for contexts, found in tried if found.passed]
+        if passed and self._asked is not False:
+            contexts, found = min(passed, key=lambda one: one[1].seconds)
+            found = replace(found, cost=found.seconds / least - 1)
+            if self._asked is True or found.is_cheap:
+                return Way(contexts, found.widths, True, found)
+        else:
+            found = alone
+        return Way(quickest, EVERY_WIDTH, False, found)
+
+    def _tested(self, flash: bool) -> SelfTest:
+        """What the self-test finds with one of the kinds of attention."""
+        most_cost = math.inf if self._asked is True else CHEAP
+        settings = replace(self._contexts.settings, flash=flash)
+        short = self._contexts.but(flash=flash, length=min(settings.length, TEST_CONTEXT))
+        return self_test_of(
+            self._key(settings, f"cost<={most_cost}"), lambda: self_test(short, self.vocab_size, most_cost)
+        )
 
     def settle_threads(self) -> None:
         many = self._contexts.settings.threads
         if many == 1 or self._contexts.settings.gpu_layers or any(os.environ.get(name) for name in SAID_BY):
             return
-        both = {threads: self._contexts.with_threads(threads) for threads in (1, many)}
+        both = {threads: self._contexts.but(threads=threads) for threads in (1, many)}
         targets = {threads: LlamaCppTarget(contexts) for threads, contexts in both.items()}
 
         def seconds(threads: int) -> float:
@@ -121,10 +192,11 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
             return time.perf_counter() - started
 
         self._contexts = both[fewest(many, seconds)]
+        self.__dict__.pop("_way", None)  # it was found with other threads
 
     def target(self, temperature: float = 0.0, seed: int = 0) -> LlamaCppTarget:
         choice = Choice(Sampling(temperature=temperature, seed=seed))
-        return LlamaCppTarget(self._contexts, choice, self._least_rows)
+        return self._way.target(choice)
 
     def prepare(
         self,
@@ -137,7 +209,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         check_request(len(prompt), new_tokens, self.max_length)
         if sampling.samples and sampling.seed is None:
             sampling = replace(sampling, seed=random.getrandbits(63))
-        target = LlamaCppTarget(self._contexts, Choice(sampling, len(prompt)), self._least_rows)
+        target = self._way.target(Choice(sampling, len(prompt)))
         return Request(target, list(prompt), new_tokens, self.end_tokens)
 
 

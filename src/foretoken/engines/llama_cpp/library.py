@@ -15,6 +15,14 @@ MAGIC = b"GGUF"
 ERROR = 4  # the level of a line of llama.cpp's log that says what went wrong
 TEXT = 1 << 16  # bytes that a value of a file's metadata may have here
 
+
+def llama_cpp_version() -> str:
+    """The version of llama-cpp-python."""
+    import llama_cpp
+
+    return str(llama_cpp.__version__)
+
+
 _errors: list[str] = []  # what llama.cpp logged as an error of late
 
 
@@ -104,10 +112,19 @@ class GGUFModel:
 
     @property
     def description(self) -> str:
-        """Its architecture, size and type, such as "llama 1B Q8_0"."""
+        """Its architecture, size and type, such as "llama 1B Q8_0 1321079808 bytes"."""
+        return f"{self._summary} {library().llama_model_size(self.pointer)} bytes"
+
+    @property
+    def weights(self) -> str:
+        """The type of most of its weights, such as "Q8_0"."""
+        return self._summary.split(" ", 2)[2]  # after the architecture and the number of parameters
+
+    @property
+    def _summary(self) -> str:
         buffer = ctypes.create_string_buffer(256)
         library().llama_model_desc(self.pointer, buffer, len(buffer))
-        return f"{buffer.value.decode('utf-8', 'replace')} {library().llama_model_size(self.pointer)} bytes"
+        return buffer.value.decode("utf-8", "replace")
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text. None if it has no such key."""

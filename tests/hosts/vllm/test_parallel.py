@@ -60,13 +60,7 @@ class Served:
             return str(answer.read().decode())
 
     def ask(self, prompt: str, **options: Any) -> str:
-        body: dict[str, Any] = {
-            "model": "tiny",
-            "prompt": prompt,
-            "max_tokens": 40,
-            "temperature": 0,
-            "ignore_eos": True,
-        }
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
         if options:
             body["vllm_xargs"] = {KEY: json.dumps(options)}
         url, kind = f"http://127.0.0.1:{self.port}/v1/completions", {"Content-Type": "application/json"}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from abc import ABC
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -15,9 +14,6 @@ import torch
 
 from foretoken.core.errors import ModelError
 from foretoken.hosts.vllm.options import KEY
-
-with warnings.catch_warnings(action="ignore"), suppress(ModuleNotFoundError):  # before fixtures patch torch
-    import vllm.v1.worker.gpu.spec_decode.speculator  # noqa: F401
 
 NAME = "foretoken.hosts.vllm.model_runner_v2"
 MOST, WIDTH, LENGTH = 6, 4, 64

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
-import torch
-from scipy import stats
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm import SamplingParams
+with warnings.catch_warnings(action="ignore"):
+    import torch
+    import vllm.v1.sample.rejection_sampler as sampler
+    from scipy import stats
+    from torch import Tensor
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from vllm import SamplingParams
 
 from foretoken.hosts.vllm import sampling_fix
 from helpers.vllm_engine import TINY, engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # vLLM and torch give many
 
+VLLMS_OWN = sampler.expand_batch_to_tokens  # before an engine's drafter corrects it for the whole process
 PROMPT = "def area(width, height):\n    return width * he"  # its next token is certain, and the one after it is not
 TEMPERATURE, TOP_P = 1.2, 0.9
 SAMPLES = 1200
@@ -96,9 +100,7 @@ def p_values(exact: Exact) -> list[float]:
 
 
 def test_sampling_is_exact_with_the_correction_and_wrong_without(exact, monkeypatch, caplog):
-    import vllm.v1.sample.rejection_sampler as sampler
-
-    monkeypatch.setattr(sampler, "expand_batch_to_tokens", sampler.expand_batch_to_tokens)  # put back afterwards
+    monkeypatch.setattr(sampler, "expand_batch_to_tokens", VLLMS_OWN)
     monkeypatch.setenv(sampling_fix.SWITCH, "0")
     assert min(p_values(exact)[:2]) < CERTAIN
     assert "sampled text is wrong" in caplog.text

@@ -127,7 +127,7 @@ def test_a_client_that_does_not_read_is_let_go(monkeypatch):
 
         async def parts(self) -> AsyncIterator[Any]:
             while True:
-                yield Part(0, Step(Draft(), (1,)), False, 0.0, 0.0, "x", "")
+                yield [Part(0, Step(Draft(), (1,)), False, 0.0, 0.0, "x", "")]
 
         def cancel(self) -> None:
             self.cancelled = True

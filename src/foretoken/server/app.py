@@ -51,7 +51,7 @@ class Server:
         hosts: Collection[str] | None = None,
     ) -> None:
         self.lm, self.model_name, self.keys, self.scheduler, self._hosts = lm, model_name, keys, scheduler, hosts
-        self._shared = Shared(lm)
+        self._shared, self._fingerprint = Shared(lm), f"fp_{lm.engine.fingerprint}"
         self._metrics = Metrics(model_name, scheduler, lm)
 
     def app(self) -> Starlette:
@@ -118,13 +118,13 @@ class Server:
         self._check_model(asked.model)
         drafter = options_of(self.lm, asked, owner)["drafter"]
         work = answers(self._shared, asked, owner)
-        exchange = Exchange(self.scheduler, owner, work, self._metrics)
+        exchange = Exchange(self.scheduler, owner, work, self._metrics, bool(asked.stream))
         try:
             await exchange.ready()
         except BaseException:
             exchange.cancel()
             raise
-        reply = Reply(asked, str(drafter or "none"), f"fp_{self.lm.engine.fingerprint}", self._shared.form)
+        reply = Reply(asked, str(drafter or "none"), self._fingerprint, self._shared.form)
         return Answer(exchange, reply, bool(asked.stream), self.scheduler.seconds)
 
     async def _health(self, request: Request) -> Response:

@@ -1,12 +1,16 @@
-"""One request between the client and the scheduler: its parts cross to the event loop, its end crosses back."""
+"""One request between the client and the scheduler: its parts cross to the event loop, its end crosses back.
+
+To wake the loop costs more than to hand a part over, and takes the interpreter from the scheduler's thread. So a whole
+answer wakes it once, and a stream does so where it has taken all that came before.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Generator
 from contextlib import suppress
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -29,17 +33,24 @@ class Exchange:
         owner: Who asks.
         work: Gives its parts; see ``answers``.
         metrics: Where it is counted.
+        streams: Whether parts are wanted as they come.
 
     Raises:
         ApiError: If the queue is full, or the server stops.
     """
 
     def __init__(
-        self, scheduler: Scheduler, owner: str, work: Generator[Ready | Part, None, Part | None], metrics: Metrics
+        self,
+        scheduler: Scheduler,
+        owner: str,
+        work: Generator[Ready | Part, None, Part | None],
+        metrics: Metrics,
+        streams: bool,
     ) -> None:
-        self._scheduler, self._meter = scheduler, Meter(metrics)
+        self._scheduler, self._meter, self._streams = scheduler, Meter(metrics), streams
         self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Ready | Part | Exception | None] = asyncio.Queue()
+        self._items: deque[Ready | Part | Exception | None] = deque()
+        self._came, self._is_woken = asyncio.Event(), False
         self._ticket = Ticket(owner, work, self._deliver, self._end)
         try:
             scheduler.submit(self._ticket)
@@ -57,22 +68,30 @@ class Exchange:
         """
         await self._next()
 
-    async def parts(self) -> AsyncIterator[Part]:
-        """The parts of the answers as they come.
+    async def parts(self) -> AsyncIterator[list[Part]]:
+        """The parts of the answers as they come: all that there are, again and again.
 
         Raises:
             ApiError: If something goes wrong before the end.
         """
         while (item := await self._next()) is not None:
             assert isinstance(item, Part)
-            yield item
+            parts = [item]
+            while self._items and isinstance(self._items[0], Part):
+                parts.append(self._items[0])
+                self._items.popleft()
+            yield parts
 
     def cancel(self) -> None:
         """Let the request have no further forward."""
         self._scheduler.cancel(self._ticket)
 
     async def _next(self) -> Ready | Part | None:
-        item = await self._items.get()
+        while not self._items:
+            await self._came.wait()
+            self._came.clear()
+            self._is_woken = False  # before the next look: whatever comes after it wakes again
+        item = self._items.popleft()
         if isinstance(item, TimeoutError):
             said = f"The answer was not done within {self._scheduler.seconds:.0f} seconds: ask for fewer tokens."
             raise ApiError(504, said, "timeout")
@@ -84,15 +103,18 @@ class Exchange:
 
     def _deliver(self, item: Ready | Part) -> None:
         self._meter.add(item)
-        self._put(item)
+        self._put(item, wakes=self._streams or isinstance(item, Ready))
 
     def _end(self, error: Exception | None) -> None:
         self._meter.end(error)
         self._put(error)
 
-    def _put(self, item: Ready | Part | Exception | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so that nobody listens
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+    def _put(self, item: Ready | Part | Exception | None, wakes: bool = True) -> None:
+        self._items.append(item)
+        if wakes and not self._is_woken:
+            self._is_woken = True
+            with suppress(RuntimeError):  # the loop is closed, so that nobody listens
+                self._loop.call_soon_threadsafe(self._came.set)
 
 
 class Answer(Response):
@@ -125,8 +147,9 @@ class Answer(Response):
 
     async def _whole(self) -> Response:
         try:
-            async for part in self._exchange.parts():
-                self._reply.add(part)
+            async for parts in self._exchange.parts():
+                for part in parts:
+                    self._reply.add(part)
         except ApiError as error:
             return refusal(error)
         return JSONResponse(self._reply.whole())
@@ -135,11 +158,12 @@ class Answer(Response):
         head = [(name.lower().encode(), value.encode()) for name, value in STREAM.items()]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         try:
-            async for part in self._exchange.parts():
-                for chunk in self._reply.chunks(part):
-                    await send({"type": "http.response.body", "body": _event(chunk), "more_body": True})
+            async for parts in self._exchange.parts():
+                events = b"".join(map(self._reply.events, parts))
+                await send({"type": "http.response.body", "body": events, "more_body": True})
         except ApiError as error:
-            await send({"type": "http.response.body", "body": _event(error.body), "more_body": True})
+            event = b"data: " + json.dumps(error.body).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _cancel_when_the_client_goes(self, receive: Receive) -> None:
@@ -151,7 +175,3 @@ class Answer(Response):
 def refusal(error: ApiError) -> Response:
     """The HTTP answer to a request that gets none."""
     return JSONResponse(error.body, error.status, error.headers)
-
-
-def _event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,6 @@ class Reply:
         self._asked, self._drafter = asked, drafter
         self._is_chat = isinstance(asked, ChatAsked)
         kind = "chat.completion" if self._is_chat else "text_completion"
-        self._chunk_kind = "chat.completion.chunk" if self._is_chat else kind
         self._frame = {
             "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": kind,
@@ -98,6 +98,8 @@ class Reply:
             "model": asked.model,
             "system_fingerprint": fingerprint,
         }
+        of_chunks = self._frame | {"object": "chat.completion.chunk" if self._is_chat else kind}
+        self._event_begins = f"data: {_dumps(of_chunks)[:-1]},"
         may_call = isinstance(asked, ChatAsked) and asked.callable_tools
         self._is_forced = isinstance(asked, ChatAsked) and isinstance(asked.tool_choice, NamedTool)
         self._choices = [Choice(form if may_call else None) for _ in range((asked.n or 1) * asked.num_prompts)]
@@ -123,8 +125,12 @@ class Reply:
         ]
         return self._frame | {"choices": choices, "usage": self.usage(), "foretoken": self.drafting()}
 
-    def chunks(self, part: Part) -> Iterator[dict[str, Any]]:
-        """Take in a part, and give the chunks that say what it says."""
+    def events(self, part: Part) -> bytes:
+        """Take in a part, and give the server-sent events that say what it says."""
+        return "".join(f"{self._event_begins}{_dumps(chunk)[1:]}\n\n" for chunk in self._chunks(part)).encode()
+
+    def _chunks(self, part: Part) -> Iterator[dict[str, Any]]:
+        """What chunks have besides the frame."""
         choice = self._choices[part.index]
         is_first, said = not choice.parts, self.add(part)
         if is_first or any(one.text or one.name for one in said):
@@ -136,7 +142,7 @@ class Reply:
             ended: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
             yield self._chunk(part.index, ended, choice.finish_reason(self._is_forced)) | told
         if is_done and self._shows_usage:
-            yield self._frame | {"object": self._chunk_kind, "choices": [], "usage": self.usage()}
+            yield {"choices": [], "usage": self.usage()}
 
     @property
     def _finishes(self) -> list[Finish]:
@@ -195,7 +201,10 @@ class Reply:
     ) -> dict[str, Any]:
         choice = {"index": index, **said, "logprobs": self._likely(told) if told else None, "finish_reason": reason}
         usage = {"usage": None} if self._shows_usage else {}
-        return self._frame | {"object": self._chunk_kind, "choices": [choice]} | usage
+        return {"choices": [choice]} | usage
+
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _told(part: Part) -> dict[str, Any]:

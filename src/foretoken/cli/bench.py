@@ -292,6 +292,77 @@ def costs(
     err.print(f"written to {plain(str(out_file))}", style="dim")
 
 
+@app.command()
+def vllm(
+    model: Model = "tiny",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", help="none, ngram, suffix or foretoken (repeatable).", show_default="none, ngram, foretoken"
+        ),
+    ] = None,
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="Requests at once (repeatable).", show_default="1, 4, 16 and 32"),
+    ] = None,
+    prompts: Prompts = None,
+    limit: Limit = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of prompts to take (repeatable).", show_default="all")
+    ] = None,
+    dtype: Annotated[str, of_model(help="Dtype to run in, by vLLM's name.")] = "float32",
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each kind; as many as run at once at least.")] = 32,
+    max_new_tokens: MaxNewTokens = 64,
+    max_draft_tokens: Annotated[int, typer.Option(min=1, max=128, help="Most drafted tokens of a request.")] = 8,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a CPU that compute.", show_default="one for each core")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model.")] = False,
+    out_file: OutFile = Path("build/vllm.json"),
+) -> None:
+    """Compare our drafter in vLLM with vLLM's own and with none, by requests at once and by kind of text.
+
+    All engines run in this process and get the same requests, each the next step as soon as it has used least time. The
+    texts are compared with those without drafts; in float32 a mismatch ends the run (status 1). Nothing is remembered
+    from one answer to the next, since prompts come more than once. On one thread the processor time is that of all
+    that the engine does.
+    """
+    from foretoken.measure.prompts import bundled_prompts, parse_prompts
+    from foretoken.measure.vllm import BATCHED_TOKENS, SEED, check_methods, engines, folder_of, measure, prepare
+
+    check_outputs(out_file, None, [*([] if prompts is None else [prompts]), *read_from(model)])
+    names = check_methods(method or ["ngram", "foretoken"])
+    workload = bundled_prompts() if prompts is None else read_text(prompts)
+    levels = concurrency or [1, 4, 16, 32]
+    prepare(threads)
+    options = {"dtype": dtype, "max_num_seqs": max(levels), "enforce_eager": not compiled}
+    options["max_num_batched_tokens"] = BATCHED_TOKENS
+    served = engines(folder_of(model), names, options, max_draft_tokens)
+    tokenizer = served[0].llm.get_tokenizer()
+    taken = parse_prompts(workload, lambda text: list(tokenizer(text)["input_ids"]), limit)
+    kinds = list(dict.fromkeys(question.kind for question in taken if not kind or question.kind in kind))
+    if not kinds:
+        raise RequestError(f"There are no prompts of the kind {kind}: choose of {sorted({q.kind for q in taken})}.")
+    found: dict[str, Any] = _provenance(workload, SEED)
+    given = {"model": Path(model).name, "dtype": dtype, "max_new_tokens": max_new_tokens, "eager": not compiled}
+    found["provenance"] |= given | {"max_draft_tokens": max_draft_tokens, "limit": limit}
+    rows: list[dict[str, Any]] = []
+    for name in kinds:
+        questions = [question for question in taken if question.kind == name]
+        for level in levels:
+            with err.status(f"{plain(name)}, {level} at once"):
+                loads = measure(served, questions, level, max(requests, level), max_new_tokens)
+            rows += [load.row(loads[0]) for load in loads]
+            found.setdefault("loads", []).extend(load.as_dict() for load in loads)
+            _write(out_file, found | {"rows": rows})
+    out.print(markdown_table(rows))
+    err.print(f"written to {plain(str(out_file))}", style="dim")
+    changed = sum(row["other texts"] for row in rows)
+    if changed and dtype == "float32":
+        err.print(f"{changed} texts are not those of decoding without drafts.", style="red")
+        raise typer.Exit(1)
+
+
 def _is_of_transformers(model: str) -> bool:
     """Whether transformers runs it."""
     return engine_module(model) == ENGINES["*"]

@@ -6,13 +6,15 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from itertools import cycle, islice
 from typing import Any
 
 from foretoken.core.errors import ForetokenError, ModelError, RequestError
 from foretoken.measure.prompts import Question
-from foretoken.memory.namespace import Namespace
 
+SEED = 0
+BATCHED_TOKENS = 2048  # of a step, at most; left to itself vLLM takes fewer where it drafts
 PLAIN = "none"
 METHODS: dict[str, Callable[[int], dict[str, Any] | None]] = {
     PLAIN: lambda most: None,
@@ -30,6 +32,7 @@ METHODS: dict[str, Callable[[int], dict[str, Any] | None]] = {
     },
 }
 # What vLLM reads while it is imported. What the caller has set stays.
+NOTHING_SHARED = {"foretoken": {"namespace": None}}  # for prompts come more than once
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -78,7 +81,7 @@ class Load:
             "p50 ms": 1000 * times[len(times) // 2],
             "p99 ms": 1000 * times[len(times) * 99 // 100],
             "tokens per step": self.num_tokens / self.num_turns,
-            "same texts": f"{sum(self.texts[i] == plain.texts[i] for i in plain.texts)} of {len(plain.texts)}",
+            "other texts": sum(self.texts[i] != text for i, text in plain.texts.items()),
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,13 +89,6 @@ class Load:
         numbers = asdict(self)
         del numbers["texts"], numbers["token_seconds"]
         return numbers
-
-
-class Forgetful(Namespace):
-    """Remembers no answer: a benchmark asks the same things again."""
-
-    def keep(self, answer: Sequence[int], own: object = None) -> None:
-        pass
 
 
 class Served:
@@ -112,27 +108,17 @@ class Served:
         from vllm import LLM
 
         try:
-            self.llm = LLM(model, speculative_config=METHODS[name](max_draft), seed=0, **options)
+            self.llm = LLM(
+                model,
+                speculative_config=METHODS[name](max_draft),
+                additional_config=NOTHING_SHARED if name == "foretoken" else {},
+                seed=SEED,
+                **options,
+            )
         except ImportError as error:
             raise ModelError(f"vLLM's method {name!r} needs a package that is not here: {error}") from error
         self.name, self.engine = name, self.llm.llm_engine
         self._number = 0
-
-    @property
-    def drafter(self) -> Any:
-        """The proposer that it asks; None without drafts."""
-        executor: Any = self.engine.engine_core.engine_core.model_executor
-        return getattr(executor.driver_worker.worker.model_runner, "drafter", None)
-
-    def forget(self) -> None:
-        """Let no answer be drafted from what an earlier load was answered."""
-        if self.name == "foretoken":
-            from foretoken.hosts.vllm.states import States
-
-            drafter = self.drafter
-            drafter.namespace = Forgetful()
-            settings = drafter.settings
-            drafter.states = States(settings.max_requests, settings.max_draft, drafter.namespace)
 
     def under(self, load: Load, questions: Sequence[Question], sampling: Any) -> Iterator[None]:
         """Answer questions, so many at a time; comes back after each step of the engine."""
@@ -182,6 +168,11 @@ class Request:
             self.num_tokens = num_tokens
 
 
+def folder_of(model: str) -> str:
+    """The folder of the bundled model; of another one the name as it is, which vLLM knows to find."""
+    return str(files("foretoken") / "models" / model) if model == "tiny" else model
+
+
 def prepare(threads: int | None) -> None:
     """Set what vLLM reads as it is imported.
 
@@ -205,11 +196,13 @@ def engines(model: str, methods: Sequence[str], options: Mapping[str, Any], max_
         import vllm  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModelError(f"This benchmark needs {error.name}: pip install 'foretoken[vllm]'.") from error
+    from foretoken.hosts.vllm.plugin import register
     from foretoken.hosts.vllm.rebinding import allow_numba
     from foretoken.hosts.vllm.settings import check_version
 
     check_version()
     allow_numba()
+    register()
     return [Served(name, model, options, max_draft) for name in methods]
 
 
@@ -239,7 +232,6 @@ def measure(
     kinds = sorted({question.kind for question in questions})
     loads, turns = [], {}
     for one in served:
-        one.forget()
         load = Load(one.name, kinds[0] if len(kinds) == 1 else "all", concurrency)
         loads.append(load)
         turns[len(loads) - 1] = one.under(load, asked, sampling)

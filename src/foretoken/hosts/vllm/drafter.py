@@ -119,6 +119,9 @@ class Drafter:
 class Step:
     """What is known of a step before it runs.
 
+    Attributes:
+        num_drafted: How many tokens it verifies.
+
     Args:
         started: When drafting for it began. If None, it reads prompts besides, and its time says nothing.
         slots: int32 [rows], which requests it was drafted for.
@@ -128,6 +131,7 @@ class Step:
 
     def __init__(self, started: float | None, slots: Ints, num_drafted: Ints, paths: Floats) -> None:
         self._started, self._slots, self._num_drafted = started, slots, num_drafted
+        self.num_drafted = int(num_drafted.sum())
         self._promised = np.where(np.arange(paths.shape[1]) < num_drafted[:, None], paths, 0).sum(axis=1)
 
     def end(self, ended: float, slots: Ints, num_new: Ints, budget: BatchBudget) -> None:

@@ -36,6 +36,7 @@ TOO_LONG = {
     ("bench", "methods"),
     ("bench", "llama-cpp"),
     ("bench", "speculator"),
+    ("bench", "vllm"),
     ("serve",),
 }  # minutes, or for ever; their options are checked all the same
 

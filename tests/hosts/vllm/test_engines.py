@@ -259,6 +259,25 @@ def test_too_many_tokens_are_refused_with_one_sentence(vllm, most):
         new_engine(vllm, True, most)
 
 
+def test_the_benchmark_finds_the_same_texts_and_counts_steps(vllm, pair):
+    from foretoken.measure.prompts import Question
+    from foretoken.measure.vllm import Served, measure
+
+    options = {"dtype": "float32", "max_num_seqs": 4, "max_model_len": LENGTH, "enforce_eager": True}
+    served = [Served(name, MODEL, options, K) for name in ("none", "foretoken")]
+    engines.extend(one.llm for one in served)
+    encode = served[0].llm.get_tokenizer()
+    questions = [Question(str(i), "any", encode(text)["input_ids"]) for i, text in enumerate(prompts(5))]
+    plain, drafted = measure(served, questions, concurrency=3, num_requests=7, max_new_tokens=20)
+    for load in (plain, drafted):
+        assert (load.num_tokens, len(load.texts), len(load.token_seconds)) == (7 * 20, 7, 7)
+        assert 0 < load.cpu_seconds
+    assert plain.num_turns == 7 * 20
+    assert drafted.row(plain)["other texts"] == 0
+    drafted.texts[3] = [*drafted.texts[3][:-1], -1]
+    assert drafted.row(plain)["other texts"] == 1
+
+
 def test_no_tokens_are_refused(vllm):
     with pytest.raises(Exception, match="num_speculative_tokens"):
         new_engine(vllm, True, 0)

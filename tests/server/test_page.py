@@ -86,6 +86,22 @@ def test_accepted_guesses_are_coloured_and_plotted(shown, lm):
     assert int(re.search(r"(\d+) forwards", page.text("#talk .stats"))[1]) == bars
 
 
+def test_the_cost_curve_and_the_budgets_choice_are_plotted(shown):
+    page = shown
+    choose(page, "text")
+    page.fill("#budget", "3")
+    ask(page, "abc abc abc")
+    forwards = int(re.search(r"(\d+) forwards", page.text("#talk .stats"))[1]) - 1  # without the prompt's
+    assert page.run("document.querySelectorAll('#costs .curve').length") == 1
+    assert page.run("document.querySelectorAll('#costs .took').length") == forwards
+    chosen = page.run("[...document.querySelectorAll('#costs .chosen')].map((one) => Number(one.dataset.times))")
+    assert sum(chosen) == forwards and 1 < len(chosen) <= 4, "at most three guesses and one row for the last token"
+    points = page.run("document.querySelector('#costs .curve').getAttribute('points').split(' ').length")
+    assert points == 8 and "most often" in page.text("#costs-scale")
+    page.click("#clear")
+    assert page.run("document.querySelectorAll('#costs *').length") == 0
+
+
 def test_wrong_guesses_are_struck_through_where_one_looks(shown):
     page = shown
     choose(page, "text")
@@ -97,8 +113,18 @@ def test_wrong_guesses_are_struck_through_where_one_looks(shown):
         return style.content !== 'none' && style.textDecorationLine === 'line-through';
     })()"""
     assert not page.run(struck)
+    where = page.run("""(() => {
+        const one = document.querySelector('.own[data-wrong]');
+        one.scrollIntoView({block: 'center'});
+        const place = one.getClientRects()[0];
+        return [place.x + place.width / 2, place.y + place.height / 2];
+    })()""")
+    page.send("Input.dispatchMouseEvent", type="mouseMoved", x=where[0], y=where[1])
+    assert page.run(struck), "pointed at"
+    page.send("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+    assert not page.run(struck)
     page.run("document.querySelector('#talk .text').focus()")
-    assert page.run(struck)
+    assert page.run(struck), "with the focus on the text"
     page.fill("#drafter", "")
 
 

@@ -53,6 +53,9 @@ class Server:
         self.lm, self.model_name, self.keys, self.scheduler, self._hosts = lm, model_name, keys, scheduler, hosts
         self._shared, self._fingerprint = Shared(lm), f"fp_{lm.engine.fingerprint}"
         self._metrics = Metrics(model_name, scheduler, lm)
+        is_calibrated = lm.drafter is not None and lm.drafter.calibrated
+        known = lm.costs.as_dict() if is_calibrated else {}
+        self._costs = {"rows": list(known), "milliseconds": [1000 * seconds for seconds in known.values()]}
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -99,6 +102,7 @@ class Server:
             "created": STARTED,
             "owned_by": "foretoken",
             "max_model_len": self.lm.engine.max_length,
+            "foretoken": {"drafter": str(self.lm.drafter or "none"), "costs": self._costs},
         }
 
     def _check_model(self, name: str) -> None:

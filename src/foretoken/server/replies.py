@@ -213,6 +213,8 @@ def _told(part: Part) -> dict[str, Any]:
     return {
         "guessed": part.guessed,
         "tokens": len(step.tokens),
+        "rows": step.num_rows,
+        "seconds": part.seconds,
         "drafted": step.draft.num_guesses,
         "accepted": step.num_accepted,
         "wrong": part.wrong,

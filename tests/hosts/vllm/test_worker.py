@@ -52,13 +52,23 @@ class AlwaysDrafts:
         pass
 
 
+class AlwaysAsks:
+    """In the place of what chooses by the clock whether heads are asked."""
+
+    def choose(self):
+        return True
+
+    def add(self, *_):
+        pass
+
+
 class Watched:
     """An engine with our worker, which counts what is drafted and accepted."""
 
     def __init__(self, **options: Any) -> None:
         self.llm = engine(OURS, additional_config={KEY: options})
         self.drafter = worker_of(self.llm).model_runner.drafter
-        self.drafter.budget = AlwaysDrafts()
+        self.drafter.budget, self.drafter._arms = AlwaysDrafts(), AlwaysAsks()
         self.longest = self.drafted = self.accepted = self.steps = 0
         propose = self.drafter.propose
 

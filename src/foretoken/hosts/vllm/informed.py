@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from foretoken.drafters.mixed import Arms
 from foretoken.hosts.vllm.drafter import Drafter
 from foretoken.hosts.vllm.options import EngineOptions
 from foretoken.hosts.vllm.requests import Requests, namespaces_of
 from foretoken.ngrams.arrays import Ints
+
+SURE = 0.7  # chance of the n-grams' first token from which on heads are not asked for a row
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class InformedDrafter(Drafter):
         namespaces = namespaces_of(self._options, vllm_config.model_config)
         self.requests = Requests(self._options, namespaces, self.settings.max_draft)
         self._heads: Any = None
+        self._arms = Arms()  # whether asking them gives more tokens a second
+        self._chosen: bool | None = None  # what was chosen for the last step; None if there was nothing to choose
+        self._started = 0.0
         self._asked: list[str] = []  # the requests that the heads last guessed for
         self._forward: Forward | None = None
         self._sampled: list[list[int]] = []
@@ -95,6 +101,10 @@ class InformedDrafter(Drafter):
     ) -> list[list[int]]:
         if not self._is_heard:
             return [[] for _ in sampled_token_ids]
+        now = self._clock()
+        if self._chosen is not None and all(sampled_token_ids):
+            self._arms.add(self._chosen, sum(map(len, sampled_token_ids)), now - self._started)
+        self._chosen, self._started = None, now
         self._sampled = sampled_token_ids
         if self._heads is not None and self._forward is not None:
             came = dict(zip(self._forward.names, sampled_token_ids, strict=True))
@@ -107,8 +117,13 @@ class InformedDrafter(Drafter):
     def guess(self, texts: Ints, most: Ints, floor: float) -> None:
         allowed = most.copy()
         super().guess(texts, most, floor)
-        rows = np.flatnonzero(allowed > 0).tolist()
-        if self._heads is None or self._forward is None or not rows:
+        if self._heads is None or self._forward is None:
+            return
+        rows = np.flatnonzero((allowed > 0) & (self.states.paths[: len(allowed), 0] < SURE)).tolist()
+        if not rows:
+            return
+        self._chosen = self._arms.choose()
+        if not self._chosen:
             return
         names = [self._forward.names[row] for row in rows]
         known = self.requests.of(names)

@@ -119,6 +119,23 @@ class Served:
             raise ModelError(f"vLLM's method {name!r} needs a package that is not here: {error}") from error
         self.name, self.engine = name, self.llm.llm_engine
         self._number = 0
+        self._base: Callable[[], float] = time.perf_counter
+        self._spent = 0.0
+        self._entered: float | None = None  # when its step began, by that clock
+        if name == "foretoken":
+            executor: Any = self.engine.engine_core.engine_core.model_executor
+            drafter = executor.driver_worker.worker.model_runner.drafter
+            self._base, drafter.clock = drafter.clock, self.clock
+
+    def clock(self) -> float:
+        """The seconds that this engine has run: between its steps others have their turn."""
+        return self._spent + (0.0 if self._entered is None else self._base() - self._entered)
+
+    def _step(self) -> list[Any]:
+        self._entered = self._base()
+        outputs: list[Any] = self.engine.step()
+        self._spent, self._entered = self.clock(), None
+        return outputs
 
     def under(self, load: Load, questions: Sequence[Question], sampling: Any) -> Iterator[None]:
         """Answer questions, so many at a time; comes back after each step of the engine."""
@@ -132,7 +149,7 @@ class Served:
                 prompt = {"prompt_token_ids": list(question.prompt)}
                 self.engine.add_request(str(self._number), prompt, sampling)
             started, cpu_started = time.perf_counter(), time.thread_time()
-            outputs = self.engine.step()
+            outputs = self._step()
             load.seconds += time.perf_counter() - started
             load.cpu_seconds += time.thread_time() - cpu_started
             for output in outputs:
@@ -180,7 +197,8 @@ def prepare(threads: int | None) -> None:
         threads: How many threads of a CPU compute. If None, one for each core.
     """
     if threads is not None:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
+        # Not bound to cores: one that something else keeps busy would slow down all.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(threads)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -24,6 +24,7 @@ class Drafter:
 
     Attributes:
         namespace: Whose memory requests share of which nothing else is said.
+        clock: What steps are timed by, from one ``propose`` to the next.
 
     Args:
         vllm_config: vLLM's ``VllmConfig``.
@@ -40,7 +41,7 @@ class Drafter:
         self.budget = BatchBudget()
         self.step = Step(None, *_NOTHING)  # the one that runs now
         self._facts: RowFacts | None = None
-        self._clock = time.thread_time if self.settings.is_one_thread else time.perf_counter
+        self.clock = time.thread_time if self.settings.is_one_thread else time.perf_counter
 
     def load_model(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Compile the loops before the first request; vLLM calls it with the target model."""
@@ -79,7 +80,7 @@ class Drafter:
         Returns:
             A chain for each row, empty where drafting does not pay.
         """
-        started = self._clock()
+        started = self.clock()
         num, facts = len(sampled_token_ids), self._facts
         self._facts = None
         num_new = np.fromiter(map(len, sampled_token_ids), np.int32, num)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
 
 from foretoken.api.answer import Result, Stream
+from foretoken.api.grammar import Grammars, Processor
 from foretoken.api.options import Options, Prompt, split_options
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.core.contracts import Drafter, Need, Step
@@ -74,6 +75,7 @@ class LanguageModel:
         if self.drafter is not None:
             self.drafter.check(Parts.of(self.engine, self.engine.target()))
         self.memories = Namespaces(self.engine, background, history)
+        self.grammars = Grammars(self.engine)
         self.prefixes: Prefixes | None = None
 
     @property
@@ -217,6 +219,14 @@ class LanguageModel:
                 namespace.hand_back(learning)
             self.memories.settle(namespace.name)
 
+    def _form(self, grammar: str | None, json_schema: Mapping[str, Any] | None) -> Callable[[], Processor] | None:
+        """Makes the processor of an answer that has to be of some form. None if it may be any text."""
+        if grammar is not None and json_schema is not None:
+            raise RequestError("An answer follows a grammar or a JSON schema, not both: leave one of them out.")
+        if grammar is not None:
+            return self.grammars.of_grammar(grammar)
+        return None if json_schema is None else self.grammars.of_schema(json_schema)
+
     def _answer(self, prompt: Prompt, options: Options) -> Result:
         stream = self.stream(prompt, **options)
         for _ in stream:
@@ -230,6 +240,8 @@ class LanguageModel:
         stop: str | Sequence[str] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         exact: Exact | None = None,
+        grammar: str | None = None,
+        json_schema: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Request:
         """The request to the engine that a prompt and the options for choosing tokens come to.
@@ -240,6 +252,9 @@ class LanguageModel:
         limit = options.pop("max_new_tokens", None)
         if limit is not None and whole("max_new_tokens", limit) < 1:
             raise RequestError(f"max_new_tokens is {limit}: ask for at least 1 token.")
+        form = self._form(grammar, json_schema)
+        if form is not None:
+            options["processors"] = (*(options.get("processors") or ()), form())
         sampling, own = split_options(self.engine, options)
         stops = read_stop_strings("stop", stop)
         request = self._engine(exact).prepare(self.encode(prompt, tools), sampling, limit, own)

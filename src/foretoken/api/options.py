@@ -29,6 +29,8 @@ class Options(TypedDict, total=False):
         frequency_penalty: Subtracted from a token's logit for each time that the answer holds it.
         seed: Decides the text under sampling. If None, the engine draws one (transformers from torch's generator).
         processors: Further changes of the logits, called as the engine's library calls its own.
+        grammar: What the answer has to be, in llama.cpp's GBNF or llguidance's Lark. All other tokens are forbidden.
+        json_schema: A JSON schema that the answer follows; likewise.
         stop: Strings that end the answer, which keeps them, beside the model's own. It ends where one first stands in
             its text; a string that names a special token is also found, though the text skips it.
         drafter: A name in ``foretoken.drafters.DRAFTERS``, which options may follow, such as "mixed" or
@@ -55,6 +57,8 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     seed: int | None
     processors: Sequence[Callable[..., Any]]
+    grammar: str | None
+    json_schema: Mapping[str, Any] | None
     stop: str | Sequence[str] | None
     drafter: str | Recipe | Drafter | None
     budget: Budget | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import sys
 import time
@@ -114,11 +115,30 @@ def read_options(answer: AnswerOptions, drafting: DraftOptions) -> Options:
     for text in answer.stop or []:
         if not is_text(text):
             raise RequestError("A stop string holds bytes that are no text: give it as UTF-8.")
+    if answer.grammar is not None:
+        options["grammar"] = read_text(answer.grammar)
+    if answer.json_schema is not None:
+        options["json_schema"] = read_schema(answer.json_schema)
     if drafting.budget is not None:
         options["budget"] = FixedBudget(drafting.budget)
     if drafting.reference:
         options["references"] = [read_text(path) for path in drafting.reference]
     return options  # type: ignore[return-value]
+
+
+def read_schema(path: Path) -> dict[str, object]:
+    """A JSON schema.
+
+    Raises:
+        ForetokenError: If the file cannot be read, or holds no JSON object.
+    """
+    try:
+        schema = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise RequestError(f"The file {str(path)!r} holds no JSON schema: give a JSON object.")
+    return schema
 
 
 def chosen_history(given: Path | None) -> bool | Path:

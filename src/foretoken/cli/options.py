@@ -102,6 +102,11 @@ class AnswerOptions:
     repetition_penalty: Annotated[
         float | None, of_answer(help="Values above 1 make repetition less likely.", show_default=MODELS_OWN)
     ] = None
+    grammar: Annotated[
+        Path | None,
+        of_answer(help="File of a grammar that the answer follows, in llama.cpp's GBNF or llguidance's Lark."),
+    ] = None
+    json_schema: Annotated[Path | None, of_answer(help="File of a JSON schema that the answer follows.")] = None
     stop: Annotated[
         list[str] | None,
         of_answer(help="String that ends the answer (repeatable).", metavar="TEXT"),

@@ -192,6 +192,15 @@ class Engine(Tokens, Helpers, Protocol):
         """
         raise RequestError(f"The {self.name} engine has no self-test of exactness.")
 
+    def grammar_tokenizer(self) -> Any:
+        """The tokens as llguidance's ``LLTokenizer``, by which grammars and JSON schemas keep answers to a form.
+
+        Raises:
+            ForetokenError: If the engine has none.
+            ModuleNotFoundError: If llguidance is missing.
+        """
+        raise RequestError(f"The {self.name} engine follows no grammar or schema: leave it out.")
+
     def settle_threads(self) -> None:
         """Let the whole process compute with as many threads as suit the model; commands ask for it."""
         return

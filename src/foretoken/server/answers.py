@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from foretoken.api.answer import Stream
+from foretoken.api.grammar import Processor
 from foretoken.api.language_model import LanguageModel, require_memory
 from foretoken.api.options import Prompt
 from foretoken.core.budget import FixedBudget
@@ -21,7 +22,6 @@ from foretoken.core.errors import RequestError
 from foretoken.core.stats import DecodeStats
 from foretoken.drafters import RECIPES, DraftModel, Recipe, recipe_of
 from foretoken.engines.base import Engine
-from foretoken.server.grammar import Grammars, Processor
 from foretoken.server.logprobs import AnswerLogprobs, TokenLogprob
 from foretoken.server.schema import Asked, ChatAsked, CompletionAsked, Drafting
 from foretoken.server.stops import TextBeforeStop
@@ -103,7 +103,7 @@ class Shared:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        self.plain, self.grammars = PlainSteps(lm), Grammars(lm)
+        self.plain, self.grammars = PlainSteps(lm), lm.grammars
         self.form = form_of(lm)
         self.spelled = lru_cache(maxsize=1 << 16)(lm.engine.spelled)
 
@@ -163,7 +163,7 @@ def _grammar(shared: Shared, asked: Asked) -> Callable[[], Processor] | None:
     if isinstance(asked, ChatAsked) and asked.callable_tools:
         return shared.grammars.of_calls(grammar_of(asked, shared.form))
     schema = None if asked.response_format is None else asked.response_format.schema_to_follow
-    return None if schema is None else shared.grammars.of_schema(schema)
+    return None if schema is None else shared.grammars.of_schema(schema, "The schema of response_format")
 
 
 def _parts(index: int, stream: Stream, asked: Asked, shared: Shared) -> Generator[Part, None, Part]:

@@ -182,6 +182,26 @@ def test_the_command_line_takes_it(monkeypatch, capsys):
     assert status == 0 and out.strip()
 
 
+def test_its_measurements_are_those_of_every_engine(monkeypatch, capsys, tmp_path):
+    path, prompts = gguf_file("q8_0"), tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"id": "a", "kind": "pattern", "prompt": PROMPTS[2]}) + "\n")
+    status, out, _ = call(monkeypatch, capsys, "check", path, "--max-new-tokens", "12", "--exact", "on", "--json")
+    (report,) = json.loads(out)
+    assert status == 0 and report["dtype"] == "Q8_0" and report["exact"] and report["identical"]
+    assert report["noise"] == 0.0 and report["self_test"]["widths"]
+    words = ["--background", "none", "--prompts", prompts, "--rounds", "1", "--max-new-tokens", "12", "--exact", "on"]
+    words += ["--temperature", "0", "--out", tmp_path / "found.json"]
+    status, out, _ = call(monkeypatch, capsys, "bench", "methods", "--model", path, "--method", "ngram", *words)
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert status == 0 and [(row["method"], row["dtype"]) for row in rows] == [("plain", "Q8_0"), ("ngram", "Q8_0")]
+    status, out, _ = call(monkeypatch, capsys, "bench", "llama-cpp", path, *words)
+    lines = json.loads((tmp_path / "found.json").read_text())["lines"]
+    assert status == 0 and {line["method"] for line in lines} >= {"plain", "chain", "auto", "llama-cpp-python"}
+    assert all(line["same_text"] == line["prompts"] == 1 and line["cpu_speed"] > 0 for line in lines)
+    status, _, said = call(monkeypatch, capsys, "check", path, "--dtype", "float32")
+    assert status == 2 and "A GGUF file has its types in it" in said
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from foretoken.core.errors import ModelError
 from foretoken.engines.llama_cpp.library import GGUFModel, last_error, library
 
 MAIN = 0  # the sequence of the committed tokens
+FLOATS = (None, 0, 1)  # GGML's numbers of types of a cache that any attention reads
 BATCH = 512  # rows of a forward at most
 BRANCHES = 64  # leaves of a draft beside the main chain
 PAD, ALL = BRANCHES + 1, -1  # the sequence of rows that nobody asks for
@@ -73,6 +75,7 @@ class Context:
 
     def __init__(self, gguf: GGUFModel, settings: ContextSettings) -> None:
         calls = library()
+        _check_memory(gguf, settings)
         parameters = calls.llama_context_default_params()
         # A draft needs cells beyond the text, which may reach up to its limit.
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = settings.length + BATCH, BATCH, BATCH
@@ -137,6 +140,21 @@ class Context:
         if self._logits is None or self._logits[0] != address or len(self._logits[1]) < wanted:
             self._logits = address, np.ctypeslib.as_array(pointer, (wanted, self._gguf.vocab_size))
         return self._logits[1][:wanted]
+
+
+def _check_memory(gguf: GGUFModel, settings: ContextSettings) -> None:
+    """Refuse a cache that this machine's memory cannot hold: it would be given, and the process killed as it fills.
+
+    Raises:
+        ForetokenError: If it cannot.
+    """
+    needed = settings.length * gguf.cached_numbers * (1 if settings.cache_type not in FLOATS else 2)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not settings.gpu_layers and needed > there:
+        raise ModelError(
+            f"A context of {settings.length} tokens takes {needed / 2**30:.0f} GiB for {str(gguf.path)!r}, and this "
+            f"machine has {there / 2**30:.0f}: ask for a shorter one."
+        )
 
 
 class Fields(NamedTuple):

@@ -20,7 +20,7 @@ from foretoken.core.sampling import Sampling
 from foretoken.engines.base import DEFAULT_NEW_TOKENS, FOUND, NOTHING, Engine, Exact, Request, check_exact
 from foretoken.engines.fewest_threads import SAID_BY, fewest
 from foretoken.engines.llama_cpp.choice import Choice, compile_choice
-from foretoken.engines.llama_cpp.context import Contexts, ContextSettings
+from foretoken.engines.llama_cpp.context import FLOATS, Contexts, ContextSettings
 from foretoken.engines.llama_cpp.exact import self_test
 from foretoken.engines.llama_cpp.library import GGUFModel, llama_cpp_version
 from foretoken.engines.llama_cpp.target import EVERY_WIDTH, LlamaCppTarget
@@ -30,7 +30,6 @@ from foretoken.memory.self_tests import CHEAP, SelfTest, self_test_of
 ROWS = 4  # of a forward that is measured to choose threads: what a short draft has
 MAX_CONTEXT = 8192  # tokens, unless the caller asks for another number: a cache for all that a model takes may be huge
 TEST_CONTEXT = 320  # tokens of a context that the self-test runs in
-FLOATS = (None, 0, 1)  # GGML's numbers of types of a cache that any attention reads
 
 
 @dataclass(frozen=True)

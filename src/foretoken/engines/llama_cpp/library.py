@@ -13,6 +13,7 @@ from foretoken.core.errors import ModelError
 
 MAGIC = b"GGUF"
 ERROR = 4  # the level of a line of llama.cpp's log that says what went wrong
+TELLING = "error loading model: "  # stands before the reason
 TEXT = 1 << 16  # bytes that a value of a file's metadata may have here
 
 
@@ -58,8 +59,9 @@ _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_k
 
 
 def last_error() -> str:
-    """What llama.cpp logged last as an error; empty if nothing."""
-    return _errors[-1] if _errors else ""
+    """Why something went wrong, as llama.cpp logged it of late; empty if it did not."""
+    telling = [line.partition(TELLING)[2] for line in _errors if TELLING in line]
+    return telling[-1] if telling else _errors[-1] if _errors else ""
 
 
 class GGUFModel:
@@ -102,13 +104,22 @@ class GGUFModel:
             )
         if calls.llama_model_has_encoder(model) or calls.llama_model_is_diffusion(model):
             raise ModelError(f"The model in {name!r} is not a decoder-only language model: use another file.")
-        if self.vocab_size == 0:
-            raise ModelError(f"The file {name!r} has no tokens, so that it can neither read nor write a text.")
+        if self.vocab_size == 0 or calls.llama_vocab_type(self.vocab) == calls.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError(f"The file {name!r} has no tokenizer, so that it can neither read nor write a text.")
 
     @property
     def context_length(self) -> int:
         """Tokens that it was trained to read."""
         return int(library().llama_model_n_ctx_train(self.pointer))
+
+    @property
+    def cached_numbers(self) -> int:
+        """How many numbers the cache holds of a token: keys and values of all layers."""
+        calls, model = library(), self.pointer
+        heads = max(1, calls.llama_model_n_head(model))
+        return int(2 * calls.llama_model_n_layer(model) * calls.llama_model_n_head_kv(model)) * (
+            int(calls.llama_model_n_embd(model)) // heads
+        )
 
     @property
     def description(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -68,6 +69,21 @@ class LlamaCppTokens(Tokens):
             names["tools"] = [dict(tool) for tool in tools]
         text = render(template.decode("utf-8"), messages, names)
         return self.encode(text, add_special_tokens=False)
+
+    def grammar_tokenizer(self) -> Any:
+        """The tokens as llguidance's ``LLTokenizer``.
+
+        Raises:
+            ForetokenError: If no token ends an answer.
+            ModuleNotFoundError: If llguidance is missing.
+        """
+        from llguidance.llamacpp import lltokenizer_from_vocab
+
+        if not self.end_tokens:
+            raise RequestError("A grammar or schema needs a file with a token that ends an answer: leave it out.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of calls that llguidance makes
+            return lltokenizer_from_vocab(self.gguf.vocab, self.vocab_size, sorted(self.end_tokens))
 
     def detokenizer(self, prompt: Sequence[int], skip_special_tokens: bool = True) -> BytesDetokenizer:
         if skip_special_tokens:

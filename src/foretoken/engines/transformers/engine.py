@@ -100,6 +100,17 @@ class TransformersEngine(TransformersTokens, TransformersHelpers):
         """What the self-test of exactness finds with the threads of now."""
         return self.exactness.self_test
 
+    def grammar_tokenizer(self) -> Any:
+        from llguidance.hf import from_tokenizer
+
+        end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        if end is None:
+            raise RequestError("A grammar or schema needs a model with a token that ends an answer: leave it out.")
+        try:
+            return from_tokenizer(self.tokenizer, self.vocab_size, end)  # type: ignore[arg-type]  # it checks
+        except ValueError as error:
+            raise RequestError("A grammar or schema needs a fast tokenizer of transformers: leave it out.") from error
+
     def settle_threads(self) -> None:
         settle_threads(self.model)
 

@@ -7,14 +7,14 @@ a guess is never accepted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from foretoken.api.language_model import LanguageModel
 from foretoken.core.errors import ForetokenError, RequestError
 from foretoken.core.lazy import lazy
+from foretoken.engines.base import Engine
 
 MAX_SCHEMA = 16_384  # characters; a grammar's making takes longer than its schema grows
 JSON_OPTIONS: Any = {"whitespace_pattern": r"[ \n]{0,16}"}  # without a bound a model may write spaces for ever
@@ -26,47 +26,64 @@ class Grammars:
     """Makes logits processors of JSON schemas and of grammars.
 
     Args:
-        lm: The model; its tokenizer must be a fast one of transformers.
+        engine: The model; see ``Engine.grammar_tokenizer``.
     """
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self._lm = lm
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     @lazy
     def _tokenizer(self) -> Any:
         """The model's tokens, as grammars read them."""
         try:
-            from llguidance.hf import from_tokenizer
+            return self._engine.grammar_tokenizer()
         except ModuleNotFoundError as error:
-            raise RequestError(f"response_format and tools need {error.name}: the server must install it.") from error
-        end = getattr(getattr(self._lm.model, "generation_config", None), "eos_token_id", None)
-        if end is None:
-            raise RequestError(
-                "response_format and tools need a model with a token that ends an answer: leave them out."
-            )
-        try:
-            return from_tokenizer(self._lm.tokenizer, self._lm.engine.vocab_size, end)
-        except ValueError as error:
-            raise RequestError(
-                "response_format and tools need a fast tokenizer of transformers: leave them out."
-            ) from error
+            if error.name != "llguidance":
+                raise
+            raise RequestError("Grammars, JSON schemas and tools need llguidance: pip install llguidance.") from error
 
-    def of_schema(self, schema: dict[str, Any]) -> Callable[[], Processor]:
+    def of_schema(self, schema: Mapping[str, Any], name: str = "The JSON schema") -> Callable[[], Processor]:
         """Makes the processor of one answer that follows a JSON schema.
+
+        Args:
+            schema: The schema.
+            name: What a message calls it.
 
         Raises:
             ForetokenError: If the schema cannot be followed.
         """
-        text = json.dumps(schema)
-        _check_length("The schema of response_format has", text)
+        try:
+            text = json.dumps(dict(schema))
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{name} is no JSON: {error}.") from error
+        _check_length(f"{name} has", text)
         self._tokenizer  # noqa: B018  # says what is missing before the next line does
         from llguidance import LLMatcher
 
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
         except ValueError as error:
-            raise _unfit("The schema of response_format", str(error)) from error
-        return self._of("The schema of response_format", grammar)
+            raise _unfit(name, str(error)) from error
+        return self._of(name, grammar)
+
+    def of_grammar(self, text: str) -> Callable[[], Processor]:
+        """Makes the processor of one answer that follows a grammar, in llama.cpp's GBNF or llguidance's Lark.
+
+        Raises:
+            ForetokenError: If it does not parse, or cannot be followed.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise RequestError("The grammar is empty: give it as text, in GBNF or Lark.")
+        _check_length("The grammar has", text)
+        self._tokenizer  # noqa: B018
+        from llguidance import LLMatcher
+        from llguidance.gbnf_to_lark import any_to_lark
+
+        try:
+            grammar = LLMatcher.grammar_from_lark(any_to_lark(text))
+        except Exception as error:  # of the converter, which knows several
+            raise _unfit("The grammar", str(error)) from error
+        return self._of("The grammar", grammar)
 
     def of_calls(self, text: str) -> Callable[[], Processor]:
         """Makes the processor of one answer that follows a grammar of calls; see ``grammar_of``.
@@ -89,14 +106,14 @@ class Grammars:
             raise _unfit(what, str(error)) from error
         if matcher.is_error():
             raise _unfit(what, matcher.get_error())
-        return lambda: GrammarProcessor(matcher.deep_copy(), self._lm.engine.vocab_size)
+        return lambda: GrammarProcessor(matcher.deep_copy(), self._engine.vocab_size)
 
 
 class GrammarProcessor:
     """Leaves the tokens that a grammar allows after the answer so far. It belongs to one answer.
 
-    It is called as transformers calls a processor, for one row at a time. Rows may be asked for in any order: what was
-    read of another path is taken back.
+    It is called as transformers calls a processor, for one row at a time, or with arrays as llama-cpp-python does. Rows
+    may be asked for in any order: what was read of another path is taken back.
 
     Args:
         matcher: The grammar, at its beginning; an ``LLMatcher``.
@@ -109,13 +126,20 @@ class GrammarProcessor:
         self._read: list[int] = []  # of the answer, as far as the grammar has read it
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """The logits [1, vocab] that follow token ids [1, length]; those of forbidden tokens are minus infinity."""
+        """The logits [1, vocab] that follow token ids [1, length]; those of forbidden tokens are minus infinity.
+
+        Arrays of numpy come without the first dimension, and the logits are changed in place.
+        """
+        tokens: list[int] = input_ids.tolist() if input_ids.ndim == 1 else input_ids[0].tolist()
         if self._num_prompt_tokens is None:  # the prefill's row comes first
-            self._num_prompt_tokens = input_ids.shape[1]
-        if not self._go_to(input_ids[0, self._num_prompt_tokens :].tolist()):
+            self._num_prompt_tokens = len(tokens)
+        if not self._go_to(tokens[self._num_prompt_tokens :]):
             return scores  # the row stands after a guess that is forbidden, so that it is of no use
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         forbidden = np.unpackbits(bits, bitorder="little")[: self._vocab_size] == 0
+        if isinstance(scores, np.ndarray):
+            scores[forbidden] = -np.inf
+            return scores
         return scores.masked_fill(scores.new_tensor(forbidden).bool(), -np.inf)
 
     def _go_to(self, answer: list[int]) -> bool:

@@ -117,9 +117,8 @@ class GGUFModel:
         """How many numbers the cache holds of a token: keys and values of all layers."""
         calls, model = library(), self.pointer
         heads = max(1, calls.llama_model_n_head(model))
-        return int(2 * calls.llama_model_n_layer(model) * calls.llama_model_n_head_kv(model)) * (
-            int(calls.llama_model_n_embd(model)) // heads
-        )
+        width = calls.llama_model_n_embd(model) // heads
+        return int(2 * calls.llama_model_n_layer(model) * calls.llama_model_n_head_kv(model) * width)
 
     @property
     def description(self) -> str:

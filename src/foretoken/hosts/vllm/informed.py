@@ -101,7 +101,7 @@ class InformedDrafter(Drafter):
     ) -> list[list[int]]:
         if not self._is_heard:
             return [[] for _ in sampled_token_ids]
-        now = self._clock()
+        now = self.clock()
         if self._chosen is not None and all(sampled_token_ids):
             self._arms.add(self._chosen, sum(map(len, sampled_token_ids)), now - self._started)
         self._chosen, self._started = None, now

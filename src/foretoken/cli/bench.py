@@ -298,7 +298,9 @@ def vllm(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="none, ngram, suffix or foretoken (repeatable).", show_default="none, ngram, foretoken"
+            "--method",
+            help="none, ngram, suffix, foretoken or foretoken-heads (repeatable).",
+            show_default="none, ngram, foretoken",
         ),
     ] = None,
     concurrency: Annotated[

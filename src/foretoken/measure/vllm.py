@@ -16,6 +16,12 @@ from foretoken.measure.prompts import Question
 SEED = 0
 BATCHED_TOKENS = 2048  # of a step, at most; left to itself vLLM takes fewer where it drafts
 PLAIN = "none"
+
+
+def _ours(most: int) -> dict[str, Any]:
+    return {"method": "custom_class", "model": "foretoken.hosts.vllm.Drafter", "num_speculative_tokens": most}
+
+
 METHODS: dict[str, Callable[[int], dict[str, Any] | None]] = {
     PLAIN: lambda most: None,
     "ngram": lambda most: {
@@ -25,14 +31,14 @@ METHODS: dict[str, Callable[[int], dict[str, Any] | None]] = {
         "prompt_lookup_min": 2,
     },
     "suffix": lambda most: {"method": "suffix", "num_speculative_tokens": most},
-    "foretoken": lambda most: {
-        "method": "custom_class",
-        "model": "foretoken.hosts.vllm.Drafter",
-        "num_speculative_tokens": most,
-    },
+    "foretoken": _ours,
+    "foretoken-heads": _ours,
+}
+OPTIONS: dict[str, dict[str, Any]] = {  # of our drafter; nothing is shared, for prompts come more than once
+    "foretoken": {"namespace": None},
+    "foretoken-heads": {"namespace": None, "speculator": "auto"},
 }
 # What vLLM reads while it is imported. What the caller has set stays.
-NOTHING_SHARED = {"foretoken": {"namespace": None}}  # for prompts come more than once
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -111,7 +117,7 @@ class Served:
             self.llm = LLM(
                 model,
                 speculative_config=METHODS[name](max_draft),
-                additional_config=NOTHING_SHARED if name == "foretoken" else {},
+                additional_config={"foretoken": OPTIONS[name]} if name in OPTIONS else {},
                 seed=SEED,
                 **options,
             )
@@ -122,7 +128,7 @@ class Served:
         self._base: Callable[[], float] = time.perf_counter
         self._spent = 0.0
         self._entered: float | None = None  # when its step began, by that clock
-        if name == "foretoken":
+        if name in OPTIONS:
             executor: Any = self.engine.engine_core.engine_core.model_executor
             drafter = executor.driver_worker.worker.model_runner.drafter
             self._base, drafter.clock = drafter.clock, self.clock

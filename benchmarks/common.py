@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -24,6 +25,18 @@ Rounds = Annotated[int, typer.Option(min=1, help="How often each answer is given
 Data = Annotated[list[Path] | None, typer.Option(help="A folder of recorded answers, *.jsonl.gz (repeatable).")]
 TokenizerFile = Annotated[str | None, typer.Option("--tokenizer", help="The tokenizer.json to read them with.")]
 Out = Annotated[Path, typer.Option("--out", help="The file that the numbers are written to, as JSON.")]
+OwnClock = Annotated[bool, typer.Option(help="Count the processor's time for this process, on a busy machine.")]
+
+
+def take_own_clock(threads: int) -> None:
+    """Let all times be the processor's for this process: of one thread, what a clock says if nothing else runs.
+
+    Raises:
+        ForetokenError: If there are several threads, whose times would be added up.
+    """
+    if threads > 1:
+        raise ForetokenError("A clock of one's own adds up the threads: leave out --own-clock or --threads.")
+    time.perf_counter = time.process_time
 
 
 def run(main: Callable[..., None]) -> None:

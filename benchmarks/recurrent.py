@@ -14,7 +14,6 @@ edits the share of the speed that the model of attention alone has.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ import typer
 from rich.progress import track
 from transformers import PreTrainedModel
 
-from benchmarks.common import RESULTS, SEED, Out, Rounds, finish, run
+from benchmarks.common import RESULTS, SEED, Out, OwnClock, Rounds, finish, run, take_own_clock
 from benchmarks.never_slower import random_tokens
 from benchmarks.recorded import background_for
 from foretoken.core.decode import decode
@@ -85,17 +84,13 @@ def main(
     rounds: Rounds = 3,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the models.")] = "float32",
-    own_clock: Annotated[
-        bool, typer.Option(help="Count the processor's time for this process, on a busy machine.")
-    ] = False,
+    own_clock: OwnClock = False,
     out: Out = RESULTS / "recurrent.json",
 ) -> None:
     """Time edits and random tokens over random models with and without a recurrent state."""
     torch.set_num_threads(threads)
-    if own_clock:  # of one thread it is what the clock on the wall would say if nothing else ran
-        if threads > 1:
-            raise ForetokenError("A clock of one's own adds up the threads: leave out --own-clock or --threads.")
-        time.perf_counter = time.process_time
+    if own_clock:
+        take_own_clock(threads)
     questions = [*edits(), *unpredictable()]
     rows: dict[str, list[Row]] = {}
     for name in shape or SHAPES:

@@ -17,7 +17,13 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessorList, Phi3Config, Phi3ForCausalLM, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    LogitsProcessorList,
+    Phi3Config,
+    Phi3ForCausalLM,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+)
 
 from foretoken import DecodeStats, Draft, Drafter, FixedBudget, ForetokenError, Scores, Step, Target, decode
 from foretoken.core.contracts import Top
@@ -25,6 +31,7 @@ from foretoken.drafters.draft_model import DraftModelDrafter
 from foretoken.engines.parallel import MAX_WALK, ParallelTarget, part, process_group, share
 from foretoken.engines.toy import ToyTarget
 from foretoken.engines.transformers.choice import Choice
+from foretoken.engines.transformers.self_test import FixedWidths, self_test
 from foretoken.engines.transformers.target import TransformersTarget
 from helpers.drafting import Oracle, RandomTrees, Stateless
 from helpers.shapes import LLAMA, VOCAB, tiny_model
@@ -291,6 +298,37 @@ def test_model_answers_steps_and_tops_are_those_of_one_process(ranks):
             assert [top.tokens for top in heard] == [top.tokens for top in expected]
             for top, other in zip(heard, expected, strict=True):
                 assert torch.allclose(torch.tensor(top.probs), torch.tensor(other.probs), atol=1e-5)
+
+
+def rows_apart(dtype: torch.dtype, is_exact: bool) -> tuple[int, int]:
+    """How many committed rows of this rank had other logits than plain decoding's, and how many it had."""
+    model = tiny_model("llama", dtype=dtype)
+    exact = FixedWidths(self_test(model).widths) if is_exact else None
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(0.8)])
+    target, prompt = TransformersTarget(model, Choice(warpers, seed=7), exact=exact), [5, 9, 2, 5, 9]
+    answer = decode(target, None, prompt, max_new_tokens=32)
+    plain = [(step.tokens[0], step.scores.logits[0].clone()) for step in answer]
+    apart = compared = 0
+    for drafter in drafters(prompt, [token for token, _ in plain], VOCAB):
+        expected = iter(plain)
+        for step in decode(ParallelTarget(target), drafter, prompt, max_new_tokens=32, budget=FixedBudget(12)):
+            for token, row in zip(step.tokens, (0, *(node + 1 for node in step.path)), strict=True):
+                right, logits = next(expected)
+                assert token == right or not is_exact
+                if row in step.scores.rows:
+                    compared += 1
+                    apart += not torch.equal(step.scores.scores.logits[step.scores.rows[row]], logits)
+    return apart, compared
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_exact_rows_are_plain_decodings_in_every_process(ranks, dtype):
+    for apart, compared in ranks(2, rows_apart, dtype, True):
+        assert apart == 0 and compared >= 32
+
+
+def test_rows_of_processes_are_apart_where_they_are_not_kept_exact(ranks):
+    assert all(apart for apart, _ in ranks(2, rows_apart, torch.float32, False)), "the control"
 
 
 def at_the_border(parallel: bool) -> Any:

@@ -2,11 +2,11 @@
 
 Transformers' attention functions take all rows of a forward together, and a row's sums then run in an order that
 depends on how many rows and keys there are. Here every row has a call of its own, of the same shape and over keys laid
-out alike, whatever stands beside it: its last bit is the one that plain decoding gives it. The rows of a draft tree are
-laid out as the chain that plain decoding would have seen.
+out alike, whatever stands beside it: its last bit is the one that plain decoding gives it. The keys of a chain are read
+where the cache holds them. The rows of a draft tree are laid out as the chain that plain decoding would have seen.
 
-On a CPU the sums are in float32, whatever the model's dtype, since kernels for single rows in half precision take
-several times as long there.
+The heads of a group share their keys, so that they are the rows of one product. On a CPU that is also why a row costs
+little: kernels for several rows in half precision are several times as fast as those for one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from foretoken.engines.transformers.attention import EAGER, ROWS_OVER, implement
 
 REPLACED = ("sdpa", "eager")  # in whose place the rows are attended to one by one
 REFUSED = ("position_bias", "sinks", "indices", "block_indices")  # arguments of attention that only some models give
-ALIGNED = 16  # keys of a head begin at multiples of so many numbers of 4 bytes, since kernels look at addresses
+ALIGNED = 64  # bytes, of which the address of a head's first key is a multiple, since kernels look at addresses
+MOST_ALONE = 4  # heads of a group that are quicker one by one where bfloat16 has tiles
+ROOM = 32  # so many numbers of 2 bytes are as long as that
 
 
 class Run(NamedTuple):
@@ -108,18 +110,17 @@ class Rows:
         """The paths of the rows that are no filling."""
         return self.paths[self.first : self.first + self.width]
 
-    def laid_out(self, name: str, states: Tensor) -> Tensor:
+    def laid_out(self, name: str, states: Tensor, dtype: torch.dtype) -> Tensor:
         """A copy of keys or values, [1, heads, keys, size], in a buffer of its own, to be changed at will."""
-        kind = name, states.shape, states.device, states.dtype
+        kind = name, states.shape, states.device, dtype
         place = self._places.get(kind)
         if place is None:  # the first layer of this shape in a forward
-            place = self._places[kind] = self._place(name, states)
+            place = self._places[kind] = self._place(name, states, dtype)
         return place.copy_(states)
 
-    def _place(self, name: str, states: Tensor) -> Tensor:
+    def _place(self, name: str, states: Tensor, dtype: torch.dtype) -> Tensor:
         _, heads, keys, size = states.shape
-        dtype = torch.promote_types(states.dtype, torch.float32) if states.device.type == "cpu" else states.dtype
-        room = -(-keys // ALIGNED) * ALIGNED
+        room = -(-keys // ROOM) * ROOM
         needed = heads * room * size
         buffer = self._buffers.get((name, states.device, dtype))
         if buffer is None or buffer.numel() < needed:
@@ -262,28 +263,56 @@ def _attended(
     _, num_heads, num_rows, size = query.shape
     num_key_heads, num_keys = key.shape[1:3]
     before = num_keys - rows.first - num_rows  # keys of the committed text
-    keys, values = rows.laid_out("keys", key), rows.laid_out("values", value)
-    # The heads of a group share their keys, so that they are the rows of one product.
-    grouped = num_rows, 1, num_key_heads, num_heads // num_key_heads, size
-    queries = query.transpose(1, 2).to(keys.dtype).reshape(grouped).unbind()
-    paths = rows.answered
+    is_spelled = softcap is not None or sinks is not None or value.shape[-1] != size
+    # Spelled out on a CPU, products in half precision take several times as long.
+    dtype = torch.promote_types(key.dtype, torch.float32) if is_spelled and key.device.type == "cpu" else key.dtype
+    keys, values = key, value  # read where the cache holds them, as long as they stand there as the row's path has them
+    if dtype != key.dtype or not (_is_aligned(key) and _is_aligned(value)):
+        keys, values = rows.laid_out("keys", key, dtype), rows.laid_out("values", value, dtype)
+    group = num_heads // num_key_heads
+    together = group if is_spelled else _together(group, dtype, key.device)
+    heads, shared, copies = (num_heads, 1, 1) if together < group else (num_key_heads, group, together // group)
+    queries = query.transpose(1, 2).to(dtype).reshape(num_rows, 1, heads, shared, size)
+    if copies > 1:
+        queries = queries.repeat(1, 1, 1, copies, 1)
     scale = size**-0.5 if scaling is None else scaling
-    is_simple = softcap is None and sinks is None and value.shape[-1] == size
-    read: list[Tensor] = [query] * len(paths)  # each to be replaced
+    read: list[Tensor] = [query] * len(rows.turns)  # each to be replaced
     for row, runs in rows.turns:
+        if runs and keys is key:
+            keys, values = rows.laid_out("keys", key, dtype), rows.laid_out("values", value, dtype)
         for depth, moved, count in runs:
             keys.narrow(2, before + depth, count).copy_(key.narrow(2, before + moved, count))
             values.narrow(2, before + depth, count).copy_(value.narrow(2, before + moved, count))
-        length = len(paths[row])
+        length = len(rows.paths[rows.first + row])
         start = starts[length - 1] if starts else 0
         seen = 2, start, before + length - start
         own = queries[row], keys.narrow(*seen), values.narrow(*seen)
         read[row] = (
-            scaled_dot_product_attention(*own, scale=scale) if is_simple else _spelled(*own, scale, softcap, sinks)
+            _spelled(*own, scale, softcap, sinks)
+            if is_spelled
+            else scaled_dot_product_attention(*own, scale=scale, enable_gqa=heads > num_key_heads)
         )
-    together = (torch.cat(read) if len(read) > 1 else read[0]).view(1, len(read), num_heads, -1).to(query.dtype)
+    done = torch.cat(read) if len(read) > 1 else read[0]
+    done = done[:, :, :shared].reshape(1, len(read), num_heads, -1).to(query.dtype)
     filling = num_rows - len(read)
-    return pad(together, (0, 0, 0, 0, 0, filling)) if filling else together
+    return pad(done, (0, 0, 0, 0, 0, filling)) if filling else done
+
+
+def _together(group: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many heads that share their keys are the rows of one product; more than there are, where one is repeated.
+
+    Products of bfloat16 over a single row are the slowest on most CPUs, and the fastest on those with tiles for them.
+    """
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        return group
+    if torch.cpu._is_amx_tile_supported():
+        return 1 if group <= MOST_ALONE else group
+    return max(2, group)
+
+
+def _is_aligned(states: Tensor) -> bool:
+    """Whether any run of keys begins at an aligned address in every head."""
+    return states.is_contiguous() and states.shape[3] * states.element_size() % ALIGNED == 0
 
 
 def _spelled(

@@ -26,9 +26,9 @@ ENOUGH = 16  # rows that a forward must take if drafts are to pay
 MAX_SECONDS = 0.5
 PROMPT, ROWS = 24, 6  # tokens; how many are scored one by one, to compare with
 COSTED = 16  # times as many tokens stand before a step whose time is taken
-TURNS, MORE_TURNS = 4, 20  # plain steps of either kind, and where the costs are too near to tell
-NEAR = 0.05, 0.5  # such costs
-MAX_DEVIATION = 0.05  # of logits from those of the model's own attention, as a share of their size
+TURNS, MORE_TURNS = 6, 24  # plain steps of either kind, and where the costs are too near to tell
+NEAR = 0.03, 1.0  # such costs
+MAX_DEVIATION = 0.1  # of logits from those of the model's own attention, as a share of their size; eager rounds scores
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class FixedWidths:
 def self_test(model: PreTrainedModel, max_seconds: float = MAX_SECONDS) -> SelfTest:
     """Try whether the model gives a row the same logits, to the last bit, in forwards over several numbers of rows.
 
-    All the model's products are tried with every number of rows. Whole forwards then show that nothing else of the
-    model depends on it: the rows that are compared stand first in a chain, and last in a tree whose other branches are
-    wrong. Where there is no time for all, the numbers that were not tried are trusted as long as no other one failed.
+    All the model's products and activations are tried with every number of rows. Whole forwards then show that nothing
+    else of the model depends on it: the rows that are compared stand first in a chain, and last in a tree whose other
+    branches are wrong. Where there is no time for all, the numbers that were not tried are trusted as long as no other
+    one failed.
 
     Args:
         model: A decoder-only model whose attention ``refuse_attention`` does not refuse.
@@ -173,8 +174,11 @@ def _lengthen(target: TransformersTarget, times: int) -> None:
 
 
 def _clock(model: PreTrainedModel) -> Callable[[], float]:
-    """What to take times by: the processor's own time where it computes, since others may use it, too."""
-    return time.process_time if input_device(model).type == "cpu" else time.perf_counter
+    """What to take times by: the thread's own time where the processor computes, since others may use it, too.
+
+    Threads that help wait in a loop of their own, whose time says nothing.
+    """
+    return time.thread_time if input_device(model).type == "cpu" else time.perf_counter
 
 
 def _logits(target: TransformersTarget, token: int, draft: Draft) -> Tensor:

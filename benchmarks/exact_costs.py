@@ -4,9 +4,9 @@
     python -m benchmarks.exact_costs --part steps --own-clock
 
 ``rows``: committed rows whose logits are compared bit for bit with those of plain decoding, in chains and among wrong
-guesses, with the control, whose rows are not kept apart. ``steps``: the time of a step over several rows, exact and
-not, in turns. ``gain``: answers of the bundled model are replayed, on this model and on the bundled one, plainly and
-drafted, with exactness and without; each gain is against plain decoding with the same setting.
+guesses, and as a control a tenth of them where rows are not kept apart. ``steps``: the time of a step over several
+rows, exact and not, in turns. ``gain``: answers of the bundled model are replayed, on this model and on the bundled
+one, plainly and drafted, with exactness and without; each gain is against plain decoding with the same setting.
 """
 
 from __future__ import annotations
@@ -86,12 +86,13 @@ def text_of(length: int) -> list[int]:
 
 def compared(dtype: str, rows: int) -> Iterator[dict[str, Any]]:
     """How many of the rows had the bits of plain decoding, with exactness and without."""
-    model, text = half_billion(dtype), text_of(CONTEXT + rows)
-    for exact in (Exactness(model, True), None):
-        plain = list(digests(TransformersTarget(model, exact=exact, prefill_chunk=CHUNK), text, drafts=False))
-        drafted = list(digests(TransformersTarget(model, exact=exact, prefill_chunk=CHUNK), text, drafts=True))
+    model = half_billion(dtype)
+    for exact, count in ((Exactness(model, True), rows), (None, -(-rows // 10))):
+        target, text = TransformersTarget(model, exact=exact, prefill_chunk=CHUNK), text_of(CONTEXT + count)
+        plain, drafted = (list(digests(target, text, drafts)) for drafts in (False, True))
         equal = sum(one == other for one, other in zip(plain, drafted, strict=True))
-        yield {"exact": exact is not None, "rows": rows, "bit_equal": equal, "dtype": dtype}
+        widths = "as they come" if exact is None else " ".join(map(str, exact.widths()))
+        yield {"dtype": dtype, "exact": exact is not None, "rows": count, "bit_equal": equal, "widths": widths}
 
 
 def digests(target: TransformersTarget, text: Sequence[int], drafts: bool) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Sequence
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,9 +129,9 @@ def test_two_threads_keep_bits_as_well(dtype):
     torch.set_num_threads(2)
     try:
         model, exact = model_of("llama", dtype), FixedWidths(self_test(model_of("llama", dtype)).widths)
-        plain = answer(TransformersTarget(model, exact=exact), None, [5, 9, 4])
-        for drafter in drafters(4, [5, 9, 4], [token for token, _ in plain]):
-            assert answer(TransformersTarget(model, exact=exact), drafter, [5, 9, 4]) == plain
+        plain = answer(TransformersTarget(model, exact=exact), None, [5, 9, 4], length=20)
+        for drafter in drafters(4, [5, 9, 4], [token for token, _ in plain])[:2]:
+            assert answer(TransformersTarget(model, exact=exact), drafter, [5, 9, 4], length=20) == plain
     finally:
         torch.set_num_threads(1)
 
@@ -314,6 +315,19 @@ def test_auto_is_exact_where_it_is_cheap(kept):
     assert Exactness(model).widths() == ()
     with pytest.raises(ForetokenError, match="19 of 20 were equal"):
         Exactness(model, True)
+
+
+def test_tf32_is_off_or_exactness_is_not(kept, monkeypatch):
+    """With a stand-in for a GPU: no processor has TF32."""
+    kept(cost=0.0)
+    monkeypatch.setattr(deciding, "input_device", lambda model: torch.device("cuda"))
+    model = model_of("llama", torch.float32)
+    assert Exactness(model, True).widths()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+    with pytest.raises(ForetokenError, match=r"while TF32 is on, .*: set torch.backends.cuda.matmul.fp32_precision"):
+        Exactness(model, True)
+    assert Exactness(model).widths() == ()
+    assert Exactness(model_of("llama", torch.bfloat16), True).widths(), "which is not rounded so"
 
 
 def test_a_setting_that_is_none_is_refused():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 
+import torch
 from transformers import PreTrainedModel
 
 from foretoken.core.errors import ForetokenError, ModelError
 from foretoken.engines.base import Exact, check_exact
 from foretoken.engines.transformers.attention import is_causal_over_rows
 from foretoken.engines.transformers.cost_key import cost_key
+from foretoken.engines.transformers.inputs import input_device
 from foretoken.engines.transformers.loading import reason
 from foretoken.engines.transformers.quantized import rows_share_a_scale
 from foretoken.engines.transformers.recurrent import is_recurrent
@@ -69,6 +71,11 @@ class Exactness:
         """
         if self._refused is not None:
             raise self._refused
+        if self._rounds_to_tf32:
+            raise ModelError(
+                f"exact=True cannot be kept with {self._name} while TF32 is on, which rounds what products read: set "
+                'torch.backends.cuda.matmul.fp32_precision = "ieee", or leave exact out.'
+            )
         return self_test_of(cost_key(self._model), self._run)
 
     @cached_property
@@ -86,6 +93,12 @@ class Exactness:
         if not is_causal_over_rows(self._model) or rows_share_a_scale(self._model):
             return ModelError(f"exact=True is for models that are drafted for, and {self._name} is not: leave it out.")
         return None
+
+    @property
+    def _rounds_to_tf32(self) -> bool:
+        """Whether a GPU takes products of float32 for products of 10 bits, as the process may change at any time."""
+        is_wide = self._model.dtype == torch.float32 and input_device(self._model).type == "cuda"
+        return is_wide and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
     @property
     def _name(self) -> str:

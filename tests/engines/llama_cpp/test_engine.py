@@ -19,6 +19,7 @@ from foretoken.engines.llama_cpp.context import BRANCHES
 from foretoken.engines.llama_cpp.engine import LlamaCppEngine
 from foretoken.engines.llama_cpp.exact import self_test
 from foretoken.engines.llama_cpp.target import MOST_ROWS, LlamaCppTarget
+from foretoken.engines.transformers.loading import TINY
 from helpers.commanding import call
 from helpers.drafting import Oracle, RandomTrees
 from helpers.gguf_files import KINDS, gguf_file
@@ -182,6 +183,24 @@ def test_the_command_line_takes_it(monkeypatch, capsys):
     assert status == 0 and out.strip()
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.8, "seed": 3}])
+def test_trained_heads_draft_from_the_states_of_a_file(options):
+    """The bundled heads were trained on the bundled model's states; the file is that model in eight bits."""
+    model = LlamaCppEngine(gguf_file("q8_0"), 700, 1, flash=True, exact=True, speculator=TINY / "speculator")
+    heads = LanguageModel(model, background=None)
+    for prompt in PROMPTS:
+        plain = heads.generate(prompt, max_new_tokens=40, drafter="none", **options)
+        for drafter in ("speculator", "mixed:heads=true"):
+            drafted = heads.generate(prompt, max_new_tokens=40, drafter=drafter, budget=FixedBudget(40), **options)
+            assert drafted.tokens == plain.tokens
+            if drafter == "speculator":
+                assert drafted.stats.accepted >= 10
+    with pytest.raises(ForetokenError, match="share the model's output head"):
+        LanguageModel(
+            LlamaCppEngine(gguf_file("q8_0"), 700, 1, exact=False, speculator=TINY / "blockwise"), background=None
+        ).generate("x", drafter="speculator")
+
+
 def test_its_measurements_are_those_of_every_engine(monkeypatch, capsys, tmp_path):
     path, prompts = gguf_file("q8_0"), tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"id": "a", "kind": "pattern", "prompt": PROMPTS[2]}) + "\n")
@@ -206,7 +225,7 @@ def test_its_measurements_are_those_of_every_engine(monkeypatch, capsys, tmp_pat
     ("options", "sentence"),
     [
         ({"dtype": "float32"}, "A GGUF file has its types in it"),
-        ({"speculator": "x"}, "llama.cpp does not show"),
+        ({"speculator": "/nowhere"}, "There is no speculator folder '/nowhere'"),
         ({"drafter": "early-exit"}, "early-exit"),
     ],
 )

@@ -115,6 +115,16 @@ class Context:
         """
         library().llama_memory_seq_rm(self._memory, sequence, length, -1)
 
+    def show_states(self, shown: bool) -> None:
+        """Let forwards leave what the output head reads, or not."""
+        library().llama_set_embeddings(self._pointer, shown)
+
+    def states(self, wanted: int) -> NDArray[np.float32]:
+        """What the output head read in the last forward's rows that were wanted, float32 [wanted, width]."""
+        pointer = library().llama_get_embeddings(self._pointer)
+        states: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (wanted, self._gguf.width)).copy()
+        return states
+
     def forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """Read some rows, ``BATCH`` at most, and give the logits of those that are wanted, until it is called again.
 

@@ -7,11 +7,12 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from foretoken.core.contracts import Heads, Target
 from foretoken.core.decode import check_request
 from foretoken.core.draft import Draft
 from foretoken.core.errors import ModelError, RequestError
@@ -69,6 +70,7 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         cache_type: GGML's number of the type of the cache, such as 8 for Q8_0. If None, float16.
         flash: Whether attention is llama.cpp's flash attention. If None, whichever the self-test finds quicker.
         exact: Whether drafted logits must be plain decoding's in every bit; see ``foretoken.load``.
+        speculator: The folder of heads that were trained on the model's states. If None, there are none.
 
     Raises:
         ForetokenError: If the file cannot be loaded, there is no memory for a context, or it cannot be exact where that
@@ -87,7 +89,13 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
         cache_type: int | None = None,
         flash: bool | None = None,
         exact: Exact = "auto",
+        speculator: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._speculator = None if speculator is None else Path(speculator).expanduser()
+        if self._speculator is not None and not self._speculator.is_dir():
+            raise ModelError(
+                f"There is no speculator folder {str(speculator)!r}: give a folder of trained heads, or none."
+            )
         self.model = GGUFModel(Path(path), gpu_layers)
         LlamaCppTokens.__init__(self, self.model)
         length = min(self.model.context_length, MAX_CONTEXT) if context is None else context
@@ -176,6 +184,20 @@ class LlamaCppEngine(LlamaCppTokens, Engine):
             self._key(settings, f"cost<={most_cost}"), lambda: self_test(short, self.vocab_size, most_cost)
         )
 
+    @property
+    def heads(self) -> Callable[[Target], Heads] | None:
+        """Gives the trained heads, set to the choice of a target. None if there are none."""
+        folder = self._speculator
+        if folder is None:
+            return None
+        from foretoken.engines.llama_cpp.heads import trained_heads
+
+        def heads(target: Target) -> Heads:
+            assert isinstance(target, LlamaCppTarget)
+            return trained_heads(folder, self.model.width, self.vocab_size, target.choice)
+
+        return heads
+
     def settle_threads(self) -> None:
         many = self._contexts.settings.threads
         if many == 1 or self._contexts.settings.gpu_layers or any(os.environ.get(name) for name in SAID_BY):
@@ -227,8 +249,5 @@ def load(
     """
     if dtype != "auto":
         raise RequestError(f"A GGUF file has its types in it: leave out dtype {dtype!r}.")
-    if speculator not in (FOUND, None, "none"):
-        raise RequestError(
-            "Trained heads need a model's states, which llama.cpp does not show: leave out the speculator."
-        )
-    return LlamaCppEngine(name, gpu_layers=0 if device in (None, "cpu") else -1, exact=exact)
+    heads = None if speculator in (FOUND, None, "none") else speculator
+    return LlamaCppEngine(name, gpu_layers=0 if device in (None, "cpu") else -1, exact=exact, speculator=heads)

@@ -113,6 +113,11 @@ class GGUFModel:
         return int(library().llama_model_n_ctx_train(self.pointer))
 
     @property
+    def width(self) -> int:
+        """Of the states that the output head reads."""
+        return int(library().llama_model_n_embd_out(self.pointer))
+
+    @property
     def cached_numbers(self) -> int:
         """How many numbers the cache holds of a token: keys and values of all layers."""
         calls, model = library(), self.pointer

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from foretoken.ngrams.likeliest import likeliest
 
 PADDING = (PAD,)
 MOST_ROWS = 32  # of a forward that decodes
+NOTHING = np.empty((0, 0), np.float32)
 EVERY_WIDTH = range(1, MOST_ROWS + 1)
 
 
@@ -37,7 +39,7 @@ class LlamaCppTarget:
         trees: Whether drafts with branches are scored; see ``exact``.
     """
 
-    provides: frozenset[Need] = frozenset({"top", "runner_up", "logprobs", "row_logits"})
+    provides: frozenset[Need] = frozenset({"top", "runner_up", "hidden", "logprobs", "row_logits"})
 
     def __init__(
         self, contexts: Contexts, choice: Choice | None = None, widths: Sequence[int] = EVERY_WIDTH, trees: bool = True
@@ -51,6 +53,8 @@ class LlamaCppTarget:
         self._draft: Draft | None = None  # what the last score read, until keep
         self._main: list[int] = []  # its nodes in the main sequence
         self._num_branches = 0  # the sequences of its other nodes
+        self._shows_states = False  # whether the scores will be asked for what the output head read
+        self._states = NOTHING  # of the last forward's rows
 
     @property
     def num_cached(self) -> int:
@@ -61,16 +65,24 @@ class LlamaCppTarget:
     def max_draft_depth(self) -> int:
         return max(0, self.max_length - len(self._tokens) - 1)
 
+    def expect(self, needs: frozenset[Need]) -> None:
+        """The scores will be asked for these."""
+        self._shows_states = "hidden" in needs
+
     def prefill(self, prompt: Sequence[int]) -> LlamaCppScores:
         if len(prompt) > self.max_length:
             raise RequestError(f"The prompt has {len(prompt)} tokens, and the context takes {self.max_length}.")
         self._context.clear()
         self._draft, self._tokens = None, list(prompt)
-        logits = np.empty((0, 0), np.float32)
-        for start in range(0, len(prompt), BATCH):
-            chunk = prompt[start : start + BATCH]
-            last = len(prompt) - 1 - start
-            logits = self._context.forward([Row(token, start + i, wanted=i == last) for i, token in enumerate(chunk)])
+        self._context.show_states(False)
+        *before, last = prompt
+        for start in range(0, len(before), BATCH):
+            chunk = before[start : start + BATCH]
+            self._context.forward([Row(token, start + i, wanted=False) for i, token in enumerate(chunk)])
+        # The last token is read as plain steps are: where states are shown every row has some, and rows that have are
+        # computed in another way.
+        self._context.show_states(self._shows_states)
+        logits = self._forward([Row(last, len(before))])
         self._read = len(prompt)
         return LlamaCppScores(self, logits, Draft())
 
@@ -96,6 +108,7 @@ class LlamaCppTarget:
         rows += [Row(draft.tokens[node], start + draft.depths[node], sequences[node]) for node in beside]
         try:
             logits = self._forward(rows)[len(again) :]
+            self._states = self._states[len(again) :]
         except BaseException:
             self._context.drop(PAD)
             self._context.drop(ALL, self._read)
@@ -119,7 +132,7 @@ class LlamaCppTarget:
 
     def _forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """The logits of the rows, in forwards that have one of the widths."""
-        num_padding, parts = 0, list[NDArray[np.float32]]()
+        num_padding, parts, states = 0, list[NDArray[np.float32]](), [NOTHING]
         for start in range(0, len(rows), MOST_ROWS):
             part = rows[start : start + MOST_ROWS]
             width = next(width for width in self.widths if width >= len(part))
@@ -127,10 +140,13 @@ class LlamaCppTarget:
             padding = [Row(part[0].token, num_padding + i, PADDING) for i in range(width - len(part))]
             num_padding += len(padding)
             parts.append(self._context.forward([*part, *padding])[: len(part)])
+            if self._shows_states:
+                states.append(self._context.states(len(part)))
             if len(rows) > MOST_ROWS:
                 parts[-1] = parts[-1].copy()  # the next forward writes over it
         if num_padding:
             self._context.drop(PAD)
+        self._states = states[-1] if len(states) < 3 else np.concatenate(states[1:])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def keep(self, path: Sequence[int]) -> None:
@@ -166,7 +182,7 @@ class LlamaCppScores(Scores):
     def __init__(
         self, target: LlamaCppTarget, logits: NDArray[np.float32], draft: Draft, order: Sequence[int] | None = None
     ) -> None:
-        self._choice, self._logits, self._draft = target.choice, logits, draft
+        self._choice, self._logits, self._states, self._draft = target.choice, logits, target._states, draft
         self._order = range(len(logits)) if order is None else order
         self._tokens, self._length = target._tokens, len(target._tokens)  # up to row 0; keep makes them longer
         self._scores: dict[int, NDArray[np.float64]] = {}  # of rows whose choice was not the logits' argmax
@@ -187,6 +203,12 @@ class LlamaCppScores(Scores):
                 self._scores[row] = self._choice.scores([*self._tokens[: self._length], *path], logits)
                 self._chosen[row] = self._choice.best(self._scores[row], self._length + len(path))
         return self._chosen[row]
+
+    def hidden(self, rows: Sequence[int]) -> Any:
+        """What the output head read after some rows: a tensor of torch, as heads read it."""
+        import torch
+
+        return torch.from_numpy(self._states[[self._order[row] for row in rows]])
 
     def runner_up(self, row: int) -> tuple[int, float]:
         chosen = self.choose(row)

@@ -158,7 +158,10 @@ def gained(dtype: str, rounds: int) -> Iterator[dict[str, Any]]:
         speeds: dict[bool, float] = {}
         for exact in (False, True):
             measured = measure(
-                MeasuredModel(model, asked_exact=exact), questions, choose_methods([OURS], False), Conditions(rounds=rounds)
+                MeasuredModel(model, asked_exact=exact),
+                questions,
+                choose_methods([OURS], False),
+                Conditions(rounds=rounds),
             )
             label = f"{name}, exact {'on' if exact else 'off'}"
             rows = [row for found in track(measured, label, len(questions)) for row in found if row.method == OURS]

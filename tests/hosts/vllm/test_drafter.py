@@ -30,6 +30,9 @@ class Learning(BatchBudget):
     def choose(self, paths, num_requests):
         return np.count_nonzero(paths, axis=1).astype(np.int32)
 
+    def rest(self, num_requests: int, is_asked: bool) -> int:
+        return 0
+
     def observe(self, num_requests, num_drafted, seconds, promised, num_kept) -> None:
         assert 0 <= promised <= num_drafted
         assert seconds > 0
@@ -92,6 +95,46 @@ def test_nothing_is_drafted_where_the_budget_says_no(drafter):
     rows = Rows()
     rows.add("a", [1, 2, 3, 4, 5, 6, 1])
     assert propose(drafter, rows, a=[2]) == [[]]
+
+
+class Resting(Learning):
+    """Does not draft, and rests for three steps; then drafts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_asked = 0
+
+    def allows(self, num_requests: int) -> bool:
+        self.num_asked += 1
+        return self.num_asked > 1
+
+    def rest(self, num_requests: int, is_asked: bool) -> int:
+        return 3
+
+    def observe(self, num_requests, num_drafted, seconds, promised, num_kept) -> None:
+        self.told.append((num_requests, num_drafted, num_kept))
+
+
+def test_what_passes_while_it_rests_is_learned_later(drafter):
+    rows, text = Rows(), [token % 7 for token in range(60)]
+    rows.add("a", text[:20])
+    propose(drafter, rows, a=text[20:21])  # its forward read the prompt
+    drafter.budget = Resting()
+    for length in range(21, 25):
+        assert propose(drafter, rows, a=text[length : length + 1]) == [[]]
+    assert drafter.budget.num_asked == 1
+    assert propose(drafter, rows, a=text[25:26]) == [text[26:30]]
+    assert drafter.budget.told == [(1, 4, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0)]
+
+
+def test_a_rest_ends_with_a_new_request(drafter):
+    rows = Rows()
+    rows.add("a", [1, 2, 3, 1, 2])
+    propose(drafter, rows, a=[3])
+    drafter.budget = Resting()
+    propose(drafter, rows, a=[1])
+    rows.add("b", [4, 5, 6, 4, 5])
+    assert propose(drafter, rows, a=[2], b=[6]) == [[3, 1, 2, 3], [4, 5, 6, 4]]
 
 
 def test_the_text_of_a_whole_answer_is_that_of_no_drafts_whatever_the_clock_says():

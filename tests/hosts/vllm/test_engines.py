@@ -38,6 +38,9 @@ class Everything:
     def allows(self, num_requests: int) -> bool:
         return True
 
+    def rest(self, num_requests: int, is_asked: bool) -> int:
+        return 0
+
     def floor(self, num_requests: int, num_drafted: int) -> float:
         return 0.0
 

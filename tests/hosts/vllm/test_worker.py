@@ -42,6 +42,9 @@ class AlwaysDrafts:
     def allows(self, num_requests):
         return True
 
+    def rest(self, num_requests: int, is_asked: bool) -> int:
+        return 0
+
     def floor(self, num_requests, num_drafted):
         return 0.0
 

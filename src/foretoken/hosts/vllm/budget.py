@@ -24,6 +24,7 @@ class BatchBudget:
     - While D is not known it is P, which is known of other sizes, or rises as if each row cost as much as the first.
       Where little is known of it, a cheaper price is tried on credit.
     - At most twice as many rows are tried as ever before.
+    - Where no draft was worth its row, steps pass in which none is looked for, up to ``MAX_REST``.
     - What drafts keep of what they promise discounts the promises.
     - Each size of batch has an account, in plain steps. What a step with drafts saved or lost is booked there, and
       every step adds a little. Nothing is drafted while it is empty. So whatever was thought of D or of the drafts,
@@ -42,6 +43,7 @@ class BatchBudget:
     START = 1.0  # plain steps in an account at first
     LEAST, MOST = -1.0, 8.0
     INTEREST = 0.01  # of a plain step, each step
+    MAX_REST = 15  # steps
 
     def __init__(self, costs: CostCurve | None = None) -> None:
         self._known = costs or CostCurve()
@@ -62,9 +64,20 @@ class BatchBudget:
         """Whether the next step may have drafts at all."""
         size = self._size(num_requests)
         size.since_plain += 1
-        self._credit = min(self.CREDIT, self._credit + self.INTEREST)
-        size.account = min(self.MOST, size.account + self.INTEREST)
         return size.num_plain >= self.PLAIN_SAMPLES and size.since_plain <= self.PLAIN_EVERY and size.account > 0
+
+    def rest(self, num_requests: int, is_asked: bool) -> int:
+        """How many steps to take without looking for drafts, after one that has none.
+
+        Args:
+            num_requests: How many requests it decodes.
+            is_asked: Whether drafts were looked for, and none was worth its row.
+        """
+        size = self._size(num_requests)
+        if is_asked:
+            size.rest = min(self.MAX_REST, 2 * size.rest + 1)
+            return size.rest
+        return self.MAX_REST if size.account <= -self.MAX_REST * self.INTEREST else 0
 
     def _times(self, num_requests: int, num_drafted: int) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """The seconds of a plain step, and of steps with 1, 2, .. drafted tokens: expected, and the least possible."""
@@ -125,10 +138,13 @@ class BatchBudget:
             num_kept: How many were accepted.
         """
         size = self._size(num_requests)
+        self._credit = min(self.CREDIT, self._credit + self.INTEREST)
+        size.account = min(self.MOST, size.account + self.INTEREST)
         if num_drafted == 0:
             self._plain.add(num_requests, seconds)
             size.num_plain, size.since_plain = size.num_plain + 1, 0
             return
+        size.rest = 0
         self._drafted.add(num_requests + num_drafted, seconds)
         self._promised += promised - self.FORGET * self._promised
         self._kept += num_kept - self.FORGET * self._kept
@@ -146,8 +162,10 @@ class SizeOfBatch:
         account: Plain steps that drafting may lose.
         num_plain: Plain steps that were timed.
         since_plain: Steps since the last of them.
+        rest: How many steps passed without a look for drafts, the last time that none was worth its row.
     """
 
     account: float
     num_plain: int = 0
     since_plain: int = 0
+    rest: int = 0

@@ -40,6 +40,7 @@ class Drafter:
         self.states = States(self.settings.max_requests, self.settings.max_draft, self.namespace)
         self.budget = BatchBudget()
         self.step = Step(None, *_NOTHING)  # the one that runs now
+        self._rest = Rest()
         self._facts: RowFacts | None = None
         self.clock = time.thread_time if self.settings.is_one_thread else time.perf_counter
 
@@ -85,7 +86,12 @@ class Drafter:
         self._facts = None
         num_new = np.fromiter(map(len, sampled_token_ids), np.int32, num)
         lengths = num_tokens_no_spec[:num]
-        self.states.follow(token_ids_cpu, lengths, num_new, facts)
+        if self._rest.goes_on(num_new, lengths):
+            self.step.end(started, self.step.slots, num_new, self.budget)
+            self.step.started = started
+            return [[] for _ in range(num)]
+        self.states.follow(token_ids_cpu, lengths, self._rest.end(num_new, lengths), facts)
+        self._rest = Rest()
         self.states.learn(token_ids_cpu)
         num_decoding = int(np.count_nonzero(num_new))
         is_pure = num_decoding == num and not self.states.is_new
@@ -97,11 +103,14 @@ class Drafter:
         if facts is not None:
             most = np.minimum(most, np.array(facts.limits, np.int32))
         chosen = np.zeros(num, np.int32)
-        if num_decoding and self.budget.allows(num_decoding):
+        is_asked = num_decoding > 0 and self.budget.allows(num_decoding)
+        if is_asked:
             floor = max(CHAIN_FLOOR, self.budget.floor(num_decoding, max(1, int(most.sum()))))
             if floor < 1:
                 self.guess(token_ids_cpu, most, floor)
                 chosen = self.budget.choose(self.states.paths[:num], num_decoding)
+        if is_pure and not chosen.any():
+            self._rest = Rest(self.budget.rest(num, is_asked), lengths)
         self.step = Step(started if num_decoding == num else None, self.states.slots, chosen, self.states.paths[:num])
         tokens = self.states.tokens[:num].tolist()
         return [tokens[row][:n] for row, n in enumerate(chosen.tolist())]
@@ -117,10 +126,44 @@ class Drafter:
         self.states.draft(texts, most, floor)
 
 
+class Rest:
+    """Steps in which nothing is drafted and nothing learned, since that would not pay: the next one learns for them.
+
+    Args:
+        num_steps: How many; fewer if the requests change.
+        lengths: int32 [rows], the length of each row's text then.
+    """
+
+    def __init__(self, num_steps: int = 0, lengths: Ints | None = None) -> None:
+        self.num_steps = num_steps
+        self._lengths = np.zeros(0, np.int32) if lengths is None else lengths.copy()
+        self._num_unseen = np.zeros_like(self._lengths)  # tokens of each row
+
+    def _are_same(self, num_new: Ints, lengths: Ints) -> bool:
+        """Whether all rows were decoded, and are the same as before as far as lengths tell."""
+        same = len(lengths) == len(self._lengths) and bool(np.all(lengths == self._lengths + num_new))
+        return same and bool(np.all(num_new > 0))
+
+    def goes_on(self, num_new: Ints, lengths: Ints) -> bool:
+        """Whether this step is one of them."""
+        if self.num_steps <= 0 or not self._are_same(num_new, lengths):
+            return False
+        self.num_steps -= 1
+        self._lengths += num_new
+        self._num_unseen += num_new
+        return True
+
+    def end(self, num_new: Ints, lengths: Ints) -> Ints:
+        """How many tokens of each row are new, with those of the steps that have passed."""
+        return num_new + self._num_unseen if self._are_same(num_new, lengths) else num_new
+
+
 class Step:
     """What is known of a step before it runs.
 
     Attributes:
+        started: When drafting for it began; None if its time says nothing.
+        slots: int32 [rows], which requests it was drafted for.
         num_drafted: How many tokens it verifies.
 
     Args:
@@ -131,7 +174,7 @@ class Step:
     """
 
     def __init__(self, started: float | None, slots: Ints, num_drafted: Ints, paths: Floats) -> None:
-        self._started, self._slots, self._num_drafted = started, slots, num_drafted
+        self.started, self.slots, self._num_drafted = started, slots, num_drafted
         self.num_drafted = int(num_drafted.sum())
         self._promised = np.where(np.arange(paths.shape[1]) < num_drafted[:, None], paths, 0).sum(axis=1)
 
@@ -144,7 +187,7 @@ class Step:
             num_new: int32 [rows], how many tokens of each it has committed.
             budget: What learns from that.
         """
-        if self._started is not None:
-            stayed = np.isin(self._slots, slots)
+        if self.started is not None:
+            stayed = np.isin(self.slots, slots)
             num_drafted, promised = int(self._num_drafted[stayed].sum()), float(self._promised[stayed].sum())
-            budget.observe(len(slots), num_drafted, ended - self._started, promised, int(num_new.sum()) - len(slots))
+            budget.observe(len(slots), num_drafted, ended - self.started, promised, int(num_new.sum()) - len(slots))

@@ -122,7 +122,7 @@ class States:
             taken[slot] = 1
             name, namespace = (facts.ids[row], facts.namespaces[row]) if facts else (None, self._namespace)
             self._begin(slot, int(before[row]), name, namespace)
-        self._go_on(before)
+        self._go_on(before, has_names=facts is not None)
         following.note(texts, self.slots, lengths, self._known, self._heads, self._tails)
         self._last[:num], self._last[num:] = self.slots, -1
         self._look_after_those_away()
@@ -146,15 +146,15 @@ class States:
         self._end(slot)
         return slot
 
-    def _go_on(self, before: Ints) -> None:
-        """What a request is said to have had before, and we have not seen, is a prompt: a longer one of the next turn.
+    def _go_on(self, before: Ints, has_names: bool) -> None:
+        """What a request had before, and we have not seen, is a prompt: its own, or a longer one of the next turn.
 
-        Steps that vLLM did not tell of are taken as such, too.
+        Where requests have names, what one that is known had meanwhile was decoded in steps that we were not told of.
         """
         rows = np.flatnonzero(self.slots >= 0)
         slots = self.slots[rows]
         self._seen[slots] = self._step
-        behind = before[rows] > self._known[slots]
+        behind = before[rows] > (np.where(self._known[slots] > 0, before[rows], 0) if has_names else self._known[slots])
         for slot, num in zip(slots[behind].tolist(), before[rows][behind].tolist(), strict=True):
             if self._counted[slot] > 0:
                 self._remember(slot)

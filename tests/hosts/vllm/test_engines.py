@@ -72,6 +72,7 @@ def new_engine(vllm: Any, drafts: bool, max_draft: Any = K, **options: Any) -> A
         "max_num_seqs": 16,
         "max_num_batched_tokens": 192,  # less than a prompt has: prompts are read in pieces
         "speculative_config": config if drafts else None,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "disable_log_stats": True,
     }
     llm = vllm.LLM(MODEL, **given | options)
@@ -156,7 +157,7 @@ def test_logprobs_are_the_same(vllm, pair):
 def test_answers_after_a_json_schema_are_the_same(vllm, pair):
     from vllm.sampling_params import StructuredOutputsParams
 
-    form = StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True)
+    form = StructuredOutputsParams(json=SCHEMA)
     sampling = vllm.SamplingParams(temperature=0.0, max_tokens=80, structured_outputs=form)
     plain = answers(pair[0], prompts(6), sampling)
     assert answers(pair[1], prompts(6), sampling) == plain

@@ -1,12 +1,15 @@
 """What the server adds to the library's time, and whether it keeps its promises under load.
 
-Starts ``foretoken serve`` in a process of its own, with the bundled model in float32, on this machine alone.
+Starts ``foretoken serve`` in a process of its own, with the bundled model, exact, on this machine alone.
 
-    python -m benchmarks.serve
+    python -m benchmarks.serve                                            # all of it
+    python -m benchmarks.serve --only load --clients 32 --seconds 300     # the load and the kill alone
 
 Prints
 - the milliseconds a step and until the first token that a client waits longer than a caller of the library, in turns;
-- how fast a load of several clients is answered with drafting and without, in turns, by kind of text;
+- how fast a load of several clients is answered with drafting and without, in turns, by kind of text, and how fast the
+  library answers the same questions one by one, by processor time;
+- what reading a long prompt takes in one piece, in the server's blocks, and where its first block was kept;
 - for a load in which a tenth of the requests is dropped in the middle and a tenth is malformed: how many answers were
   the library's for their seed, how many were not, and how the server's memory has grown;
 - whether the history has every answer that was given before the server was killed.
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
 import signal
@@ -39,9 +43,11 @@ from benchmarks.common import RESULTS, SEED, Out, Rounds, finish, run
 from foretoken import LanguageModel, load
 from foretoken.cli.console import err
 from foretoken.cli.output import markdown_table
+from foretoken.core.errors import RequestError
 from foretoken.measure.differences import TextChanged
 from foretoken.measure.prompts import bundled_prompts
 from foretoken.memory.history import History
+from foretoken.memory.prefixes import Prefixes
 
 TOKENS = 64
 PER_KIND = 2
@@ -49,6 +55,8 @@ PER_CLIENT = 2  # times that each question is asked in a turn
 PATIENCE = 120.0  # seconds that a client waits for anything
 MALFORMED = [b"{", b"[]", b'{"model": "tiny"}', b'{"model": "tiny", "prompt": "a", "temperature": NaN}', b"[" * 50_000]
 
+PARTS = ("added", "kinds", "turn", "load")
+Only = Annotated[str | None, typer.Option(help=f"Measure only one of: {', '.join(PARTS)}.")]
 Clients = Annotated[int, typer.Option(min=1, help="Clients at once.")]
 Seconds = Annotated[float, typer.Option(min=1.0, max=600.0, help="Seconds of the load with dropped requests.")]
 
@@ -62,26 +70,43 @@ class Question:
     text: str
 
 
-def main(clients: Clients = 8, seconds: Seconds = 60.0, rounds: Rounds = 3, out: Out = RESULTS / "serve.json") -> None:
+def main(
+    clients: Clients = 8,
+    seconds: Seconds = 60.0,
+    rounds: Rounds = 3,
+    only: Only = None,
+    dtype: Annotated[str, typer.Option(help="Of the model.")] = "auto",
+    out: Out = RESULTS / "serve.json",
+) -> None:
     """Measure the server beside the library."""
-    lm = load("tiny", dtype="float32")
+    if only not in (None, *PARTS):
+        raise RequestError(f"--only is {only!r}: give one of {', '.join(PARTS)}.")
+    lm = load("tiny", dtype=dtype, exact=True)
     lm.engine.settle_threads()
     assert lm.drafter is not None
     lm.drafter.prepare()
     lm.memories.wait()
     questions = asked_of(lm)
-    with tempfile.TemporaryDirectory() as folder:
-        history = Path(folder) / "history.sqlite"
-        with serving() as url:
-            added = beyond_the_library(lm, url, questions, rounds)
-            err.print(markdown_table(added))
-            kinds = drafted_and_plain(url, questions, clients, rounds)
-            err.print(markdown_table(kinds))
-            load_told = asyncio.run(under_load(url, questions, clients, seconds))
-        kept = asyncio.run(killed(history, questions, clients))
-    finish(out, {"added": added, "kinds": kinds, "load": load_told, "history": kept}, added, kinds, [load_told], [kept])
-    if load_told["other text"] or load_told["lost"] or not kept["intact"]:
-        raise TextChanged("An answer of the server was lost, or was not the library's.")
+    told: dict[str, list[dict[str, Any]]] = {}
+    with serving("--dtype", dtype) as url:
+        if only in (None, "added"):
+            told["added"] = beyond_the_library(lm, url, questions, rounds)
+            err.print(markdown_table(told["added"]))
+        if only in (None, "kinds"):
+            told["kinds"] = drafted_and_plain(lm, url, questions, clients, rounds)
+            err.print(markdown_table(told["kinds"]))
+        if only in (None, "turn"):
+            told["turn"] = [next_turn(lm, rounds)]
+            err.print(markdown_table(told["turn"]))
+        if only in (None, "load"):
+            told["load"] = [asyncio.run(under_load(url, questions, clients, seconds))]
+    if only in (None, "load"):
+        with tempfile.TemporaryDirectory() as folder:
+            told["history"] = [asyncio.run(killed(Path(folder) / "history.sqlite", dtype, questions, clients))]
+    finish(out, told, *told.values())
+    for load_told, kept in zip(told.get("load", []), told.get("history", []), strict=True):
+        if load_told["other text"] or load_told["lost"] or not kept["intact"]:
+            raise TextChanged("An answer of the server was lost, or was not the library's.")
 
 
 def asked_of(lm: LanguageModel) -> list[Question]:
@@ -109,7 +134,7 @@ def serving(*options: str, killed: bool = False) -> Iterator[str]:
         options: More options of the command.
         killed: Whether it ends by SIGKILL, in the middle of whatever it does.
     """
-    command = ["-m", "foretoken", "serve", "tiny", "--dtype", "float32", "--port", "0", *options]
+    command = ["-m", "foretoken", "serve", "tiny", "--exact", "on", "--port", "0", *options]
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -218,7 +243,9 @@ def of_server(client: httpx.Client, question: Question, drafter: str) -> Times:
     return Times(first, steps, num_tokens)
 
 
-def drafted_and_plain(url: str, questions: Sequence[Question], clients: int, rounds: int) -> list[dict[str, Any]]:
+def drafted_and_plain(
+    lm: LanguageModel, url: str, questions: Sequence[Question], clients: int, rounds: int
+) -> list[dict[str, Any]]:
     """How much faster a load is answered with drafting than without, by kind of text: medians over turns."""
     rows = []
     for kind in dict.fromkeys(question.kind for question in questions):
@@ -226,10 +253,38 @@ def drafted_and_plain(url: str, questions: Sequence[Question], clients: int, rou
         turns = []
         for _ in range(rounds):
             plain, drafted = (answering(url, some, clients, drafter) for drafter in ("none", "mixed"))
-            turns.append((plain[0] / drafted[0], plain[1] / drafted[1]))
-        wall, cpu = (statistics.median(speeds) for speeds in zip(*turns, strict=True))
-        rows.append({"kind": kind, "clients": clients, "answers": len(some), "speed": wall, "speed by CPU time": cpu})
+            alone = [by_the_library(lm, some, drafter) for drafter in ("none", "mixed")]
+            turns.append((plain[0] / drafted[0], plain[1] / drafted[1], alone[0] / alone[1]))
+        wall, cpu, library = (statistics.median(speeds) for speeds in zip(*turns, strict=True))
+        speeds = {"speed": wall, "speed by CPU time": cpu, "library, by CPU time": library}
+        rows.append({"kind": kind, "clients": clients, "answers": len(some)} | speeds)
     return rows
+
+
+def next_turn(lm: LanguageModel, rounds: int) -> dict[str, Any]:
+    """Milliseconds of the processor until the first token after a long prompt, the least of some turns."""
+    prompt = "The ship left the harbour at dawn, and nobody on the pier had a word to say of it. " * 33
+    num_tokens = len(lm.encode(prompt))
+    kept = Prefixes(2**28)
+    ways = {"in one piece": None, "in blocks": Prefixes(0), "first block kept": kept}
+    least = dict.fromkeys(ways, math.inf)
+    for _ in range(1 + rounds):  # the first turn keeps the block, and compiles
+        for way, prefixes in ways.items():
+            lm.prefixes = prefixes
+            started = time.process_time()
+            lm.generate(prompt, max_new_tokens=1, drafter="none")
+            least[way] = min(least[way], time.process_time() - started)
+    lm.prefixes = None
+    assert kept.num_hits, "the prompt is longer than a block"
+    return {"tokens": num_tokens} | {way: 1000 * seconds for way, seconds in least.items()}
+
+
+def by_the_library(lm: LanguageModel, questions: Sequence[Question], drafter: str) -> float:
+    """Seconds of the processor in which the library answers all questions."""
+    started = time.process_time()
+    for question in questions:
+        of_library(lm, question, drafter)
+    return time.process_time() - started
 
 
 def answering(url: str, questions: Sequence[Question], clients: int, drafter: str) -> tuple[float, float]:
@@ -321,10 +376,11 @@ async def resident(client: httpx.AsyncClient) -> float:
     return process_metric((await client.get("/metrics")).text, "resident_memory_bytes") / 2**20
 
 
-async def killed(history: Path, questions: Sequence[Question], clients: int) -> dict[str, Any]:
+async def killed(history: Path, dtype: str, questions: Sequence[Question], clients: int) -> dict[str, Any]:
     """Kill a server with a history while it answers; whether another finds every answer that was given."""
     given = 0
-    with serving("--history", str(history), killed=True) as url:
+    options = "--history", str(history), "--dtype", dtype
+    with serving(*options, killed=True) as url:
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
 
             async def ask(question: Question) -> None:
@@ -339,7 +395,7 @@ async def killed(history: Path, questions: Sequence[Question], clients: int) -> 
                 task.cancel()
     with History(history) as kept:
         found = sum(row.answers for row in kept.stats())
-    with serving("--history", str(history)) as url:
+    with serving(*options) as url:
         await all_answered(url, questions, clients, "mixed")
     with History(history) as kept:
         again = sum(row.answers for row in kept.stats())

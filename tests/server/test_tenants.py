@@ -13,7 +13,7 @@ pytest.importorskip("httpx2", reason="the client of these tests is not installed
 from foretoken import LanguageModel, load
 from foretoken.core.budget import AdaptiveBudget
 from foretoken.memory.history import History
-from foretoken.memory.prefixes import Prefixes
+from foretoken.memory.prefixes import BLOCK, Prefixes
 from helpers.serving import metrics, serving
 
 KEYS = {"alice": "sk-alice-0123456789", "bob": "sk-bob-0123456789ab"}
@@ -93,7 +93,7 @@ def test_without_a_key_there_is_nothing_and_no_key_is_logged_or_told(lm, caplog)
 def test_a_next_turn_is_read_from_where_the_last_one_began_and_by_nobody_else():
     lm = load("tiny", dtype="float32", background=None, exact=False)
     lm.prefixes = Prefixes(1 << 28)
-    turns = [{"role": "user", "content": "Tell me of ships and harbours. " * 30}]
+    turns = [{"role": "user", "content": "Tell me of ships and harbours. " * 60}]
 
     def ask_turns(client: Any, name: str, **drafting: Any) -> tuple[str, int]:
         body = {"model": "toy", "messages": turns, "max_tokens": 8, "foretoken": drafting}
@@ -104,12 +104,12 @@ def test_a_next_turn_is_read_from_where_the_last_one_began_and_by_nobody_else():
 
     with serving(lm, KEYS) as client:
         text, cached = ask_turns(client, "alice")
-        assert cached == 0 and ask_turns(client, "alice") == (text, 256)
+        assert cached == 0 and ask_turns(client, "alice") == (text, BLOCK)
         for name, drafting in (("bob", {}), ("alice", {"namespace": "other"}), ("alice", {"namespace": None})):
             assert ask_turns(client, name, **drafting) == (text, 0)
         turns += [{"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
         told, cached = ask_turns(client, "alice")
-        assert cached == 256 and ask_turns(client, "alice", namespace=None) == (told, 0)
+        assert cached == BLOCK and ask_turns(client, "alice", namespace=None) == (told, 0)
         counted = metrics(client)
-    assert counted["foretoken:prefix_cache_hits_total{}"] == 512
+    assert counted["foretoken:prefix_cache_hits_total{}"] == 2 * BLOCK
     assert counted["foretoken:prefix_cache_bytes{}"] == lm.prefixes.nbytes > 0

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-BLOCK = 256  # tokens
+BLOCK = 512  # tokens; with fewer, long prompts take longer to read, and with more, more is read again
 
 
 class Kept(NamedTuple):

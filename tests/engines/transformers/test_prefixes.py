@@ -12,11 +12,20 @@ import torch
 
 from foretoken import load
 from foretoken.core.draft import Draft
+from foretoken.engines.transformers import target as targets
 from foretoken.engines.transformers.target import TransformersTarget
-from foretoken.memory.prefixes import BLOCK, Prefixes
+from foretoken.memory import prefixes as of_memory
+from foretoken.memory.prefixes import Prefixes
 from helpers.shapes import CONFIGS, VOCAB, tiny_model
 
+BLOCK = 256  # the models are small
 LENGTH = BLOCK + 40
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    for module in (of_memory, targets):
+        monkeypatch.setattr(module, "BLOCK", BLOCK)
 
 
 def text(length: int, seed: int) -> list[int]:

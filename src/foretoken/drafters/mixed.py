@@ -93,12 +93,17 @@ class Weighing:
 
 
 class Arms:
-    """Whether to ask the heads: a bandit with two arms, and the tokens of a second as the reward."""
+    """Whether to ask the heads: a bandit with two arms, and the tokens of a second as the reward.
+
+    Args:
+        margin: How many times the tokens of a second there must be with the heads.
+    """
 
     FIRST, EVERY = 4, 24  # steps of each arm at first, and steps between two tries of the worse one
     FORGET = 0.05  # of what an arm gave, each time
 
-    def __init__(self) -> None:
+    def __init__(self, margin: float = 1.0) -> None:
+        self._margin = margin
         self._tokens, self._seconds, self._steps = [0.0, 0.0], [0.0, 0.0], [0, 0]
 
     def choose(self) -> bool:
@@ -106,7 +111,8 @@ class Arms:
         without, asked = self._steps
         if min(asked, without) < self.FIRST:
             return asked <= without
-        better = self._tokens[True] * self._seconds[False] >= self._tokens[False] * self._seconds[True]
+        least = self._margin * self._tokens[False] * self._seconds[True]
+        better = self._tokens[True] * self._seconds[False] >= least
         return better == bool((asked + without) % self.EVERY)
 
     def add(self, asked: bool, tokens: int, seconds: float) -> None:

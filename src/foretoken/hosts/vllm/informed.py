@@ -14,6 +14,7 @@ from foretoken.hosts.vllm.options import EngineOptions
 from foretoken.hosts.vllm.requests import Requests, namespaces_of
 from foretoken.ngrams.arrays import Ints
 
+MARGIN = 1.1  # by which heads must raise the tokens of a second: of a few steps, that is a noisy number
 SURE = 0.7  # chance of the n-grams' first token from which on heads are not asked for a row
 
 
@@ -52,7 +53,7 @@ class InformedDrafter(Drafter):
         namespaces = namespaces_of(self._options, vllm_config.model_config)
         self.requests = Requests(self._options, namespaces, self.settings.max_draft)
         self._heads: Any = None
-        self._arms = Arms()  # whether asking them gives more tokens a second
+        self._arms = Arms(MARGIN)  # whether asking them gives more tokens a second
         self._chosen: bool | None = None  # what was chosen for the last step; None if there was nothing to choose
         self._started = 0.0
         self._asked: list[str] = []  # the requests that the heads last guessed for

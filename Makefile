@@ -22,7 +22,7 @@ test-llama-cpp: .venv/.dev
 
 # The first time makes an environment with vLLM, 3.5 GB in some minutes.
 test-vllm: .venv/.dev
-	PYTHONPATH=src "$$(scripts/setup-vllm)" -m pytest -m 'vllm and not slow' tests/hosts/vllm
+	PYTHONPATH=src VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 "$$(scripts/setup-vllm)" -m pytest -m 'vllm and not slow' tests/hosts/vllm
 
 check: .venv/.dev
 	scripts/check

@@ -105,12 +105,13 @@ class Served:
         model: The model's folder.
         options: Of vLLM's ``LLM``.
         max_draft: The most drafted tokens of a request and step.
+        shares: Whether answers are drafted from earlier ones, where the method can do that.
 
     Raises:
         ForetokenError: If vLLM has not what the method needs.
     """
 
-    def __init__(self, name: str, model: str, options: Mapping[str, Any], max_draft: int) -> None:
+    def __init__(self, name: str, model: str, options: Mapping[str, Any], max_draft: int, shares: bool = False) -> None:
         from vllm import LLM
 
         try:
@@ -132,6 +133,7 @@ class Served:
             executor: Any = self.engine.engine_core.engine_core.model_executor
             drafter = executor.driver_worker.worker.model_runner.drafter
             self._base, drafter.clock = drafter.clock, self.clock
+            self.states = drafter.states
 
     def clock(self) -> float:
         """The seconds that this engine has run: between its steps others have their turn."""

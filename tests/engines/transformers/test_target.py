@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from typing import Any
 
 import pytest
@@ -407,6 +408,19 @@ def test_drafted_tokens_are_the_plain_ones_on_every_device(device, seed):
     model = tiny_model.__wrapped__("llama").to(device)
     plain, drafted = answers(model, Choice(seed=seed))
     assert drafted == plain
+
+
+def test_forwards_in_one_thread_are_timed_by_what_that_thread_does():
+    """So that neither another client of a server nor another program makes a budget think that rows cost more."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = TransformersTarget(tiny_model("llama"))
+        torch.set_num_threads(2)
+        together = TransformersTarget(tiny_model("llama"))
+    finally:
+        torch.set_num_threads(before)
+    assert (alone.clock, together.clock) == (time.thread_time, time.perf_counter)
 
 
 @pytest.mark.parametrize("device", DEVICES)

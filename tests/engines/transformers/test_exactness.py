@@ -162,7 +162,7 @@ def test_bits_are_kept_however_heads_are_taken_together(shape, has_tiles, monkey
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @settings(max_examples=4, deadline=None)
 @given(
-    shape=st.sampled_from(["llama", "qwen3", "gpt2", "grouped"]),
+    shape=st.sampled_from(["llama", "grouped"]),
     temperature=st.sampled_from([0.0, 0.8]),
     penalty=st.sampled_from([1.0, 1.3]),
     seed=st.integers(0, 2**32),

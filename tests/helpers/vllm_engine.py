@@ -36,8 +36,11 @@ def engine(speculative: Mapping[str, Any] | None = None, **options: Any) -> Any:
     """
     allow_numba()
     settings = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "enforce_eager": True, "seed": 0}
+    settings["kv_cache_memory_bytes"] = 1 << 27  # several engines live at a time, and a gigabyte of each is too much
     speculative = None if speculative is None else dict(speculative)
-    return vllm.LLM(str(TINY), speculative_config=speculative, **{**settings, **options})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)  # which would win
+        return vllm.LLM(str(TINY), speculative_config=speculative, **{**settings, **options})
 
 
 def worker_of(llm: Any) -> Any:

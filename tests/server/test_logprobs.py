@@ -149,7 +149,11 @@ def test_half_a_character_has_bytes_and_no_text(tiny):
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [
-        ("chat/completions", {"messages": CHAT, "top_logprobs": 3}, "top_logprobs cannot be used: it goes with logprobs"),
+        (
+            "chat/completions",
+            {"messages": CHAT, "top_logprobs": 3},
+            "top_logprobs cannot be used: it goes with logprobs",
+        ),
         ("chat/completions", {"messages": CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ("chat/completions", {"messages": CHAT, "logprobs": 3}, "logprobs"),
         ("completions", {"prompt": "a", "logprobs": -1}, "logprobs"),

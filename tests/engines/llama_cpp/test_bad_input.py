@@ -113,6 +113,10 @@ def test_ctrl_c_within_a_forward_leaves_a_model_that_answers(monkeypatch):
 
     assert threading.current_thread() is threading.main_thread()
     monkeypatch.setattr(Context, "forward", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        lm.generate("Once upon", **how)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background turns off
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lm.generate("Once upon", **how)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert lm.generate("Once upon", **how).text == text

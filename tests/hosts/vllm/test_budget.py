@@ -106,3 +106,14 @@ def test_the_likeliest_tokens_are_chosen_and_none_without_those_before_it(probs,
     assert np.all(chosen <= np.count_nonzero(paths, axis=1))
     if is_chosen.any() and (~is_chosen & (paths > 0)).any():
         assert paths[is_chosen].min() >= paths[~is_chosen & (paths > 0)].max()
+
+
+def test_one_slow_forward_does_not_end_drafting():
+    """The first forward over drafts may take many times as long as those that follow."""
+    budget = BatchBudget()
+    for _ in range(budget.PLAIN_SAMPLES):
+        budget.observe(4, 0, 1.0, 0.0, 0)
+    paths = np.full((4, 8), 0.9, np.float32)
+    budget.observe(4, 8, 20.0, 7.2, 7)
+    assert budget.allows(4)
+    assert budget.choose(paths, 4).sum() > 0

@@ -89,7 +89,9 @@ class BatchBudget:
         else:
             expected, least = (np.array(line) for line in self._drafted.bounds(most))
         rows = slice(num_requests, most)
-        return float(now), np.maximum(expected[rows], now), np.maximum(least[rows], now)
+        # A row never costs more than one of a plain step does; a longer time is an outlier, such as a first forward's.
+        dearest = now * (1 + np.arange(1, num_drafted + 1) / num_requests)
+        return float(now), *(np.clip(line[rows], now, dearest) for line in (expected, least))
 
     def floor(self, num_requests: int, num_drafted: int) -> float:
         """The least path probability that can be worth a row."""
@@ -149,6 +151,7 @@ class BatchBudget:
         self._promised += promised - self.FORGET * self._promised
         self._kept += num_kept - self.FORGET * self._kept
         plain, taken = self._plain.seconds(num_requests), self._drafted.seconds(num_requests + num_drafted)
+        taken = min(taken, plain * (1 + num_drafted / num_requests))
         if plain > 0:
             saved = 1 + num_kept / num_requests - taken / plain
             size.account = min(self.MOST, max(self.LEAST, size.account + saved))

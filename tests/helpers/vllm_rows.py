@@ -1,9 +1,10 @@
-"""A stand-in for vLLM's batch: a matrix of token ids whose rows move, as its input batch has."""
+"""Stand-ins: vLLM's batch, a matrix of token ids whose rows move, and what chooses by the clock in a drafter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -54,3 +55,53 @@ def config(max_draft: object = 4, max_length: int = MAX_LENGTH, max_requests: in
         model_config=model,
         scheduler_config=SimpleNamespace(max_num_seqs=max_requests),
     )
+
+
+class DraftsAll:
+    """In the place of the budget, which goes by the clock: all is drafted that is known, and what came of it counted.
+
+    Args:
+        least: The path probability that a token must exceed.
+    """
+
+    def __init__(self, least: float = 0.0) -> None:
+        self._least = least
+        self.told: list[tuple[int, int, int]] = []  # requests, drafted and kept tokens of each step
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(drafted for _, drafted, _ in self.told)
+
+    @property
+    def num_kept(self) -> int:
+        return sum(kept for _, _, kept in self.told)
+
+    def allows(self, num_requests: int) -> bool:
+        return True
+
+    def rest(self, num_requests: int, is_asked: bool) -> int:
+        return 0
+
+    def floor(self, num_requests: int, num_drafted: int) -> float:
+        return 0.0
+
+    def choose(self, paths: Any, num_requests: int) -> Any:
+        return np.count_nonzero(paths > self._least, axis=1).astype(np.int32)
+
+    def observe(self, num_requests: int, num_drafted: int, seconds: float, promised: float, num_kept: int) -> None:
+        assert 0 <= promised <= num_drafted
+        self.told.append((num_requests, num_drafted, num_kept))
+
+
+class AsksHeads:
+    """In the place of what chooses by the clock whether heads are asked."""
+
+    def __init__(self) -> None:
+        self.asks = True
+        self.added: list[tuple[bool, int]] = []
+
+    def choose(self) -> bool:
+        return self.asks
+
+    def add(self, asked: bool, tokens: int, seconds: float) -> None:
+        self.added.append((asked, tokens))

@@ -5,44 +5,17 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from foretoken.core.errors import ForetokenError
 from foretoken.hosts.vllm import Drafter
-from foretoken.hosts.vllm.budget import BatchBudget
-from helpers.vllm_rows import MAX_LENGTH, Rows, config
-
-
-class Learning(BatchBudget):
-    """Drafts all, and keeps what it is told of steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[tuple[int, int, int]] = []
-
-    def allows(self, num_requests: int) -> bool:
-        return True
-
-    def floor(self, num_requests: int, num_drafted: int) -> float:
-        return 0.0
-
-    def choose(self, paths, num_requests):
-        return np.count_nonzero(paths, axis=1).astype(np.int32)
-
-    def rest(self, num_requests: int, is_asked: bool) -> int:
-        return 0
-
-    def observe(self, num_requests, num_drafted, seconds, promised, num_kept) -> None:
-        assert 0 <= promised <= num_drafted
-        assert seconds > 0
-        self.told.append((num_requests, num_drafted, num_kept))
+from helpers.vllm_rows import MAX_LENGTH, DraftsAll, Rows, config
 
 
 @pytest.fixture
 def drafter() -> Drafter:
     drafter = Drafter(config())
-    drafter.budget = Learning()
+    drafter.budget = DraftsAll()
     return drafter
 
 
@@ -97,7 +70,7 @@ def test_nothing_is_drafted_where_the_budget_says_no(drafter):
     assert propose(drafter, rows, a=[2]) == [[]]
 
 
-class Resting(Learning):
+class Resting(DraftsAll):
     """Does not draft, and rests for three steps; then drafts."""
 
     def __init__(self) -> None:

@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import foretoken
 from foretoken.hosts.vllm.states import MAX_AGE
 from foretoken.measure.prompts import bundled_prompts
 from foretoken.measure.vllm import ENVIRONMENT
+from helpers.vllm_rows import DraftsAll
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 MODEL = str(Path(foretoken.__file__).parent / "models" / "tiny")
@@ -28,28 +28,6 @@ K, LENGTH = 6, 800
 
 
 engines: list[Any] = []  # kept to the end: one that goes takes what all in this process share
-
-
-class Everything:
-    """A budget that lets all be drafted, and counts it."""
-
-    num_drafted = num_kept = 0
-
-    def allows(self, num_requests: int) -> bool:
-        return True
-
-    def rest(self, num_requests: int, is_asked: bool) -> int:
-        return 0
-
-    def floor(self, num_requests: int, num_drafted: int) -> float:
-        return 0.0
-
-    def choose(self, paths: Any, num_requests: int) -> Any:
-        return np.count_nonzero(paths, axis=1).astype(np.int32)
-
-    def observe(self, num_requests: int, num_drafted: int, seconds: float, promised: float, num_kept: int) -> None:
-        self.num_drafted += num_drafted
-        self.num_kept += num_kept
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +56,7 @@ def new_engine(vllm: Any, drafts: bool, max_draft: Any = K, **options: Any) -> A
     llm = vllm.LLM(MODEL, **given | options)
     engines.append(llm)
     if drafts:
-        drafter_of(llm).budget = Everything()
+        drafter_of(llm).budget = DraftsAll()
     return llm
 
 

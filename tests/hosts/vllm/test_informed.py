@@ -12,6 +12,7 @@ import torch
 from foretoken.hosts.vllm.informed import Forward, InformedDrafter
 from foretoken.hosts.vllm.options import KEY
 from foretoken.hosts.vllm.worker import TellsDrafter
+from helpers.vllm_rows import AsksHeads, DraftsAll
 
 LENGTH, ROWS = 64, 4
 
@@ -21,40 +22,6 @@ def vllm(monkeypatch):
     module = ModuleType("vllm")
     module.__dict__["__version__"] = "0.32.0"
     monkeypatch.setitem(sys.modules, "vllm", module)
-
-
-class AlwaysDrafts:
-    """In the place of the budget, which goes by the clock."""
-
-    def allows(self, num_requests):
-        return True
-
-    def rest(self, num_requests: int, is_asked: bool) -> int:
-        return 0
-
-    def floor(self, num_requests, num_drafted):
-        return 0.0
-
-    def choose(self, paths, num_requests):
-        return np.count_nonzero(paths, axis=1)
-
-    def observe(self, *_):
-        pass
-
-
-class AlwaysAsks:
-    """In the place of what chooses by the clock whether heads are asked."""
-
-    asks = True
-
-    def __init__(self):
-        self.added = []
-
-    def choose(self):
-        return self.asks
-
-    def add(self, asked, tokens, seconds):
-        self.added.append((asked, tokens))
 
 
 @pytest.fixture
@@ -71,7 +38,7 @@ def make(**options):
             additional_config={KEY: options},
         )
     )
-    made.budget, made._arms = AlwaysDrafts(), AlwaysAsks()
+    made.budget, made._arms = DraftsAll(), AsksHeads()
     return made
 
 

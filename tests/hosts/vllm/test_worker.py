@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
@@ -22,6 +21,7 @@ from foretoken.memory.history import History
 from foretoken.speculators.formats import save_speculator
 from foretoken.speculators.medusa import MedusaConfig, MedusaHeads
 from helpers.vllm_engine import TINY, engine, worker_of
+from helpers.vllm_rows import AsksHeads, DraftsAll
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]  # vLLM and torch give many
 
@@ -36,42 +36,13 @@ PROMPTS = [
 NEW = PROMPTS[1:2], 8  # before its answer repeats itself
 
 
-class AlwaysDrafts:
-    """In the place of the budget, which goes by the clock."""
-
-    def allows(self, num_requests):
-        return True
-
-    def rest(self, num_requests: int, is_asked: bool) -> int:
-        return 0
-
-    def floor(self, num_requests, num_drafted):
-        return 0.0
-
-    def choose(self, paths, num_requests):
-        return np.count_nonzero(paths > 0.02, axis=1)
-
-    def observe(self, *_):
-        pass
-
-
-class AlwaysAsks:
-    """In the place of what chooses by the clock whether heads are asked."""
-
-    def choose(self):
-        return True
-
-    def add(self, *_):
-        pass
-
-
 class Watched:
     """An engine with our worker, which counts what is drafted and accepted."""
 
     def __init__(self, **options: Any) -> None:
         self.llm = engine(OURS, additional_config={KEY: options})
         self.drafter = worker_of(self.llm).model_runner.drafter
-        self.drafter.budget, self.drafter._arms = AlwaysDrafts(), AlwaysAsks()
+        self.drafter.budget, self.drafter._arms = DraftsAll(least=0.02), AsksHeads()
         self.longest = self.drafted = self.accepted = self.steps = 0
         propose = self.drafter.propose
 

@@ -351,11 +351,12 @@ def test_attention_that_is_not_ours_to_replace_is_refused(monkeypatch):
         Exactness(bloom.eval(), True)
 
 
-def test_attention_that_is_more_than_ours_is_noticed(monkeypatch):
-    """A layer that asks for what we do not compute, and one that does it behind our back."""
-    model = tiny_model.__wrapped__("llama")
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", 1.001), ("float16", 1.1), ("bfloat16", 1.5)])
+def test_attention_that_is_more_than_ours_is_noticed(monkeypatch, dtype, factor):
+    """A layer that does behind our back what we do not compute, by as little as the dtype lets one see."""
+    model = tiny_model.__wrapped__("llama").to(getattr(torch, dtype))
     attended = row_attention._attended
-    monkeypatch.setattr(row_attention, "_attended", lambda *arguments: 1.5 * attended(*arguments))
+    monkeypatch.setattr(row_attention, "_attended", lambda *arguments: factor * attended(*arguments))
     with pytest.raises(ForetokenError, match="is more than what can be computed row by row"):
         self_test(model)
 
@@ -440,7 +441,7 @@ def test_rows_that_see_their_neighbours_fail(monkeypatch):
 
     def moved(self, input_ids, *args, **extra):
         logits, states = forward(self, input_ids, *args, **extra)
-        return logits + 1e-3 * (1 < input_ids.shape[1] < 20) * input_ids.sum(), states
+        return logits + 1e-6 * (1 < input_ids.shape[1] < 20) * input_ids.sum(), states
 
     monkeypatch.setattr(TransformersTarget, "_forward", moved)
     found = self_test(model_of("llama", torch.float32))

@@ -99,6 +99,7 @@ class AdaptiveBudget:
     PLAIN_SAMPLES = 2  # that t(1) is first learned from
     PLAIN_EVERY = 50  # steps
     MAX_PAUSE = 15  # steps between two questions
+    VAIN = 0.004  # share of the time that questions may take in vain: the more one loses, the longer the pause
     CREDIT = 8.0  # plain steps that may at once be risked on trying a size
     CREDIT_RATE = 0.01  # share of the time that may be so in the long run
 
@@ -233,8 +234,8 @@ class AdaptiveBudget:
 
     def _learn_gain(self, gain: float) -> None:
         """Learn from a step in which the drafter was asked, and which saved so many plain ones."""
-        self._gain = min(0.5, max(-0.1, 0.95 * self._gain + 0.05 * max(-1.0, gain)))
-        self._pause = min(self.MAX_PAUSE, 2 * self._pause + 1) if self._gain < 0 else 0
+        self._gain = min(0.5, max(-0.1, 0.97 * self._gain + 0.03 * max(-1.0, gain)))
+        self._pause = min(self.MAX_PAUSE, int(max(0.0, -self._gain) / self.VAIN))
 
     def _values(self, draft: Draft) -> list[float]:
         """For each node, the tokens that its row is expected to bring; a lookahead row, what all of them do on average.

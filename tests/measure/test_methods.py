@@ -201,6 +201,18 @@ def test_a_wrong_token_ends_the_run_in_float32_and_is_counted_in_half_precision(
     assert [line["same_text"] for line in summarise([plain, wrong])] == [1, 0] * 2
 
 
+def test_of_transformers_own_loop_exactness_promises_nothing(monkeypatch):
+    """It has another attention: in half precision another text of its is counted, and does not end the run."""
+    exact = MeasuredModel(load_model("tiny", "bfloat16", "cpu"), asked_exact=True)
+    tokens, stats = exact.own_loop(PROMPT.prompt, 8, None, {})
+    monkeypatch.setattr(MeasuredModel, "own_loop", lambda *arguments: ([tokens[0], tokens[1] + 1, *tokens[2:]], stats))
+    ((plain, own),) = measure(exact, [PROMPT], [METHODS["plain"], METHODS["transformers"]], SHORT)
+    assert plain.difference is None and own.differs_at == 1
+    monkeypatch.setattr(run, "decode", partial(decode, verify=accept_the_first_guess))
+    with pytest.raises(TextChanged, match="method anpd"):
+        list(measure(exact, [PROMPT], [METHODS["plain"], METHODS["anpd"]], SHORT))
+
+
 def test_the_gap_is_that_of_the_best_two_logits(measured):
     ids = encode("a b c")
     logits = measured.model(input_ids=measured.model.dummy_inputs["input_ids"].new_tensor([ids])).logits[0, -1]

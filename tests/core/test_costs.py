@@ -65,3 +65,26 @@ def test_what_is_learned_takes_the_place_of_what_was_known_and_leaves_the_curve_
     for _ in range(7):
         learned.add(8, 4.0)
     assert learned.seconds(8) == 4.0 and curve.seconds(8) == 2.0
+
+
+def test_what_was_known_counts_in_proportion_to_the_steps_that_were_tried():
+    """Everything takes 1.5 times as long as when the curve was measured: two rows still cost four times as much."""
+    learned = LearnedCosts(CostCurve({1: 1.0, 2: 4.0, 8: 6.0}))
+    for _ in range(3):
+        learned.add(1, 1.5)
+    assert [learned.seconds(rows) for rows in (1, 2, 8)] == [1.5, 6.0, 9.0] and learned.median(7) == 9.0
+    for _ in range(3):
+        learned.add(8, 7.5)
+    assert [learned.seconds(rows) for rows in (1, 2, 8)] == [1.5, 6.0, 7.5]
+
+
+def test_what_was_learned_long_ago_makes_room_for_what_was_known():
+    """A curve that was measured is not to be paid for again."""
+    learned = LearnedCosts(CostCurve({1: 1.0, 2: 4.0}))
+    for _ in range(3):
+        learned.add(2, 2.0)
+    assert learned.seconds(2) == 2.0
+    for _ in range(1 + LearnedCosts.MAX_AGE):
+        learned.add(1, 1.0)
+    expected, least = learned.bounds(2)
+    assert expected == least == [1.0, 4.0]

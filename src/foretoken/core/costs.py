@@ -87,7 +87,9 @@ class LearnedCosts:
     """Seconds of a step over n rows, learned from the steps of an answer.
 
     Steps of 1, 2, 3-4, 5-8, ... rows are taken together, and lines are drawn between their medians as in ``CostCurve``.
-    What was not tried for long, or before the time of a single row changed, is forgotten.
+    What was not tried for long, or before the time of a single row changed, is forgotten. Where little was tried, what
+    was known before counts, made longer or shorter as the steps that were tried are: another program, a hotter
+    processor or a longer text slow down all sizes about alike, and what pays depends on their proportions.
 
     The first step over each number of rows is left out where it took longer than expected: a library may have prepared
     something for just so many rows, which takes as long as many forwards and never comes again.
@@ -101,14 +103,13 @@ class LearnedCosts:
     AS_EXPECTED = 1.05  # times the expected time, since times are noisy
 
     def __init__(self, known: CostCurve) -> None:
+        self._curve = known
+        self._known = {_group_of(rows): (rows, seconds) for rows, seconds in known.as_dict().items()}
         self._groups: dict[int, tuple[Median, Median]] = {}  # rows and seconds
         self._last: dict[int, int] = {}  # step in which a group was tried
         self._step = 0
-        points = known.as_dict()
-        self._met = set(points)  # numbers of rows that there was a step over
-        for rows, value in points.items():
-            for _ in range(self.ENOUGH):
-                self.add(rows, value)
+        self._met = set(known.as_dict())  # numbers of rows that there was a step over
+        self._table: list[tuple[int, float, bool]] = []  # see ``_points``; empty where it must be made anew
 
     def add(self, num_rows: int, seconds: float) -> bool:
         """A step over so many rows took so long; whether that says what they cost."""
@@ -117,7 +118,7 @@ class LearnedCosts:
             self._met.add(num_rows)
             if not seconds <= self.AS_EXPECTED * self.seconds(num_rows):
                 return False
-        group = (num_rows - 1).bit_length()
+        group = _group_of(num_rows)
         if group not in self._groups:
             self._groups[group] = Median(), Median()
         rows, times = self._groups[group]
@@ -130,42 +131,65 @@ class LearnedCosts:
         oldest = self._step if changed else self._step - self.MAX_AGE
         for other in [old for old, step in self._last.items() if step < oldest and old]:
             del self._groups[other], self._last[other]
+        self._table = []
         return True
 
     @property
     def num_plain(self) -> int:
-        """How many of the samples are of a single row."""
-        return len(self._groups[0][1]) if 0 in self._groups else 0
+        """How many of the samples are of a single row; what was known counts as a few."""
+        return (self.ENOUGH if 0 in self._known else 0) + (len(self._groups[0][1]) if 0 in self._groups else 0)
 
     @property
     def most_rows(self) -> int:
-        """The most rows that were tried; 0 for none."""
-        return int(self._groups[max(self._groups)][0].value) if self._groups else 0
+        """The most rows that were tried or known; 0 for none."""
+        points = self._points()
+        return points[-1][0] if points else 0
 
     def seconds(self, num_rows: int) -> float:
         """The expected time of a step; 0 where nothing was tried."""
         return self.bounds(num_rows)[0][-1]
 
     def median(self, num_rows: int) -> float:
-        """The median of the steps that are taken together with those of so many rows; 0 for none."""
-        group = self._groups.get((num_rows - 1).bit_length())
-        return group[1].value if group else 0.0
+        """The time of the steps that are taken together with those of so many rows; 0 for none."""
+        group = _group_of(num_rows)
+        return next((seconds for rows, seconds, _ in self._points() if _group_of(rows) == group), 0.0)
+
+    def _points(self) -> list[tuple[int, float, bool]]:
+        """The rows and seconds of each group, and whether they are sure, in the order of the rows."""
+        if not self._table:
+            slower = self._slower()
+            for group in sorted(self._known.keys() | self._groups.keys()):
+                times = self._groups[group][1] if group in self._groups else ()
+                if group in self._known and len(times) < self.ENOUGH:
+                    rows, seconds = self._known[group]
+                    self._table.append((rows, seconds * slower, True))
+                else:
+                    own = self._groups[group]
+                    self._table.append((int(own[0].value), own[1].value, len(times) >= self.ENOUGH))
+        return self._table
+
+    def _slower(self) -> float:
+        """How many times as long as was known the steps take that were tried: those over the fewest rows."""
+        for group in sorted(self._known.keys() & self._groups.keys()):
+            rows, times = self._groups[group]
+            if len(times) >= self.ENOUGH:
+                return times.value / self._curve.seconds(int(rows.value))
+        return 1.0
 
     def bounds(self, num_rows: int) -> tuple[list[float], list[float]]:
         """For 1, 2, .. ``num_rows`` rows the expected time, and the least that it may turn out to be.
 
         The two differ where there are too few samples.
         """
-        if not self._groups:
+        points = self._points()
+        if not points:
             return [0.0] * num_rows, [0.0] * num_rows
         before, time, floor, slope = 0, 0.0, 0.0, 0.0
         expected: list[float] = []
         least: list[float] = []
-        for group in sorted(self._groups):
-            rows, at_rows = int(self._groups[group][0].value), self._groups[group][1].value
+        for rows, at_rows, enough in points:
             slope = (at_rows - time) / (rows - before)
             line = [*(time + slope * i for i in range(1, min(rows, num_rows + 1) - before)), at_rows]
-            enough = len(self._groups[group][1]) >= self.ENOUGH
             floor = at_rows if enough or not floor else min(floor, at_rows)
             expected += line
             least += line if enough else [floor] * len(line)
@@ -179,4 +203,8 @@ class LearnedCosts:
 
     def as_dict(self) -> dict[int, float]:
         """Rows to seconds, as learned so far."""
-        return {int(rows.value): times.value for rows, times in self._groups.values()}
+        return {rows: seconds for rows, seconds, _ in self._points()}
+
+
+def _group_of(num_rows: int) -> int:
+    return (num_rows - 1).bit_length()

@@ -7,8 +7,9 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,8 @@ pytest.importorskip("httpx2", reason="the client of these tests is not installed
 
 import httpx2 as httpx
 
-from foretoken.core.contracts import Step
-from foretoken.core.draft import Draft
 from foretoken.server import connections, exchange
-from foretoken.server.answers import Part
-from foretoken.server.replies import Reply
 from foretoken.server.run import listen
-from foretoken.server.schema import CompletionAsked, read_asked
-from foretoken.server.tools import BARE
 from helpers.serving import serving
 
 TEXT = {"model": "toy", "prompt": "hi", "max_tokens": 4}
@@ -123,11 +118,10 @@ def test_a_client_that_does_not_read_is_let_go(monkeypatch):
     monkeypatch.setattr(exchange, "GRACE", 0.05)
 
     class Endless:
-        cancelled = False
+        cancelled, streams = False, False
 
-        async def parts(self) -> AsyncIterator[Any]:
-            while True:
-                yield [Part(0, Step(Draft(), (1,)), False, 0.0, 0.0, "x", "")]
+        async def done(self) -> None:
+            self.reply = SimpleNamespace(whole=dict)
 
         def cancel(self) -> None:
             self.cancelled = True
@@ -137,8 +131,7 @@ def test_a_client_that_does_not_read_is_let_go(monkeypatch):
 
     async def answered() -> Endless:
         running: Any = Endless()
-        reply = Reply(read_asked(CompletionAsked, TEXT | {"stream": True}), "none", "fp", BARE)
-        await exchange.Answer(running, reply, streams=True, seconds=0.05)({"type": "http"}, never, never)
+        await exchange.Answer(running, seconds=0.05)({"type": "http"}, never, never)
         return running
 
     assert asyncio.run(asyncio.wait_for(answered(), 10)).cancelled
@@ -183,17 +176,38 @@ def test_a_request_that_comes_byte_by_byte_does_not_stay_for_ever(lm, monkeypatc
             time.sleep(0.01)
 
 
+def listen_with_little_room(*where: Any) -> socket.socket:
+    listening = listen(*where)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
+    return listening
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_reads_slowly_gets_every_byte_in_order(lm, monkeypatch, version):
+    """The system takes a part of an event, or none; what is left goes through the event loop."""
+    monkeypatch.setattr("helpers.serving.listen", listen_with_little_room)
+    body = json.dumps(TEXT | {"stream": True, "max_tokens": 400, "foretoken": {"drafter": "ngram"}}).encode()
+    asked = head(len(body)).replace(b"HTTP/1.1", f"HTTP/{version}\r\nConnection: close".encode())
+    with serving(lm) as client, connected(client, room=1024) as raw:
+        raw.sendall(asked + body)
+        time.sleep(0.2)  # so that no more can be sent
+        got = b"".join(iter(lambda: raw.recv(1500), b""))
+    _, _, told = got.partition(b"\r\n\r\n")
+    if version == "1.1":
+        sizes, told = told, b""
+        while size := int(sizes.partition(b"\r\n")[0], 16):
+            at = sizes.index(b"\r\n") + 2
+            told, sizes = told + sizes[at : at + size], sizes[at + size + 2 :]
+    *events, end = told.decode().split("\n\n")[:-1]
+    texts = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events]
+    assert end == "data: [DONE]" and "".join(texts) == lm.generate("hi", max_new_tokens=400).text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_unread_what_it_was_sent_is_let_go(lm, monkeypatch, stream):
     """Its place is free, and nothing of the connection stays with the server."""
-
-    def with_little_room(*where: Any) -> socket.socket:
-        listening = listen(*where)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
-        return listening
-
     monkeypatch.setattr(connections, "UNREAD", 0.3)
-    monkeypatch.setattr("helpers.serving.listen", with_little_room)
+    monkeypatch.setattr("helpers.serving.listen", listen_with_little_room)
     lengthy = {"max_tokens": 10_000_000} if stream else {"max_tokens": 300, "logprobs": 20}
     body = json.dumps(TEXT | {"stream": stream} | lengthy).encode()
     with serving(lm) as client, connected(client, room=1024) as raw:

@@ -167,3 +167,26 @@ def test_closing_finishes_what_was_begun_and_takes_nothing_more():
         with pytest.raises(Stopped):
             load.ask("b")
     assert load.forwards == ["holder", *"aaaaa"]
+
+
+def test_what_cannot_be_delivered_ends_its_own_request_alone():
+    """The last item, too, which comes as the generator's return."""
+
+    def deliver(item: Any) -> None:
+        raise ValueError(item)
+
+    def nothing_but_the_last() -> Generator[str, None, str]:
+        return "last"
+        yield
+
+    with loaded() as load:
+        for name, work in (("first", iter_of("item")), ("last", nothing_but_the_last())):
+            load.scheduler.submit(Ticket(name, work, deliver, lambda error, name=name: load.ends.update({name: error})))
+        load.ask("other")
+    assert load.ends["other"] is None
+    assert all(isinstance(load.ends[name], ValueError) for name in ("first", "last"))
+
+
+def iter_of(item: str) -> Generator[str, None, str]:
+    yield item
+    return item

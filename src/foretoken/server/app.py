@@ -122,14 +122,14 @@ class Server:
         self._check_model(asked.model)
         drafter = options_of(self.lm, asked, owner)["drafter"]
         work = answers(self._shared, asked, owner)
-        exchange = Exchange(self.scheduler, owner, work, self._metrics, bool(asked.stream))
+        reply = Reply(asked, str(drafter or "none"), self._fingerprint, self._shared.form)
+        exchange = Exchange(self.scheduler, owner, work, self._metrics, reply, bool(asked.stream))
         try:
             await exchange.ready()
         except BaseException:
             exchange.cancel()
             raise
-        reply = Reply(asked, str(drafter or "none"), self._fingerprint, self._shared.form)
-        return Answer(exchange, reply, bool(asked.stream), self.scheduler.seconds)
+        return Answer(exchange, self.scheduler.seconds)
 
     async def _health(self, request: Request) -> Response:
         waiting, running = self.scheduler.num_waiting, self.scheduler.num_running

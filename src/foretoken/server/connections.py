@@ -37,6 +37,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # so that it tells of all that the system did not take
+        self.app_state = {**self.app_state, "connection": self}  # for its requests
         self._wait_for_a_request()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -206,15 +206,17 @@ class Scheduler:
     def _advance(self, ticket: Ticket) -> bool:
         """Get one more item of a request; whether there may be others."""
         try:
-            ticket.deliver(next(ticket.work))
-            return True
-        except StopIteration as last:
-            ticket.deliver(last.value)
-            seconds = time.monotonic() - ticket.arrived_at
-            self._mean_seconds += FORGET * (seconds - self._mean_seconds)
-            self._end(ticket, None)
+            try:
+                ticket.deliver(next(ticket.work))
+                return True
+            except StopIteration as last:
+                ticket.deliver(last.value)
         except Exception as error:
             self._end(ticket, error)
+            return False
+        seconds = time.monotonic() - ticket.arrived_at
+        self._mean_seconds += FORGET * (seconds - self._mean_seconds)
+        self._end(ticket, None)
         return False
 
     def _end(self, ticket: Ticket, error: Exception | None) -> None:

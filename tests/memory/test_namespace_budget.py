@@ -60,7 +60,7 @@ def test_an_answer_begins_where_the_last_one_of_its_namespace_ended(lm, budgets)
     assert first is not second and first._since_plain + first._promised > 0
     assert learned(lm.budget) == learned(second) != learned(first)
     lm.generate(PROMPT, max_new_tokens=40, namespace="other")
-    assert learned(lm.memories.of("default").new_budget(lm.costs)) == learned(second)
+    assert learned(lm.memories.of("default").new_budget(lm.costs)) == learned(second.for_next_answer())
 
 
 def test_an_answer_that_is_left_in_the_middle_hands_back_too(lm, budgets):

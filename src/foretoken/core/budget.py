@@ -121,7 +121,7 @@ class AdaptiveBudget:
         return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
 
     def for_next_answer(self) -> AdaptiveBudget:
-        """Another budget that knows as much, but for luck: drafts that kept more than they promised did so on this text.
+        """Another budget that knows as much, but that drafts kept more than they promised, which they did on this text.
 
         Where rows are dear, a draft is a bet of many plain steps, and no other text owes it better odds than promised.
         """

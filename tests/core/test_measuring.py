@@ -12,10 +12,14 @@ from foretoken.engines.toy import ToyTarget
 
 
 class Timed(ToyTarget):
-    """A target on a clock of its own: a forward over n rows takes what ``cost`` says, and the first over n ten more."""
+    """A target on a clock of its own: a forward over n rows takes what ``cost`` says.
 
-    def __init__(self, cost, *, prepare=0.0, trees=True, depth=None, max_length=None):
+    The first over n takes ``prepare`` more, and each that follows one over another number ``switch``.
+    """
+
+    def __init__(self, cost, *, prepare=0.0, switch=0.0, trees=True, depth=None, max_length=None):
         super().__init__(max_length=max_length)
+        self.switch, self.last_rows = switch, 0
         self.cost, self.prepare, self.supports_trees, self._depth = cost, prepare, trees, depth
         self.now, self.met, self.scored = 0.0, set(), []
 
@@ -33,6 +37,8 @@ class Timed(ToyTarget):
         assert self._depth is None or max(draft.depths, default=0) <= self._depth
         assert self.max_length is None or len(self.cache) + 1 + max(draft.depths, default=0) <= self.max_length
         self.now += self.cost(rows) + (0 if rows in self.met else self.prepare)
+        self.now += 0 if rows == self.last_rows else self.switch
+        self.last_rows = rows
         self.met.add(rows)
         self.scored.append(draft)
         return super().score(last_token, draft)
@@ -59,9 +65,14 @@ def measured(monkeypatch):
 def test_the_times_are_what_forwards_take_and_not_what_is_prepared_once(measured, trees, prepare):
     target = Timed(line, trees=trees, prepare=prepare)
     assert measured(target) == pytest.approx({rows: line(rows) for rows in sorted(ROWS)})
-    assert len(target.scored) == 2 + len(ROWS) * (1 + TIMES) and target.now < 1.0
+    assert len(target.scored) == 2 + len(ROWS) * (1 + 2 * TIMES) - 1 and target.now < 1.0
     assert any(not draft.is_chain for draft in target.scored) == trees
     assert max(max(draft.depths, default=0) for draft in target.scored) == (1 if trees else max(ROWS) - 1)
+
+
+def test_plain_steps_are_measured_after_plain_ones_and_drafts_after_plain_ones(measured):
+    found = measured(Timed(line, switch=0.0005))
+    assert found == pytest.approx({rows: line(rows) + (0.0005 if rows > 1 else 0) for rows in sorted(ROWS)})
 
 
 def test_a_slow_machine_is_measured_coarsely_and_a_very_slow_one_at_two_points(measured):

@@ -152,7 +152,10 @@ class LearnedCosts:
     def median(self, num_rows: int) -> float:
         """The time of the steps that are taken together with those of so many rows; 0 for none."""
         group = _group_of(num_rows)
-        return next((seconds for rows, seconds, _ in self._points() if _group_of(rows) == group), 0.0)
+        times = self._groups[group][1] if group in self._groups else Median()
+        if group not in self._known or len(times) >= self.ENOUGH:  # as mostly, and this is asked after every step
+            return times.value
+        return self._known[group][1] * self._slower()
 
     def _points(self) -> list[tuple[int, float, bool]]:
         """The rows and seconds of each group, and whether they are sure, in the order of the rows."""

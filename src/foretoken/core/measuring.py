@@ -44,6 +44,8 @@ def measure_costs(target: Target, max_seconds: float = MAX_SECONDS) -> CostCurve
                 continue
             if turn == 0:
                 ruler.seconds(num_rows)  # a library may prepare something for this number of rows
+            if least.get(1, math.inf) < QUICK:
+                ruler.seconds(1)  # as in use: what comes before is mostly plain, and another size is prepared anew
             least[num_rows] = min(ruler.seconds(num_rows), least.get(num_rows, math.inf))
     descending = sorted(least, reverse=True)
     times = accumulate((least[num_rows] for num_rows in descending), min)

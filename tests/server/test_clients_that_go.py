@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,6 +166,19 @@ def test_a_connection_without_a_request_is_closed(lm, monkeypatch, sent):
         while raw.recv(1 << 16):
             pass  # until the server has closed it
         assert health(client) == (1, 0), "another connection's answer goes on"
+
+
+def test_connections_beyond_the_bound_are_refused_and_the_others_answered(lm, monkeypatch):
+    """As many half-open ones as may be are no harm to those that were there before, and soon gone."""
+    monkeypatch.setattr(connections, "MOST", 4)
+    monkeypatch.setattr(connections, "QUIET", 2)
+    with serving(lm) as client, running(client), ExitStack() as stack:
+        half_open = [stack.enter_context(connected(client)) for _ in range(3)]
+        with connected(client) as raw:
+            told = b"".join(iter(lambda: raw.recv(1 << 16), b""))
+        assert told.startswith(b"HTTP/1.1 503") and b'"too_many_connections"' in told
+        assert all(raw.recv(1) == b"" for raw in half_open), "closed once they were quiet for too long"
+        assert health(client) == (1, 0), "the answer that was running is"
 
 
 def test_a_request_that_comes_byte_by_byte_does_not_stay_for_ever(lm, monkeypatch):

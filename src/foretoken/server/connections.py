@@ -12,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from foretoken.server.errors import ApiError
 
 QUIET = 30.0  # seconds without a request, before the first one and after an answer
+MOST = 512  # connections at once: half of the files that systems commonly let a process open
 UNREAD = 30.0  # seconds in which a client must take what was sent to it
 # Whether the other side is gone: seconds of silence before it is asked, and between questions; questions in vain.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
@@ -38,6 +39,9 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # so that it tells of all that the system did not take
         self.app_state = {**self.app_state, "connection": self}  # for its requests
+        if len(self.connections) > MOST:
+            said = f"There are {MOST} connections already: try again soon."
+            self._refuse(ApiError(503, said, "too_many_connections"))
         self._wait_for_a_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -70,10 +74,12 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Say in OpenAI's shape that what came is no HTTP, and close."""
-        body = json.dumps(
-            ApiError(400, f"This is no HTTP/1.1: {msg[0].lower()}{msg[1:]}", "invalid_http").body
-        ).encode()
+        self._refuse(ApiError(400, f"This is no HTTP/1.1: {msg[0].lower()}{msg[1:]}", "invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        body = json.dumps(error.body).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        response = h11.Response(status_code=error.status, headers=headers)
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

@@ -26,6 +26,8 @@ class Choice:
         self._reader = None if form is None else CallReader(form)
         self.parts: list[Said] = []
         self.logprobs: list[TokenLogprob] = []
+        self.num_told = 0  # of them, in chunks
+        self.has_begun = False  # whether there was a chunk
         self.finish: Finish | None = None
         self._ids: list[str] = []  # of its calls
 
@@ -46,6 +48,12 @@ class Choice:
             return None
         calls = self._reader is not None and self._reader.num_calls and self._reader.is_between_calls
         return "tool_calls" if calls and self.finish.reason == "stop" and not is_forced else self.finish.reason
+
+    def untold(self) -> list[TokenLogprob]:
+        """The tokens that no chunk has told; one does now."""
+        untold = self.logprobs[self.num_told :]
+        self.num_told = len(self.logprobs)
+        return untold
 
     def text(self) -> str:
         """What it says, but for calls."""
@@ -132,15 +140,16 @@ class Reply:
     def _chunks(self, part: Part) -> Iterator[dict[str, Any]]:
         """What chunks have besides the frame."""
         choice = self._choices[part.index]
-        is_first, said = not choice.parts, self.add(part)
+        is_first, said = not choice.has_begun, self.add(part)
         if is_first or any(one.text or one.name for one in said):
+            choice.has_begun = True
             told = {} if self._asked.foretoken is None else {"foretoken": _told(part)}
-            yield self._chunk(part.index, self._delta(choice, said, is_first), None, part.logprobs) | told
+            yield self._chunk(part.index, self._delta(choice, said, is_first), None, choice.untold()) | told
         is_done = all(one.finish is not None for one in self._choices)
         if part.finish is not None:
             told = {"foretoken": self.drafting()} if is_done else {}
             ended: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}
-            yield self._chunk(part.index, ended, choice.finish_reason(self._is_forced)) | told
+            yield self._chunk(part.index, ended, choice.finish_reason(self._is_forced), choice.untold()) | told
         if is_done and self._shows_usage:
             yield {"choices": [], "usage": self.usage()}
 
@@ -197,7 +206,7 @@ class Reply:
         return of_chat(told) if self._is_chat else of_completion(told)
 
     def _chunk(
-        self, index: int, said: dict[str, Any], reason: str | None, told: Sequence[TokenLogprob] = ()
+        self, index: int, said: dict[str, Any], reason: str | None, told: Sequence[TokenLogprob]
     ) -> dict[str, Any]:
         choice = {"index": index, **said, "logprobs": self._likely(told) if told else None, "finish_reason": reason}
         usage = {"usage": None} if self._shows_usage else {}

@@ -391,8 +391,6 @@ class ChatAsked(Asked):
             raise _invalid("tool_choice", "there are no tools that could be called")
         if self.callable_tools and self.response_format is not None and self.response_format.type != "text":
             raise _invalid("response_format", "an answer that may be a call has a form of its own: leave out the tools")
-        if self.callable_tools and self.logprobs:
-            raise _invalid("logprobs", "they are told of text and not of calls: leave out the tools")
 
     @property
     def num_logprobs(self) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from foretoken.version import __version__ as __version__
+
 TYPE_CHECKING = False  # as type checkers read it, without the time that the module typing takes
 if TYPE_CHECKING:
     from typing import Any
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from foretoken.core.stats import DecodeStats
     from foretoken.core.verify import verify_match
     from foretoken.engines.transformers.hook import generate
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveBudget",

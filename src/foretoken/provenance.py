@@ -5,15 +5,16 @@ from __future__ import annotations
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from foretoken.version import __version__
 
 
 def code_and_machine() -> dict[str, Any]:
     """What code ran on what machine."""
     return {
-        "foretoken": version("foretoken"),
+        "foretoken": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
@@ -26,6 +25,7 @@ from foretoken.server.pages import page
 from foretoken.server.replies import Reply
 from foretoken.server.scheduler import Scheduler
 from foretoken.server.schema import Asked, ChatAsked, CompletionAsked, read_asked
+from foretoken.version import __version__
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -133,7 +133,7 @@ class Server:
 
     async def _health(self, request: Request) -> Response:
         waiting, running = self.scheduler.num_waiting, self.scheduler.num_running
-        return JSONResponse({"status": "ok", "version": version("foretoken"), "running": running, "waiting": waiting})
+        return JSONResponse({"status": "ok", "version": __version__, "running": running, "waiting": waiting})
 
     async def _prometheus(self, request: Request) -> Response:
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

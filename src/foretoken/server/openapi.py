@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from foretoken.server.schema import ChatAsked, CompletionAsked
+from foretoken.version import __version__
 
 REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Foretoken", "version": version("foretoken"), "description": "OpenAI's API, with drafting."},
+        "info": {"title": "Foretoken", "version": __version__, "description": "OpenAI's API, with drafting."},
         "paths": paths,
         "components": {"schemas": schemas["$defs"], "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}],

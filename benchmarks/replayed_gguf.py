@@ -3,7 +3,7 @@
 The bundled model's answers to its prompts are recorded, greedily and sampled at temperature 0.8. A random Llama of
 about 90M parameters and the same vocabulary, as a GGUF file of each type, spends the time of its forwards in llama.cpp,
 while the record chooses the tokens. Plain decoding and the default drafter take turns, on one thread, by the
-processor's time for this process.
+processor's time for this process. Greedy and sampled answers have a memory and a budget each.
 
     python -m benchmarks.replayed_gguf --type q8_0 --type q4_0
 
@@ -56,7 +56,7 @@ def main(
 ) -> None:
     """Time recorded answers over random GGUF files."""
     take_own_clock(1)
-    questions = list(own_answers())
+    questions = {temperature: list(own_answers(temperature)) for temperature in TEMPERATURES}
     costs, lines, rows = list[dict[str, Any]](), list[dict[str, Any]](), list[Row]()
     with tempfile.TemporaryDirectory() as folder:
         model = str(random_model(Path(folder) / "model", VOCAB, **SHAPE))
@@ -65,24 +65,30 @@ def main(
             export_gguf(model, path, kind)
             engine = MeasuredEngine(LlamaCppEngine(path, 2048, 1), background_for("tiny"))
             costs.append({"type": kind, "exact": engine.exact} | price(engine))
-            measured = measure(engine, questions, choose_methods([OURS], False), Conditions(rounds=rounds))
-            found = [row for some in track(measured, kind, len(questions)) for row in some if row.method == OURS]
-            lines += table(kind, found)
-            rows += found
+            for temperature, asked in questions.items():
+                measured = measure(engine, asked, choose_methods([OURS], False), Conditions(rounds=rounds))
+                label = f"{kind}, {decoding(temperature)}"
+                found = [row for some in track(measured, label, len(asked)) for row in some if row.method == OURS]
+                lines += table(kind, found)
+                rows += found
     finish(out, {"costs": costs, "rows": [row.as_dict() for row in rows]}, costs, lines, workload=bundled_prompts())
 
 
-def own_answers() -> Iterator[Question]:
+def own_answers(temperature: float) -> Iterator[Question]:
     """Answers of the bundled model to prompts of each kind."""
     model, tokenizer = MeasuredModel(load_model("tiny", "float32", "cpu"), asked_exact=False), load_tokenizer("tiny")
     for question in parse_prompts(bundled_prompts(), lambda text: list(tokenizer(text)["input_ids"]), limit=PER_KIND):
-        for temperature in TEMPERATURES:
-            target = model.target(temperature, SEED)
-            steps = decode(target, None, question.prompt, max_new_tokens=NEW_TOKENS, stop_tokens=model.stop_tokens)
-            answer = Answer.of(steps)
-            how = f"sampled at {temperature:g}" if temperature else "greedy"
-            if len(answer.tokens) >= MIN_TOKENS:
-                yield Question(f"{question.id}, {how}", f"{question.kind}, {how}", question.prompt, answer.tokens)
+        target = model.target(temperature, SEED)
+        steps = decode(target, None, question.prompt, max_new_tokens=NEW_TOKENS, stop_tokens=model.stop_tokens)
+        answer = Answer.of(steps)
+        if len(answer.tokens) >= MIN_TOKENS:
+            kind = f"{question.kind}, {decoding(temperature)}"
+            yield Question(question.id, kind, question.prompt, answer.tokens)
+
+
+def decoding(temperature: float) -> str:
+    """In words."""
+    return Conditions(temperature).decoding
 
 
 def price(engine: MeasuredEngine) -> dict[str, float]:

@@ -21,7 +21,10 @@ def test_importing_brings_in_the_core_and_the_standard_library_alone():
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     others = {name for name in printed.split() if name.partition(".")[0] not in sys.stdlib_module_names}
     assert "foretoken" in others
-    assert {name for name in others if not f"{name}.".startswith("foretoken.core.")} == {"foretoken", "foretoken.version"}
+    assert {name for name in others if not f"{name}.".startswith("foretoken.core.")} == {
+        "foretoken",
+        "foretoken.version",
+    }
 
 
 @pytest.mark.parametrize(("drafter", "compiles"), [("prompt-lookup", False), ("none", False), ("ngram", True)])

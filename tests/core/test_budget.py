@@ -254,27 +254,10 @@ def test_the_loop_takes_it_on_any_target(make):
     assert [token for step in steps for token in step.tokens] == plain
 
 
-def modest(rng: random.Random, step: int) -> tuple[float, float]:
-    return 0.5, 0.9
-
-
-def boastful(rng: random.Random, step: int) -> tuple[float, float]:
-    return 0.9, 0.7
-
-
-def test_the_next_answer_begins_with_what_the_last_one_learned_but_for_its_luck():
-    budgets = AdaptiveBudget(), AdaptiveBudget()
-    for budget, chances in zip(budgets, (modest, boastful), strict=True):
-        simulate(budget, linear(0.05), chances, 300)
-    lucky, unlucky = budgets
-    assert lucky.discount == 1.5 and lucky.for_next_answer().discount == 1.0
-    assert unlucky.for_next_answer().discount == unlucky.discount < 0.9
-
-
-def test_the_next_answer_learns_apart():
+def test_a_copy_knows_as_much_and_learns_apart():
     budget = AdaptiveBudget()
-    simulate(budget, linear(0.05), boastful, 300)
-    copy, again = budget.for_next_answer(), budget.for_next_answer()
+    simulate(budget, linear(0.05), always(0.8), 300)
+    copy, again = budget.copy(), budget.copy()
     assert (copy.discount, copy.costs.as_dict()) == (budget.discount, budget.costs.as_dict())
     simulate(copy, linear(0.9), liar, 300, overhead=0.5)
     assert (copy.discount, copy.costs.as_dict()) != (budget.discount, budget.costs.as_dict())

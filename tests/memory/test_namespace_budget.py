@@ -58,9 +58,9 @@ def test_an_answer_begins_where_the_last_one_of_its_namespace_ended(lm, budgets)
         lm.generate(PROMPT, max_new_tokens=40)
     first, second = budgets
     assert first is not second and first._since_plain + first._promised > 0
-    assert learned(lm.budget) == learned(second.for_next_answer()) != learned(first)
+    assert learned(lm.budget) == learned(second) != learned(first)
     lm.generate(PROMPT, max_new_tokens=40, namespace="other")
-    assert learned(lm.memories.of("default").new_budget(lm.costs)) == learned(second.for_next_answer())
+    assert learned(lm.memories.of("default").new_budget(lm.costs)) == learned(second)
 
 
 def test_an_answer_that_is_left_in_the_middle_hands_back_too(lm, budgets):

@@ -120,14 +120,9 @@ class AdaptiveBudget:
         """What drafts keep of what they promise."""
         return min(1.5, (self.PRIOR + self._kept) / (self.PRIOR + self._promised))
 
-    def for_next_answer(self) -> AdaptiveBudget:
-        """Another budget that knows as much, but that drafts kept more than they promised, which they did on this text.
-
-        Where rows are dear, a draft is a bet of many plain steps, and no other text owes it better odds than promised.
-        """
-        budget = deepcopy(self)
-        budget._kept = min(budget._kept, budget._promised)
-        return budget
+    def copy(self) -> AdaptiveBudget:
+        """Another budget that knows as much."""
+        return deepcopy(self)
 
     def max_draft_tokens(self) -> int:
         self._since_plain += 1

@@ -63,9 +63,9 @@ class Namespace:
         return self.__dict__.get("ngrams made")
 
     def new_budget(self, costs: CostCurve) -> AdaptiveBudget:
-        """A budget for one answer: it knows what the one handed back last did, or the costs alone."""
+        """A budget for one answer: a copy of the one that was handed back last, or one that knows the costs alone."""
         last = self._budget
-        return AdaptiveBudget(costs=costs) if last is None else last.for_next_answer()
+        return AdaptiveBudget(costs=costs) if last is None else last.copy()
 
     def hand_back(self, budget: AdaptiveBudget) -> None:
         """The answer of this budget has ended: the next one begins with what it has learned."""

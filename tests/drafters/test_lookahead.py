@@ -336,10 +336,9 @@ def test_the_window_rides_where_it_pays(temperature, row):
 
 
 def test_a_window_that_was_given_up_is_tried_again(monkeypatch):
-    def rides(forget: float) -> list[float]:
+    def rides() -> list[float]:
         """The share of the steps in which it rides, over a text that cannot be guessed and one that can."""
-        monkeypatch.setattr(module, "FORGET", forget)
-        budget, drafter, shares = Timed(lambda rows: 1 + 0.01 * (rows - 1)), LookaheadDrafter(5, 4, 5, text=False), []
+        budget, drafter, shares = Timed(lambda rows: 1 + 0.02 * (rows - 1)), LookaheadDrafter(5, 4, 5, text=False), []
         for temperature in (50.0, 0.3):
             budget.steps = budget.rides = 0
             target = ToyTarget(23, temperature=temperature, model_seed=4)
@@ -347,9 +346,11 @@ def test_a_window_that_was_given_up_is_tried_again(monkeypatch):
             shares.append(budget.rides / budget.steps)
         return shares
 
-    hopeless, hopeful = rides(module.FORGET)
-    assert hopeless < 0.2 and hopeful > 0.3
-    assert rides(0.0)[1] < 0.1, "where nothing is forgotten, it stays given up"
+    hopeless, hopeful = rides()
+    assert hopeless < 0.1 and hopeful > 0.3
+    monkeypatch.setattr(Timed, "CREDIT", 1.0)
+    monkeypatch.setattr(Timed, "CREDIT_RATE", 0.0)
+    assert rides() == [0.0, 0.0], "a budget that may risk little never tries it"
 
 
 def test_a_window_that_always_rides_is_slow_there():

@@ -132,7 +132,8 @@ class LlamaCppTarget:
 
     def _forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """The logits of the rows, in forwards that have one of the widths."""
-        num_padding, parts, states = 0, list[NDArray[np.float32]](), [NOTHING]
+        parts: list[NDArray[np.float32]] = []  # to call such a type, as in list[...](), takes as long as a choice
+        num_padding, states = 0, [NOTHING]
         for start in range(0, len(rows), MOST_ROWS):
             part = rows[start : start + MOST_ROWS]
             width = next(width for width in self.widths if width >= len(part))
